@@ -1,0 +1,1 @@
+"""What a program costs: exact operation counts and bytes, never a measurement."""

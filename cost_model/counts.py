@@ -1,0 +1,155 @@
+"""Exact counts of what an integer program executes for one image, operation by operation."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, replace
+from operator import add
+from typing import assert_never
+
+import numpy as np
+
+from cost_model.memory import code_bytes, live_bytes, mask_bytes, weight_bytes
+from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Program
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates by the layer they are spent in: `scores` is QK^T, `attention_value` A.V."""
+
+    patch_embedding: int = 0
+    qkv: int = 0
+    scores: int = 0
+    attention_value: int = 0
+    proj: int = 0
+    fc1: int = 0
+    fc2: int = 0
+    head: int = 0
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(*map(add, astuple(self), astuple(other)))
+
+    @property
+    def paper(self) -> int:
+        """The scope of Eq. 9: the Transformer layers alone."""
+        return self.full - self.patch_embedding - self.head
+
+    @property
+    def full(self) -> int:
+        """Everything from the image to the logits."""
+        return sum(astuple(self))
+
+    @property
+    def dense(self) -> Macs:
+        """The same network with nothing frozen: a score per attention weight; q, k and v each as large as proj."""
+        return replace(self, qkv=3 * self.proj, scores=self.attention_value)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work and storage of one operation, or by addition of several run one after the other.
+
+    activation_bytes is the largest set of values alive at once; mask_bytes and code_bytes are the frozen maps.
+    """
+
+    macs: Macs = Macs()
+    weight_bytes: int = 0
+    mask_bytes: int = 0
+    code_bytes: int = 0
+    activation_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.macs + other.macs,
+            self.weight_bytes + other.weight_bytes,
+            self.mask_bytes + other.mask_bytes,
+            self.code_bytes + other.code_bytes,
+            max(self.activation_bytes, other.activation_bytes),
+        )
+
+    @property
+    def map_bytes(self) -> int:
+        return self.mask_bytes + self.code_bytes
+
+
+def count(program: Program) -> Cost:
+    """The whole program, one image: MACs from the real masks, bytes of weights, frozen maps and activations."""
+    return sum(count_operations(program).values(), Cost())
+
+
+def count_operations(program: Program) -> dict[str, Cost]:
+    """Cost of each operation by the name of its output, in the order of execution."""
+    layers = linear_layers(program)
+    live = live_bytes(program)
+    return {op.out.name: _count(op, layers.get(op.out.name, ""), live[op.out.name]) for op in program.operations}
+
+
+def _count(op: Operation, layer: str, live: int) -> Cost:
+    match op:
+        case Linear():
+            return Cost(Macs(**{layer: op.out.size * op.weight.shape[0]}), weight_bytes=weight_bytes(op), activation_bytes=live)
+        case Attention():
+            return Cost(attention_macs(op), mask_bytes=mask_bytes(op), code_bytes=code_bytes(op), activation_bytes=live)
+        case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
+            return Cost(activation_bytes=live)
+        case _:
+            assert_never(op)
+
+
+def attention_macs(op: Attention) -> Macs:
+    """One MAC per computed score and channel, and one per attention weight and channel.
+
+    The even and the odd product together are one A.V: every code is even or odd and enters one of them. Frozen weights
+    are multiplied too. Pairs in `excluded` count: a dense array computes them, and published counts include them.
+    """
+    weights = op.windows * op.heads * op.tokens**2
+    return Macs(scores=computed_scores(op) * op.head_dim, attention_value=weights * op.head_dim)
+
+
+def computed_scores(op: Attention) -> int:
+    """Scores one image needs: all pairs under the `paper` softmax (its denominator), the unfrozen under the `renormalised`."""
+    if op.frozen is None or op.softmax == "paper":
+        return op.windows * op.heads * op.tokens**2
+    windows_per_map = op.windows // op.frozen.mask.shape[0]
+    return windows_per_map * int(np.count_nonzero(~op.frozen.mask))
+
+
+def frozen_share(program: Program) -> float:
+    """tau of the real masks: frozen attention weights / attention weights, over all maps."""
+    attentions = [op for op in program.operations if isinstance(op, Attention)]
+    frozen = sum(op.windows * op.heads * op.tokens**2 * op.frozen.mask.mean() for op in attentions if op.frozen is not None)
+    return float(frozen / sum(op.windows * op.heads * op.tokens**2 for op in attentions)) if attentions else 0.0
+
+
+def granularity(program: Program) -> str:
+    """The coarsest unit all masks are made of: `head`, `row`, `column` or `weight` (also when nothing is frozen)."""
+    masks = [op.frozen.mask for op in program.operations if isinstance(op, Attention) and op.frozen is not None]
+    if any(mask.any() for mask in masks):
+        for unit, axes in (("head", (2, 3)), ("row", (3,)), ("column", (2,))):
+            if all(np.array_equal(mask.all(axes), mask.any(axes)) for mask in masks):
+                return unit
+    return "weight"
+
+
+def linear_layers(program: Program) -> dict[str, str]:
+    """Which field of Macs each Linear belongs to, by the name of its output: read off the data flow, Gathers looked through."""
+    producers = {op.out.name: op for op in program.operations}
+
+    def source(name: str) -> Operation | None:
+        op = producers.get(name)
+        return source(op.x) if isinstance(op, Gather) else op
+
+    projections = [source(op.x) for op in program.operations if isinstance(op, Attention)]
+
+    def layer(op: Linear) -> str:
+        if op in projections:
+            return "qkv"
+        if isinstance(op.epilogue, Gelu):
+            return "fc1"
+        match source(op.x):
+            case Attention():
+                return "proj"
+            case Linear(epilogue=Gelu()):
+                return "fc2"
+        return "head" if op is source(program.output.name) else "patch_embedding"
+
+    return {op.out.name: layer(op) for op in program.operations if isinstance(op, Linear)}

@@ -1,0 +1,144 @@
+"""`eamsim cost`: multiply-accumulates and bytes of a model or an .eam file, per sparsity and softmax meaning."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from cost_model.architectures import Architecture, architecture
+from cost_model.counts import Cost, Macs, count, frozen_share, granularity
+from cost_model.memory import constant_bytes
+from cost_model.paper import architecture_of, estimate
+from eamsim import artifact
+from eamsim.cli.output import Json, emit, table
+from eamsim.errors import UserError
+from eamsim.program import Attention, Program, Softmax
+
+DEFAULT_TAUS = "0,0.1,0.2,0.3,0.5,0.7,0.9"
+MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
+
+
+def cost(
+    model: Annotated[str, typer.Argument(metavar="MODEL|X.eam", help="A timm name of the paper's ViT and DeiT models, or an .eam file.")],
+    tau: Annotated[
+        str | None, typer.Option(help=f"Shares of frozen attention weights, in [0, 1]. A model's default: {DEFAULT_TAUS}")
+    ] = None,
+    softmax: Annotated[Literal["paper", "renormalised", "both"], typer.Option(help="What freezing means.")] = "both",
+    as_json: Json = False,
+) -> None:
+    """Count MACs, weights, activations and frozen maps for one image: from the masks of an .eam file, and per tau."""
+    meanings = MEANINGS if softmax == "both" else (softmax,)
+    if Path(model).suffix == ".eam":
+        program, _ = artifact.read(model)
+        facts = {"constant_bytes": constant_bytes(program)}
+        rows = [own_row(program)]
+        if tau is not None:
+            rows += estimated_rows(architecture_of(program), parse_taus(tau), meanings)
+    else:
+        published = architecture(model)
+        facts = {"parameters": published.parameters, "map_elements": published.map_elements}
+        rows = estimated_rows(published, parse_taus(DEFAULT_TAUS if tau is None else tau), meanings)
+    emit({"model": model, **facts, "rows": rows}, as_json, *report(model, facts, rows))
+
+
+def parse_taus(text: str) -> list[float]:
+    """The shares in a comma-separated list; UserError for what is not a number in [0, 1]."""
+    taus = []
+    for part in text.split(","):
+        try:
+            tau = float(part)
+        except ValueError:
+            tau = float("nan")
+        if not 0 <= tau <= 1:
+            raise UserError(f"--tau: expected numbers from 0 to 1 with commas between, such as 0,0.1,0.5, got {part!r}")
+        taus.append(tau)
+    return taus
+
+
+def estimated_rows(model: Architecture, taus: list[float], meanings: tuple[Softmax, ...]) -> list[dict]:
+    """One row per tau and meaning, for scattered weights."""
+    return [
+        {"tau": tau, "softmax": meaning, "granularity": "weight", "estimated": True, **figures(estimate(model, tau, meaning))}
+        for tau in taus
+        for meaning in meanings
+    ]
+
+
+def own_row(program: Program) -> dict:
+    """The row of the program's own masks."""
+    return {
+        "tau": frozen_share(program),
+        "softmax": "+".join(sorted({op.softmax for op in program.operations if isinstance(op, Attention)})),
+        "granularity": granularity(program),
+        "estimated": False,
+        **figures(count(program)),
+    }
+
+
+def figures(total: Cost) -> dict:
+    """The numbers of one row: exact integers, in MACs, operations (2 per MAC) and bytes."""
+    macs = total.macs
+    return {
+        "macs_paper": macs.paper,
+        "macs_full": macs.full,
+        "flops_2x_paper": 2 * macs.paper,
+        "flops_2x_full": 2 * macs.full,
+        "qk_macs": macs.scores,
+        "av_macs": macs.attention_value,
+        "macs_saved_full": macs.dense.full - macs.full,
+        "macs_by_layer": asdict(macs),
+        "weight_bytes": total.weight_bytes,
+        "activation_bytes": total.activation_bytes,
+        "map_bytes": total.map_bytes,
+        "mask_bytes": total.mask_bytes,
+        "code_bytes": total.code_bytes,
+    }
+
+
+def report(model: str, facts: dict[str, int], rows: list[dict]) -> tuple[str | Table, ...]:
+    """Where the MACs of the dense network are, what each row saves of them, and why it cannot be more."""
+    dense = Macs(**rows[0]["macs_by_layer"]).dense
+    sizes = facts | {"activation_bytes": rows[0]["activation_bytes"]}
+    return (
+        f"{model}, one image, nothing frozen:\n",
+        layer_table(dense),
+        "\n" + "\n".join(f"{name.replace('_', ' ')}: {size:,}" for name, size in sizes.items()),
+        "\nWhat freezing buys (G = 10^9 MACs, saved: of the full scope):\n",
+        saving_table(rows),
+        footnote(dense),
+    )
+
+
+def layer_table(dense: Macs) -> Table:
+    """MACs of the dense network by layer, and both totals."""
+    totals = {"Eq. 9 (paper scope)": dense.paper, "full scope": dense.full}
+    rows = [(name, f"{macs:,}", f"{2 * macs:,}", f"{100 * macs / dense.full:.2f}") for name, macs in (asdict(dense) | totals).items()]
+    return table(("layer", "MACs", "2x (FLOPs)", "share %"), rows)
+
+
+def saving_table(rows: list[dict]) -> Table:
+    """One line per row: the share of the MACs saved, the MACs left, and the bytes of weights and frozen maps."""
+    lines = []
+    for row in rows:
+        saved = 100 * row["macs_saved_full"] / (row["macs_saved_full"] + row["macs_full"])
+        billions = (f"{row[key] / 1e9:,.4f}" for key in ("macs_full", "macs_paper"))
+        stored = f"{row['weight_bytes'] / 1e6:.3f}", f"{row['map_bytes']:,}"
+        source = "estimate" if row["estimated"] else "masks"
+        lines.append((row["softmax"], f"{row['tau']:.4g}", f"{saved:.2f}", *billions, *stored, source))
+    return table(("softmax", "tau", "saved %", "full, G", "Eq. 9, G", "weights MB", "map bytes", "from"), lines)
+
+
+def footnote(dense: Macs) -> str:
+    """What the savings mean, in plain words, with the ceilings of Amdahl's law."""
+    scores = dense.scores / dense.full
+    heads = scores + 2 * dense.qkv / 3 / dense.full
+    return (
+        "\npaper: the softmax denominator needs every score, so freezing saves nothing.\n"
+        f"renormalised: frozen scores are not computed. At most the QK^T share is saved: {scores:.2%} ({1 / (1 - scores):.3f}x).\n"
+        f"Only a wholly frozen head drops its q and k projections too. At most (tau = 1): {heads:.2%} ({1 / (1 - heads):.3f}x).\n"
+        "A.V is computed in full either way. Estimates: round(tau * N^2) scattered weights per head. MACs are not cycles."
+    )
