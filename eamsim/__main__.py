@@ -1,0 +1,5 @@
+"""`python -m eamsim`."""
+
+from eamsim.cli import main
+
+main()
