@@ -1,0 +1,75 @@
+"""The whole forward pass as one compiled function."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from numba import njit, prange
+
+from eamsim.engine.attention import attend, pack_heads
+from eamsim.engine.layernorm import layer_norm
+from eamsim.engine.linear import linear
+from eamsim.engine.movement import embed, gather, input_quant, pool, publish
+from eamsim.engine.plan import ATTEND, EMBED, GATHER, INPUT_QUANT, LAYER_NORM, LINEAR, PACK_HEADS, POOL, PUBLISH
+
+
+@njit
+def block_size(units, largest, grain, threads):
+    """Units of one task: as large as allowed, the tasks an even share for each thread."""
+    rounds = (units + largest * threads - 1) // (largest * threads)
+    block = (units + rounds * threads - 1) // (rounds * threads)
+    return (block + grain - 1) // grain * grain
+
+
+@njit
+def run_task(isa, rounding, records, index, first, last, batch, memory):
+    """Units [first, last) of all images' units of one operation."""
+    op = records[index]
+    if op.kind == LINEAR:
+        linear(isa, rounding, op, first, last, batch, memory)
+    elif op.kind == ATTEND:
+        attend(isa, rounding, op, first, last, batch, memory)
+    elif op.kind == PACK_HEADS:
+        pack_heads(op, first, last, batch, memory)
+    elif op.kind == LAYER_NORM:
+        layer_norm(rounding, op, first, last, batch, memory)
+    elif op.kind == GATHER:
+        if op.x_signed:
+            gather(op, first, last, batch, memory, memory.values)
+        else:
+            gather(op, first, last, batch, memory, memory.codes)
+    elif op.kind == EMBED:
+        embed(op, first, last, batch, memory)
+    elif op.kind == INPUT_QUANT:
+        input_quant(op, first, last, batch, memory)
+    elif op.kind == POOL:
+        pool(rounding, op, first, last, batch, memory)
+    elif op.kind == PUBLISH:
+        publish(op, first, last, batch, memory)
+
+
+def compile_forward(revision: str):
+    """`revision` is part of the key of Numba's cache, which watches this file alone and not those of the kernels."""
+
+    @njit(parallel=True, nogil=True, cache=True)
+    def forward(isa, rounding, records, batch, threads, memory):
+        _ = revision
+        for index in range(len(records)):
+            op = records[index]
+            units = op.units * batch
+            block = block_size(units, op.block, op.grain, threads)
+            for task in prange((units + block - 1) // block):
+                first = task * block
+                run_task(isa, rounding, records, index, first, min(first + block, units), batch, memory)
+
+    return forward
+
+
+def source_revision() -> str:
+    """A digest of the engine's source files."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+forward = compile_forward(source_revision())

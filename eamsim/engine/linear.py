@@ -1,0 +1,151 @@
+"""Linear: packed weights, a matrix product of a block of rows into int32 scratch, one epilogue for each row of it."""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+import numpy as np
+from numba import njit
+from numba.np.ufunc import get_thread_id
+
+from eamsim.engine.fixedpoint import clip, round_shift
+from eamsim.engine.isa import PANEL, ROWS, STEP, gemm
+from eamsim.engine.memory import Constants, keep, refuse, store_row
+from eamsim.program import Gelu, Linear, Raw, Requant, Residual, Value
+
+FIELDS = (
+    "weight",
+    "bias",
+    "steps",
+    "safe_steps",
+    "multiplier",
+    "shift",
+    "zero",
+    "has_table",
+    "lut",
+    "operand",
+    "exponent_change",
+    "tap_acc",
+    "tap_index",
+)
+TOKENS, CHANNELS = 8 * ROWS, 16 * PANEL  # one block of accumulators: 48 KB
+
+
+def plan_linear(op: Linear, x: Value, operand: int, constants: Constants) -> dict[str, Any]:
+    """Units: tokens. operand: where the Residual's r lies, -1 without one."""
+    weight = op.weight.astype(np.int16) - op.weight_zero
+    if weight.min() < -128 or weight.max() > 127:
+        refuse(f"{op.out.name} Linear", f"weight - weight_zero reaches [{weight.min()}, {weight.max()}], beyond int8")
+    bias = op.bias - op.x_zero * weight.sum(axis=0, dtype=np.int64)
+    epilogue = op.epilogue
+    return {
+        "units": op.out.shape[0],
+        "block": TOKENS,
+        "grain": ROWS,
+        "words": TOKENS * CHANNELS,
+        "weight": constants.add(pack(weight)),
+        "bias": constants.add(padded(bias.astype(np.int32), PANEL)),  # modulo 2^32: the finished sum is what fits
+        "steps": -(-x.shape[1] // STEP),
+        "safe_steps": safe_steps(x.high, int(np.abs(weight).max())),
+        "multiplier": constants.add(epilogue.multiplier),
+        "shift": constants.add(epilogue.shift),
+        "operand": operand,
+    } | plan_epilogue(epilogue, op.out, constants)
+
+
+def plan_epilogue(epilogue: Requant | Gelu | Residual | Raw, out: Value, constants: Constants) -> dict[str, Any]:
+    """The zero point, the limits before the table if there is one, and the table."""
+    channels, clip_out = out.shape[1], {"low": out.low, "high": out.high}
+    match epilogue:
+        case Requant():
+            return clip_out | {"zero": constants.add(epilogue.zero)}
+        case Gelu():
+            zero = np.full(channels, epilogue.index_zero, np.int32)
+            limits = {"low": 0, "high": (1 << epilogue.index_bits) - 1}
+            return limits | {"zero": constants.add(zero), "has_table": True, "lut": constants.add(epilogue.table)}
+        case Residual():
+            return clip_out | {"exponent_change": epilogue.exponent_change}
+        case Raw():
+            return clip_out | {"zero": constants.add(np.zeros(channels, np.int32))}
+        case _:
+            assert_never(epilogue)
+
+
+def taps(op: Linear) -> dict[str, tuple[int, ...]]:
+    return {"acc": op.out.shape} | ({"index": op.out.shape} if isinstance(op.epilogue, Gelu) else {})
+
+
+def pack(weight: np.ndarray) -> np.ndarray:
+    """[in_channels, out_channels] -> int8 panels [out / 16][in / 4][16][4], zero padded."""
+    full = np.pad(weight.astype(np.int8), [(0, -extent % size) for extent, size in zip(weight.shape, (STEP, PANEL), strict=True)])
+    steps, panels = full.shape[0] // STEP, full.shape[1] // PANEL
+    return np.ascontiguousarray(full.reshape(steps, STEP, panels, PANEL).transpose(2, 0, 3, 1))
+
+
+def padded(row: np.ndarray, multiple: int) -> np.ndarray:
+    return np.pad(row, (0, -len(row) % multiple))
+
+
+def safe_steps(left: int, right: int) -> int:
+    """Steps for which a sum of two products each, of magnitudes up to left * right, stays within int16."""
+    return (1 << 15) - 1 if left * right == 0 else ((1 << 15) - 1) // (2 * left * right)
+
+
+@njit
+def linear(isa, rounding, op, first, last, batch, memory):
+    acc = memory.words[get_thread_id()][: TOKENS * CHANNELS]
+    x = memory.codes[op.x * batch + first * op.in_channels :]
+    for left in range(0, op.channels, CHANNELS):
+        width = min(CHANNELS, op.channels - left)
+        panels = (width + PANEL - 1) // PANEL
+        weight = memory.weights[op.weight + left * op.steps * STEP :]
+        bias = memory.ints[op.bias + left :]
+        gemm(isa, x, op.in_channels, weight, panels, bias, acc, CHANNELS, last - first, op.steps, op.safe_steps)
+        finish(rounding, op, first, last, left, width, acc, batch, memory)
+
+
+@njit
+def finish(rounding, op, first, last, left, width, acc, batch, memory):
+    """The epilogue of channels [left, left + width) of rows [first, last)."""
+    codes, values, taps, low, high = memory.codes, memory.values, memory.taps, op.low, op.high
+    multiplier = memory.ints[op.multiplier + left : op.multiplier + left + width]
+    shift = memory.ints[op.shift + left : op.shift + left + width]
+    zero = memory.ints[op.zero + left : op.zero + left + width]
+    table = memory.tables[op.lut : op.lut + high + 1]
+    for token in range(first, last):
+        offset = token * op.channels + left
+        row = acc[(token - first) * CHANNELS : (token - first) * CHANNELS + width]
+        keep(taps, op.tap_acc * batch, offset, row)
+        if op.operand >= 0:
+            operand = values[op.operand * batch + offset : op.operand * batch + offset + width]
+            add_residual(rounding, row, multiplier, shift, operand, op.exponent_change, low, high)
+        else:
+            requantise(rounding, row, multiplier, shift, zero, low, high)
+        if op.has_table:
+            keep(taps, op.tap_index * batch, offset, row)
+            look_up(table, row)
+        store_row(op.out_signed, op.out * batch + offset, codes, values, row)
+
+
+@njit
+def requantise(rounding, acc, multiplier, shift, zero, low, high):
+    """acc = clip(round_shift(acc * multiplier, shift) + zero, low, high)."""
+    for i in range(len(acc)):
+        product = np.int64(np.int64(acc[i]) * np.int64(multiplier[i]))
+        acc[i] = np.int32(clip(round_shift(rounding, product, np.int64(shift[i])) + np.int64(zero[i]), low, high))
+
+
+@njit
+def add_residual(rounding, acc, multiplier, shift, operand, exponent_change, low, high):
+    """acc = clip(round_shift(operand * 2^(shift - exponent_change) + acc * multiplier, shift), low, high)."""
+    for i in range(len(acc)):
+        s = np.int64(shift[i])
+        aligned = np.int64(operand[i]) << (s - exponent_change)
+        total = np.int64(aligned + np.int64(acc[i]) * np.int64(multiplier[i]))
+        acc[i] = np.int32(clip(round_shift(rounding, total, s), low, high))
+
+
+@njit
+def look_up(table, acc):
+    for i in range(len(acc)):
+        acc[i] = np.int32(table[np.uint32(acc[i])])

@@ -1,0 +1,116 @@
+"""What the kernels read and write: constants, activations, scratch and taps, each in one flat array of its type.
+
+Activations lie value by value, within a value image by image: element e of image b of a value of `size` elements placed at `offset` is
+at `offset * batch + b * size + e`, so that the rows of all images follow each other. Codes (unsigned, at most 8 bits) are uint8, signed
+values int32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+from numba import njit
+
+from eamsim.engine.isa import ROWS
+from eamsim.errors import UserError
+
+CACHE_LINE = 64
+
+
+class Memory(NamedTuple):
+    """Every array a kernel can reach; scratch has one row for each thread."""
+
+    weights: np.ndarray
+    """int8: packed weights of every Linear."""
+    tables: np.ndarray
+    """uint8: lookup tables and frozen maps."""
+    ints: np.ndarray
+    """int32: everything by channel or token."""
+    longs: np.ndarray
+    """int64: LayerNorm offsets."""
+    codes: np.ndarray
+    """uint8: activations."""
+    values: np.ndarray
+    """int32: activations."""
+    panels: np.ndarray
+    """int8: packed keys and values of the current Attention."""
+    panel_bias: np.ndarray
+    """int32: what the zero point of q adds to each key's scores."""
+    taps: np.ndarray
+    """int64: the taps asked for; one element if none."""
+    bytes: np.ndarray
+    """uint8 [threads, bytes]: scratch."""
+    words: np.ndarray
+    """int32 [threads, words]: scratch."""
+
+
+class Constants:
+    """Collects constant arrays of four types; `add` returns the offset of each within its flat array."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[np.ndarray]] = {"int8": [], "uint8": [], "int32": [], "int64": []}
+        self.sizes = dict.fromkeys(self.parts, 0)
+
+    def add(self, array: np.ndarray) -> int:
+        """Each array starts on a cache line and is followed by zeros up to the next."""
+        kind = str(array.dtype)
+        offset = self.sizes[kind]
+        self.parts[kind].append(array.ravel())
+        gap = -array.nbytes % CACHE_LINE // array.itemsize
+        self.parts[kind].append(np.zeros(gap, array.dtype))
+        self.sizes[kind] = offset + array.size + gap
+        return offset
+
+    def flat(self) -> dict[str, np.ndarray]:
+        """The four arrays by their names in Memory."""
+        names = {"weights": "int8", "tables": "uint8", "ints": "int32", "longs": "int64"}
+        return {name: self.joined(kind) for name, kind in names.items()}
+
+    def joined(self, kind: str) -> np.ndarray:
+        whole = aligned(self.sizes[kind], kind)
+        if self.parts[kind]:
+            np.concatenate(self.parts[kind], out=whole)
+        return whole
+
+
+def aligned(size: int, kind: str | type) -> np.ndarray:
+    """Zeros [max(size, 1)] that start on a cache line."""
+    itemsize = np.dtype(kind).itemsize
+    raw = np.zeros(max(size, 1) * itemsize + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
+    return raw[start : start + max(size, 1) * itemsize].view(kind)
+
+
+def refuse(where: str, reason: str) -> NoReturn:
+    raise UserError(f"engine: {where} is not supported: {reason}; the golden interpreter runs it")
+
+
+def whole_tiles(rows: int) -> int:
+    """Rows rounded up to whole register tiles."""
+    return -(-rows // ROWS) * ROWS
+
+
+# Kernels take Memory apart once and hand arrays to what they call for each row: every call that takes the whole of it costs a
+# reference count for each array.
+
+
+@njit
+def store_row(is_signed, start, codes, values, row):
+    """Copy int32 scratch into codes or values at `start`."""
+    if is_signed:
+        target = values[start : start + len(row)]
+        for i in range(len(row)):
+            target[i] = row[i]
+    else:
+        narrow = codes[start : start + len(row)]
+        for i in range(len(row)):
+            narrow[i] = np.uint8(row[i])
+
+
+@njit
+def keep(taps, base, offset, row):
+    """Publish a row of a tap: base is where the tap lies, negative if it was not asked for."""
+    if base >= 0:
+        for i in range(len(row)):
+            taps[base + offset + i] = np.int64(row[i])

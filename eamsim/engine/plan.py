@@ -1,0 +1,212 @@
+"""A verified program as the engine runs it: a table of operation records, packed constants, and a place for every value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import numpy as np
+
+from eamsim.engine import attention, layernorm, linear, movement
+from eamsim.engine.isa import ROWS, STEP
+from eamsim.engine.memory import Constants, Memory, aligned, refuse
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Residual, Value
+from eamsim.verify import Bounds, verify
+
+INPUT_QUANT, GATHER, EMBED, LAYER_NORM, LINEAR, PACK_HEADS, ATTEND, POOL, PUBLISH = range(9)
+
+# units: pieces of work in one image; block: the most of them in one task; grain: a task has a multiple of it.
+COMMON_FIELDS = (
+    "kind",
+    "units",
+    "block",
+    "grain",
+    "x",
+    "x_size",
+    "x_signed",
+    "in_channels",
+    "out",
+    "out_signed",
+    "channels",
+    "low",
+    "high",
+)
+FIELDS = COMMON_FIELDS + movement.FIELDS + layernorm.FIELDS + linear.FIELDS + attention.FIELDS
+RECORD = np.dtype([(name, np.int64) for name in FIELDS])
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A tap's name and shape, and the field of the record that says where to write it (-1: nowhere)."""
+
+    name: str
+    shape: tuple[int, ...]
+    record: int
+    field: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The records [operations] of RECORD, the taps they offer, the constants, and the sizes of everything else.
+
+    code_size, value_size, panel_size, bias_size: elements for one image; slack: bytes that whole tiles read past the codes of the last
+    image; byte_scratch, word_scratch: elements for one thread.
+    """
+
+    records: np.ndarray
+    taps: list[Tap]
+    constants: dict[str, np.ndarray]
+    image: int
+    output: int
+    code_size: int
+    value_size: int
+    panel_size: int
+    bias_size: int
+    slack: int
+    byte_scratch: int
+    word_scratch: int
+
+    def memory(self, batch: int, threads: int) -> Memory:
+        """Everything but the taps, for batches of this size."""
+        return Memory(
+            **self.constants,
+            codes=aligned(self.code_size * batch + self.slack, np.uint8),
+            values=aligned(self.value_size * batch, np.int32),
+            panels=aligned(self.panel_size * batch, np.int8),
+            panel_bias=aligned(self.bias_size * batch, np.int32),
+            taps=aligned(0, np.int64),
+            bytes=aligned(self.byte_scratch * threads, np.uint8).reshape(threads, -1),
+            words=aligned(self.word_scratch * threads, np.int32).reshape(threads, -1),
+        )
+
+
+def make_plan(program: Program) -> Plan:
+    """Verify, refuse what the kernels cannot do exactly (UserError), pack constants and place values."""
+    bounds = verify(program)
+    refuse_overflow(program, bounds)
+    for value in program.values.values():
+        if not value.signed and value.bits > 8:
+            refuse(value.name, f"codes of {value.bits} bits do not fit a byte")
+    places, code_size, value_size = place_values(program)
+    constants, rows, taps = Constants(), [], []
+    for op in program.operations:
+        steps = plan_operation(op, program.values, places, bounds, constants)
+        common = common_fields(program.values[op.x], op.out, places)
+        for fields in steps:
+            rows.append(common | fields)
+        taps += [Tap(f"{op.out.name}.{name}", shape, len(rows) - 1, f"tap_{name}") for name, shape in inner_taps(op).items()]
+        rows.append(publication(op.out, places))
+        taps.append(Tap(op.out.name, op.out.shape, len(rows) - 1, "tap_out"))
+    widest = max(value.shape[-1] for value in program.values.values())
+    return Plan(
+        records=records(rows),
+        taps=taps,
+        constants=constants.flat(),
+        image=places[program.image.name],
+        output=places[program.output.name],
+        code_size=code_size,
+        value_size=value_size,
+        panel_size=max(row.get("panel_bytes", 0) for row in rows),
+        bias_size=max(row.get("bias_words", 0) for row in rows),
+        slack=ROWS * widest + STEP,
+        byte_scratch=max(row.get("bytes", 0) for row in rows),
+        word_scratch=max(row.get("words", 0) for row in rows),
+    )
+
+
+def refuse_overflow(program: Program, bounds: Bounds) -> None:
+    """The kernels sum in 32 bits and narrow nothing."""
+    bits = min(program.datapath.accumulator_bits, 32)
+    limit = 1 << (bits - 1)
+    for name, (low, high) in bounds.items():
+        if not name.endswith(".exponents") and (low < -limit or high >= limit):
+            refuse(name, f"a sum in [{low}, {high}] leaves {bits} bits (overflow '{program.datapath.overflow}')")
+
+
+def plan_operation(
+    op: Operation, values: dict[str, Value], places: dict[str, int], bounds: Bounds, constants: Constants
+) -> list[dict[str, Any]]:
+    """The record or records of an operation, without the common fields."""
+    x = values[op.x]
+    match op:
+        case InputQuant():
+            return [{"kind": INPUT_QUANT} | movement.plan_input_quant(op, constants)]
+        case Gather():
+            return [{"kind": GATHER} | movement.plan_gather(op, constants)]
+        case Embed():
+            return [{"kind": EMBED} | movement.plan_embed(op, constants)]
+        case LayerNorm():
+            return [{"kind": LAYER_NORM} | layernorm.plan_layer_norm(op, constants)]
+        case Linear():
+            operand = places[op.epilogue.operand] if isinstance(op.epilogue, Residual) else -1
+            return [{"kind": LINEAR} | linear.plan_linear(op, x, operand, constants)]
+        case Attention():
+            fields = attention.plan_attention(op, x, bounds[f"{op.out.name}.scores"], constants)
+            return [{"kind": PACK_HEADS} | fields, {"kind": ATTEND} | fields | {"units": fields["units"] * fields["blocks"]}]
+        case Pool():
+            return [{"kind": POOL} | movement.plan_pool(op, x.shape[0])]
+        case _:
+            assert_never(op)
+
+
+def inner_taps(op: Operation) -> dict[str, tuple[int, ...]]:
+    match op:
+        case LayerNorm():
+            return layernorm.taps(op)
+        case Linear():
+            return linear.taps(op)
+        case Attention():
+            return attention.taps(op)
+        case InputQuant() | Gather() | Embed() | Pool():
+            return {}
+        case _:
+            assert_never(op)
+
+
+def common_fields(x: Value, out: Value, places: dict[str, int]) -> dict[str, int]:
+    source = {"x": places[x.name], "x_size": x.size, "x_signed": int(x.signed), "in_channels": x.shape[-1]}
+    target = {"out": places[out.name], "out_signed": int(out.signed), "channels": out.shape[-1], "low": out.low, "high": out.high}
+    return source | target | {"grain": 1}
+
+
+def publication(value: Value, places: dict[str, int]) -> dict[str, int]:
+    """A record that copies a finished value to its tap."""
+    work = {"kind": PUBLISH, "units": value.size, "block": movement.ELEMENTS}
+    return common_fields(value, value, places) | work
+
+
+def records(rows: list[dict[str, Any]]) -> np.ndarray:
+    """Taps start at -1 (not asked for), every other field at 0."""
+    table = np.zeros(len(rows), RECORD)
+    for name in FIELDS:
+        default = -1 if name.startswith("tap_") else 0
+        table[name] = [row.get(name, default) for row in rows]
+    return table
+
+
+def place_values(program: Program) -> tuple[dict[str, int], int, int]:
+    """Offsets of all values, codes and signed apart, reused once the last reader is past: (offset by name, codes, signed values)."""
+    last_use = {program.image.name: 0, program.output.name: len(program.operations)}
+    for index, op in enumerate(program.operations):
+        for name in (op.out.name, *op.inputs):
+            last_use[name] = max(last_use.get(name, 0), index)
+    places: dict[str, int] = {}
+    live: dict[bool, list[Value]] = {False: [], True: []}
+    sizes = {False: 0, True: 0}
+    for index, value in enumerate(program.values.values()):
+        # Value `index` is written by operation `index - 1`, whose inputs must still lie elsewhere.
+        same = live[value.signed] = [other for other in live[value.signed] if last_use[other.name] >= index - 1]
+        places[value.name] = first_gap(value, same, places)
+        same.append(value)
+        sizes[value.signed] = max(sizes[value.signed], places[value.name] + value.size)
+    return places, sizes[False], sizes[True]
+
+
+def first_gap(value: Value, live: list[Value], places: dict[str, int]) -> int:
+    """The least offset at which `value` overlaps no live value."""
+    offset = 0
+    for other in sorted(live, key=lambda other: places[other.name]):
+        if offset + value.size <= places[other.name]:
+            break
+        offset = max(offset, places[other.name] + other.size)
+    return offset

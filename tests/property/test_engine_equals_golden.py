@@ -1,0 +1,69 @@
+"""The engine equals the golden interpreter at every tap of random programs (docs/datapath.md section 5).
+
+EAMSIM_EXAMPLES sets the number of programs for each instruction set. Each rounding is compiled apart (20 s), so only the
+fastest instruction set is tried with all four.
+"""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import FREEZES, Shape, random_images, random_program
+
+from eamsim import engine, golden
+from eamsim.engine import isa
+from eamsim.program import Datapath
+from eamsim.trace import first_difference
+
+EXAMPLES = int(os.environ.get("EAMSIM_EXAMPLES", "150"))
+ROUNDINGS = ("half_up", "half_even", "half_away", "floor")
+
+
+@st.composite
+def shapes(draw, roundings: tuple[str, ...]) -> Shape:
+    windows = draw(st.sampled_from([1, 1, 2, 4]))
+    frozen_bits = draw(st.integers(1, 4))
+    return Shape(
+        seed=draw(st.integers(0, 2**32 - 1)),
+        side=draw(st.sampled_from([4, 8, 12])),
+        heads=draw(st.integers(1, 3)),
+        head_dim=draw(st.sampled_from([1, 4, 5, 16])),
+        hidden=draw(st.sampled_from([1, 16, 33, 70])),
+        depth=draw(st.integers(1, 2)),
+        prefix=draw(st.integers(0, 2)) if windows == 1 else 0,
+        windows=windows,
+        input_bits=draw(st.integers(1, 8)),
+        weight_bits=draw(st.integers(2, 7)),
+        activation_bits=draw(st.integers(2, 7)),
+        attention_bits=draw(st.integers(frozen_bits if frozen_bits > 2 else 2, 4)),
+        residual_bits=draw(st.sampled_from([8, 10, 16])),
+        exponent_bits=draw(st.integers(1, 8)),
+        gelu_index_bits=draw(st.integers(4, 8)),
+        freeze=draw(st.sampled_from(FREEZES)),
+        frozen_bits=frozen_bits,
+        softmax=draw(st.sampled_from(["paper", "renormalised"])),
+        last_code_is_zero=draw(st.booleans()),
+        biased=draw(st.booleans()),
+        pooled=draw(st.booleans()),
+        extreme=draw(st.booleans()),
+        datapath=Datapath(
+            rounding=draw(st.sampled_from(roundings)),
+            multiplier_bits=draw(st.sampled_from([6, 12, 16])),
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", isa.detect())
+@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
+@given(data=st.data())
+def test_engine_equals_golden_at_every_tap(data: st.DataObject, name: str):
+    shape = data.draw(shapes(ROUNDINGS if name == isa.detect()[0] else ROUNDINGS[:1]))
+    program = random_program(shape)
+    images = random_images(program, data.draw(st.integers(1, 3)), shape.seed)
+    logits, taps = engine.load(program, threads=data.draw(st.integers(1, min(2, os.cpu_count() or 1))), isa=name).run(images, taps=True)
+    for number, image in enumerate(images):
+        expected: dict[str, np.ndarray] = {}
+        np.testing.assert_array_equal(logits[number], golden.run(program, image, expected))
+        assert first_difference(expected, {tap: array[number] for tap, array in taps.items()}) is None

@@ -1,0 +1,119 @@
+"""Engine.run: batches, threads, taps on request, what is refused, and the compiled code kept on disk."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numba
+import numpy as np
+import pytest
+from numba.core import config
+from programs import Shape, operation, random_images, random_program
+
+from eamsim import engine
+from eamsim.errors import UserError
+from eamsim.program import Attention, Datapath, Linear, Operation, Program
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return random_program(Shape(seed=5, side=8, heads=3, head_dim=5, hidden=33, depth=2, freeze="scattered", biased=True))
+
+
+def with_operation(program: Program, changed: Operation) -> Program:
+    return replace(program, operations=tuple(changed if op.out.name == changed.out.name else op for op in program.operations))
+
+
+def test_the_result_does_not_depend_on_batch_or_threads(program):
+    images = random_images(program, 2 * engine.MAX_BATCH + 3, 1)
+    single = engine.load(program, threads=1)
+    one_by_one = np.concatenate([single.run(images[i : i + 1]) for i in range(len(images))])
+    assert one_by_one.dtype == np.int32
+    for threads in range(1, config.NUMBA_NUM_THREADS + 1):  # pyright: ignore[reportAttributeAccessIssue]
+        loaded = engine.load(program, threads=threads)
+        for batch in (3, 8, len(images)):
+            parts = [loaded.run(images[start : start + batch]) for start in range(0, len(images), batch)]
+            np.testing.assert_array_equal(np.concatenate(parts), one_by_one)
+
+
+def test_taps_are_int64_by_name_and_change_nothing(program):
+    images = random_images(program, engine.MAX_BATCH + 1, 2)
+    loaded = engine.load(program)
+    logits, taps = loaded.run(images, taps=True)
+    np.testing.assert_array_equal(logits, loaded.run(images))
+    np.testing.assert_array_equal(taps[program.output.name].reshape(len(images), -1), logits)
+    assert {op.out.name for op in program.operations} <= taps.keys()
+    assert {array.dtype for array in taps.values()} == {np.dtype(np.int64)}
+    _, some = loaded.run(images, taps=lambda name: name.endswith(".codes"))
+    assert set(some) == {name for name in taps if name.endswith(".codes")}
+    for name, array in some.items():
+        np.testing.assert_array_equal(array, taps[name])
+
+
+def test_an_empty_batch_has_no_logits(program):
+    logits, taps = engine.load(program).run(np.empty((0, *program.image.shape), np.uint8), taps=True)
+    assert logits.shape == (0, program.output.size)
+    assert taps[program.output.name].shape == (0, *program.output.shape)
+
+
+def test_numbas_thread_count_is_left_as_it_was(program):
+    before = numba.get_num_threads()
+    engine.load(program, threads=1).run(random_images(program, 1, 4))
+    assert numba.get_num_threads() == before
+
+
+@pytest.mark.parametrize("threads", [0, -1, 4096])
+def test_threads_out_of_range_are_refused(program, threads):
+    with pytest.raises(UserError, match=f"engine threads: expected 1 to .*, got {threads}"):
+        engine.load(program, threads=threads)
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 8, 8, 3), np.int32), np.zeros((1, 8, 9, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)])
+def test_images_of_another_kind_are_refused(program, images):
+    with pytest.raises(UserError, match=r"images: expected uint8 \[batch, 8, 8, 3\], got"):
+        engine.load(program).run(images)
+
+
+def test_attention_codes_beyond_four_bits_are_refused(program):
+    changed = replace(operation(program, "block0.attn", Attention), attention_bits=5)
+    with pytest.raises(UserError, match=r"engine: .*attn.* Attention is not supported: attention_bits is 5.*golden interpreter runs it"):
+        engine.load(with_operation(program, changed))
+
+
+def test_weights_beyond_int8_are_refused(program):
+    op = operation(program, "block0.mlp.fc1", Linear)
+    wide = replace(op, weight_bits=8, weight=np.full_like(op.weight, 200), weight_zero=np.zeros_like(op.weight_zero))
+    with pytest.raises(UserError, match=r"engine: .*fc1.* Linear is not supported: .* beyond int8; the golden interpreter runs it"):
+        engine.load(with_operation(program, wide))
+
+
+@pytest.mark.parametrize("overflow", ["wrap", "saturate"])
+def test_an_accumulator_that_may_overflow_is_refused(program, overflow):
+    narrow = replace(program, datapath=Datapath(accumulator_bits=9, overflow=overflow))
+    with pytest.raises(UserError, match=rf"a sum in .* leaves 9 bits \(overflow '{overflow}'\); the golden interpreter runs it"):
+        engine.load(narrow)
+
+
+def test_codes_wider_than_a_byte_are_refused(program):
+    op = operation(program, "block0.mlp.fc1", Linear)
+    consumer = operation(program, "block0.mlp.fc2", Linear)
+    wide = with_operation(program, replace(op, out=replace(op.out, bits=9)))
+    assert consumer.x == op.out.name
+    with pytest.raises(UserError, match="codes of 9 bits do not fit a byte"):
+        engine.load(wide)
+
+
+CHILD = """
+import sys; sys.path.insert(0, "tests")
+from programs import Shape, random_images, random_program
+from eamsim import engine
+program = random_program(Shape(seed=1))
+engine.load(program).run(random_images(program, 1, 1))
+print(sum(engine.forward.stats.cache_hits.values()), sum(engine.forward.stats.cache_misses.values()))
+"""
+
+
+def test_another_process_loads_the_compiled_code_from_disk(program, request):
+    engine.load(program).run(random_images(program, 1, 5))
+    child = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True, cwd=request.config.rootpath)
+    assert child.stdout.split() == ["1", "0"]
