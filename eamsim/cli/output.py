@@ -1,0 +1,62 @@
+"""What commands print: results on standard output, everything else on standard error."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+stderr = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, everything else on standard error.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the engine; all cores unless given.", min=1)]
+Advance = Callable[[int], None]
+
+
+def note(message: str) -> None:
+    """One line on standard error, never wrapped or styled."""
+    stderr.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def emit(result: dict[str, Any], as_json: bool, *lines: str | Table) -> None:
+    """The result on standard output: as one JSON object, or as the given lines and tables."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    console = Console(width=max(Console().width, 100))  # rather wrapped by a narrow terminal than cropped
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A plain table, every column but the first right-aligned."""
+    result = Table(box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        result.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        result.add_row(*map(str, row))
+    return result
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """Yields `advance(steps)`: a bar on a terminal, otherwise a plain line each tenth of the way."""
+    if stderr.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=stderr) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda steps: bar.advance(task, steps)
+        return
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        tenths, done = 10 * done // total, done + steps
+        if 10 * done // total > tenths:
+            note(f"{what}: {done}/{total}")
+
+    yield advance

@@ -1,0 +1,75 @@
+"""`eamsim run`: classify images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+
+from eamsim import artifact
+from eamsim.cli.output import Json, Threads, emit, note
+from eamsim.errors import BadFile
+from eamsim.images import Preprocessing, open_images
+from eamsim.program import Program
+
+if TYPE_CHECKING:
+    from eamsim.engine import Engine
+
+ModelFile = Annotated[Path, typer.Argument(metavar="X.eam", help="A model built by `eamsim build`.")]
+Isa = Annotated[str | None, typer.Option(help="Instruction set of the engine (see `eamsim doctor`); the best unless given.")]
+
+
+def run(
+    model: ModelFile,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, folders of images, .npz files.")],
+    top: Annotated[int, typer.Option(help="Classes to print for each image.", min=1)] = 5,
+    threads: Threads = None,
+    isa: Isa = None,
+    as_json: Json = False,
+) -> None:
+    """Classify images. Prints the highest logits of each; ties go to the lower class."""
+    program, preprocessing, labels = read_model(model)
+    image_set = open_images(images, preprocessing, labels=labels)
+    engine = load_engine(program, threads, isa)
+    logits = np.concatenate([engine.run(batch) for batch in image_set.batches(32)])
+    best = np.argsort(-logits.astype(np.int64), axis=1, kind="stable")[:, :top]
+    results = [
+        {"image": name, "classes": [{"class": int(c), "label": labels[c] if labels else None, "logit": int(row[c])} for c in order]}
+        for name, row, order in zip(image_set.names, logits, best, strict=True)
+    ]
+    emit({"results": results}, as_json, *(_line(result) for result in results))
+
+
+def _line(result: dict) -> str:
+    classes = (f"{entry['label'] or entry['class']} ({entry['logit']})" for entry in result["classes"])
+    return f"{result['image']}: {', '.join(classes)}"
+
+
+def load_engine(program: Program, threads: int | None, isa: str | None) -> Engine:
+    """`eamsim.engine.load`, imported once the cache folder is known, with word of the wait before a first compilation."""
+    from eamsim import engine
+
+    if not any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbc")):
+        note("compiling the integer kernels: half a minute or so, once per machine")
+    return engine.load(program, threads=threads, isa=isa)
+
+
+def read_model(path: Path) -> tuple[Program, Preprocessing, list[str] | None]:
+    """The program of an .eam file, how its images are prepared, and its label names; BadFile if any of it is unusable."""
+    program, provenance = artifact.read(path)
+    try:
+        preprocessing = Preprocessing(**provenance["preprocessing"])
+        labels = provenance["labels"]
+    except (KeyError, TypeError) as error:
+        raise BadFile(f"{path}: its provenance lacks {error}; build the model again") from error
+    height, width, _ = program.image.shape
+    if (preprocessing.height, preprocessing.width) != (height, width):
+        raise BadFile(
+            f"{path}: its preprocessing gives {preprocessing.height} x {preprocessing.width} images, its program takes {height} x {width}"
+        )
+    if labels is not None and len(labels) != program.output.size:
+        raise BadFile(f"{path}: expected {program.output.size} labels, got {len(labels)}")
+    return program, preprocessing, labels

@@ -1,0 +1,227 @@
+"""Every command on small random models: what it computes, what it prints where, and its exit code."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import LABELS, eamsim, save_data, save_model
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from eamsim import engine, golden
+from eamsim.cli import output
+from eamsim.cli.evaluate import label_ranks
+from eamsim.engine import isa
+from eamsim.program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    model: Path
+    data: Path
+    program: Program
+    images: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def logits(self) -> np.ndarray:
+        return np.stack([golden.run(self.program, image) for image in self.images])
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    model, data = tmp_path / "random.eam", tmp_path / "data.npz"
+    program = save_model(model)
+    return Case(model, data, program, *save_data(data, program))
+
+
+def test_run_prints_the_highest_logits(case: Case, tmp_path: Path):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(case.images[3]).save(picture)
+    done = eamsim("run", case.model, picture, case.data, "--top", "2", "--json")
+    assert done.code == 0
+    results = json.loads(done.out)["results"]
+    assert [result["image"] for result in results] == [str(picture), *(f"{case.data}[{i}]" for i in range(9))]
+    logits = case.logits
+    for result, row in zip(results, [logits[3], *logits], strict=True):
+        order = sorted(range(5), key=lambda c: (-row[c], c))[:2]
+        assert result["classes"] == [{"class": c, "label": LABELS[c], "logit": row[c]} for c in order]
+
+
+def test_run_prints_one_line_an_image(case: Case):
+    done = eamsim("run", case.model, case.data, "--top", "1")
+    best = case.logits.argmax(axis=1)
+    lines = [f"{case.data}[{i}]: {LABELS[c]} ({case.logits[i, c]})" for i, c in enumerate(best)]
+    assert done.out.splitlines() == lines
+
+
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_eval_counts_hits(case: Case, batch: int):
+    done = eamsim("eval", case.model, "--data", case.data, "--batch", batch, "--threads", "1", "--json")
+    result = json.loads(done.out)
+    assert done.code == 0
+    assert result["images"] == 9
+    assert result["top1"] == (case.logits.argmax(axis=1) == case.labels).mean()
+    assert result["top5"] == 1
+    assert result["images_per_second"] >= result["images_per_second_with_decoding"] > 0
+    assert "evaluated: 9/9" in done.err
+
+
+def test_label_ranks_break_ties_by_index():
+    logits = np.array([[5, 7, 7, 1], [5, 7, 7, 1], [5, 7, 7, 1], [0, 0, 0, 0]])
+    assert_array_equal(label_ranks(logits, np.array([1, 2, 3, 3])), [0, 1, 3, 3])
+
+
+def test_verify_compares_every_setting(case: Case):
+    taps: dict[str, np.ndarray] = {}
+    golden.run(case.program, case.images[0], taps)
+    done = eamsim("verify", case.model, "--data", case.data, "--images", 5, "--batch", "1,2", "--json")
+    assert done.code == 0
+    assert json.loads(done.out) == {"bit_exact": True, "taps": len(taps) + 1, "images": 5, "first_difference": None}
+    runs = 5 * (1 + len(isa.detect()) * 2 * 2)
+    assert f"runs compared: {runs}/{runs}" in done.err
+
+
+def test_verify_names_the_first_difference(case: Case, monkeypatch: pytest.MonkeyPatch):
+    load = engine.load
+
+    class Wrong:
+        """An engine with one wrong integer in one image."""
+
+        def __init__(self, *arguments: object, **settings: object):
+            self.run_right = load(*arguments, **settings).run  # pyright: ignore[reportArgumentType]
+
+        def run(self, images: np.ndarray, taps: bool = False) -> np.ndarray | tuple:
+            logits, found = self.run_right(images, taps=True)
+            found["block0.norm1"][np.all(images == case.images[4], axis=(1, 2, 3)), 2, 1] += 1
+            return (logits, found) if taps else logits
+
+    monkeypatch.setattr(engine, "load", Wrong)
+    arguments = ("verify", case.model, "--data", case.data, "--images", "9", "--isa", isa.detect()[0], "--threads", "1", "--batch", "3")
+    done = eamsim(*arguments, "--json")
+    assert done.code == 1
+    found = json.loads(done.out)["first_difference"]
+    assert found.items() >= {"image": f"{case.data}[4]", "threads": 1, "batch": 3, "tap": "block0.norm1", "index": [2, 1]}.items()
+    assert found["found"] == found["expected"] + 1
+    done = eamsim(*arguments)
+    assert done.code == 1
+    assert f"NOT bit-exact: {case.data}[4] with {found['isa']}, 1 threads, batch 3: block0.norm1[2, 1]: expected" in done.out
+
+
+def test_verify_checks_calls_without_taps(case: Case, monkeypatch: pytest.MonkeyPatch):
+    right = engine.Engine.run
+
+    def run(self: engine.Engine, images: np.ndarray, taps: bool = False) -> object:
+        result = right(self, images, taps)
+        return result if isinstance(result, tuple) else result + np.arange(5)
+
+    monkeypatch.setattr(engine.Engine, "run", run)
+    done = eamsim(
+        "verify", case.model, "--data", case.data, "--images", "1", "--isa", isa.detect()[0], "--threads", "1", "--batch", "1", "--json"
+    )
+    assert done.code == 1
+    found = json.loads(done.out)["first_difference"]
+    assert (found["tap"], found["index"], found["elements"]) == ("logits without taps", [1], 4)
+
+
+def test_demo_is_bit_exact():
+    done = eamsim("demo", "--json")
+    result = json.loads(done.out)
+    assert done.code == 0
+    assert result["bit_exact"] is True
+    assert result["top1"] > 0.9
+    assert result["images"] >= 200
+    assert result["images_per_second"] > 0
+    assert result["verified_images"] == 8
+    assert {row["tau"] for row in result["cost"]} >= {0, 0.1, 0.5}
+
+
+def test_demo_rebuilds_from_the_float_checkpoint():
+    pytest.importorskip("timm", reason="needs the extra 'reference'")
+    done = eamsim("demo", "--from-float", "--threads", "1", "--json")
+    result = json.loads(done.out)
+    assert done.code == 0
+    assert result["bit_exact"] is True
+    assert result["top1"] > 0.9
+    assert "attention maps: 1442/1442" in done.err
+
+
+def test_demo_says_what_it_found_and_where_to_go():
+    done = eamsim("demo", "--threads", "1")
+    assert done.code == 0
+    for text in ("bit-exact: engine and golden at", "held-out digits", "images/s", "renormalised", "eamsim build MODEL"):
+        assert text in done.out
+    assert "NOT" not in done.out
+
+
+def test_doctor_reports_this_machine():
+    done = eamsim("doctor", "--json")
+    result = json.loads(done.out)
+    assert done.code == 0
+    assert result["instruction_sets"] == list(isa.detect())
+    assert result["packages"]["numpy"] == np.__version__
+    assert result["extras"]["test"] is True
+    assert "instruction sets" in eamsim("doctor").out
+
+
+def test_version_and_help():
+    done = eamsim("--version")
+    assert (done.code, done.out) == (0, "eamsim 0.1.0\n")
+    help_page = eamsim("--help").out
+    for command in ("demo", "build", "run", "eval", "verify", "cost", "doctor"):
+        assert command in help_page
+
+
+def test_interruption_exits_with_130(case: Case, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "load", interrupt)
+    assert eamsim("run", case.model, case.data).code == 130
+
+
+def test_other_errors_are_not_hidden(case: Case, monkeypatch: pytest.MonkeyPatch):
+    def exhaust(*arguments: object, **settings: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(engine, "load", exhaust)
+    with pytest.raises(MemoryError):
+        eamsim("run", case.model, case.data)
+
+
+def python(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_command_line_needs_no_torch():
+    found = python("import sys, eamsim.cli; print(sorted({'torch', 'timm', 'numba', 'sklearn'} & set(sys.modules)))")
+    assert found == "[]"
+
+
+def test_kernels_are_cached_per_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = subprocess.run([sys.executable, "-m", "eamsim", "doctor", "--json"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["cache"] == str(tmp_path / "eamsim" / "numba")
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(output.stderr, "_force_terminal", True)
+    with output.progress("digits", 4) as advance:
+        for _ in range(4):
+            advance(1)
+    captured = capsys.readouterr()
+    assert "4/4" in captured.err
+    assert captured.out == ""
+
+
+def test_progress_elsewhere_is_a_line_each_tenth(capsys: pytest.CaptureFixture):
+    with output.progress("digits", 200) as advance:
+        for _ in range(100):
+            advance(2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"digits: {done}/200" for done in range(20, 201, 20)]

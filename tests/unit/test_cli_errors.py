@@ -1,0 +1,247 @@
+"""Bad input ends in one line that names the trouble and in the right exit code: no traceback, no partial file."""
+
+import importlib.abc
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Finished, eamsim, save_data, save_model
+from PIL import Image
+
+from eamsim.engine import isa
+
+USAGE, BAD_FILE, MISSING_EXTRA = 2, 3, 4
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save_model(tmp_path / "m.eam")
+    return tmp_path / "m.eam"
+
+
+@pytest.fixture
+def data(model: Path) -> Path:
+    save_data(model.with_name("d.npz"), save_model(model))
+    return model.with_name("d.npz")
+
+
+def assert_refused(done: Finished, code: int, *texts: str) -> None:
+    """One line `error: ...` on standard error with all the texts, and nothing on standard output."""
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    for text in texts:
+        assert text in done.err
+    assert done.out == ""
+    assert done.code == code
+
+
+@pytest.mark.parametrize("command", ["run", "eval", "verify"])
+def test_a_missing_or_damaged_model_file(command: str, model: Path, data: Path):
+    source = [data] if command == "run" else ["--data", data]
+    assert_refused(eamsim(command, model.with_name("gone.eam"), *source), BAD_FILE, "gone.eam")
+    content = model.read_bytes()
+    for damaged in (b"", b"not HDF5", content[: len(content) // 2], content[:2000] + b"\xff" * 64 + content[2064:]):
+        model.write_bytes(damaged)
+        assert_refused(eamsim(command, model, *source, "--json"), BAD_FILE, "m.eam")
+
+
+@pytest.mark.parametrize("command", ["run", "eval", "verify"])
+def test_missing_and_damaged_images(command: str, model: Path, tmp_path: Path):
+    def attempt(source: Path) -> Finished:
+        return eamsim(command, model, *([source] if command == "run" else ["--data", source]))
+
+    assert_refused(attempt(tmp_path / "gone"), BAD_FILE, "gone: no such file or folder")
+    (tmp_path / "empty").mkdir()
+    assert_refused(attempt(tmp_path / "empty"), USAGE, "no images found")
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    assert_refused(attempt(tmp_path / "page.jpg"), BAD_FILE, "page.jpg: not a readable image")
+    (tmp_path / "d.npz").write_bytes(b"PK")
+    assert_refused(attempt(tmp_path / "d.npz"), BAD_FILE, "d.npz: not a readable .npz")
+
+
+def test_a_truncated_image_is_named_while_running(model: Path, tmp_path: Path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert_refused(eamsim("run", model, path), BAD_FILE, "cut.png: damaged image")
+
+
+@pytest.mark.parametrize(
+    ("provenance", "message"),
+    [
+        ({"preprocessing": None}, "its provenance lacks"),
+        ({"preprocessing": {"height": 8, "width": 8}}, "its provenance lacks"),
+        (
+            {"preprocessing": {"height": 9, "width": 9, "crop_pct": 1.0, "interpolation": "bicubic"}},
+            "gives 9 x 9 images, its program takes 8 x 8",
+        ),
+        ({"labels": ["one"]}, "expected 5 labels, got 1"),
+    ],
+)
+def test_unusable_provenance(model: Path, data: Path, provenance: dict, message: str):
+    save_model(model, **provenance)
+    assert_refused(eamsim("run", model, data), BAD_FILE, "m.eam", message)
+
+
+def test_eval_needs_labels_of_the_models_classes(model: Path, tmp_path: Path):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    path = tmp_path / "d.npz"
+    np.savez(path, images=images)
+    assert_refused(eamsim("eval", model, "--data", path), USAGE, "expected labelled images")
+    np.savez(path, images=images, labels=[0, 5])
+    assert_refused(eamsim("eval", model, "--data", path), USAGE, "expected labels below the model's 5 classes, got 5")
+    np.savez(path, images=images, labels=[0, 1], classes=np.array(["x", "y"]))
+    assert_refused(eamsim("eval", model, "--data", path), USAGE, "expected the model's 5 classes, got 2 of other names: x, y")
+    np.savez(path, images=images, labels=[0, 1], classes=np.array(["ant", "y"]))
+    assert_refused(eamsim("eval", model, "--data", path), USAGE, "class 'y' of the data is not among the model's 5 labels")
+
+
+def test_an_unknown_instruction_set(model: Path, data: Path):
+    for command in ("run", "eval", "verify"):
+        source = [data] if command == "run" else ["--data", data]
+        assert_refused(eamsim(command, model, *source, "--isa", "z80"), USAGE, "z80", isa.detect()[0])
+
+
+@pytest.mark.parametrize("counts", ["0", "1,", "a", "-1", "1.5", ""])
+@pytest.mark.parametrize("option", ["--threads", "--batch"])
+def test_verify_refuses_counts_that_are_none(model: Path, data: Path, option: str, counts: str):
+    done = eamsim("verify", model, "--data", data, option, counts)
+    assert_refused(done, USAGE, f"{option}: expected positive numbers", repr(counts))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("frobnicate",),
+        ("eval", "m.eam"),
+        ("eval", "m.eam", "--data", "d.npz", "--batch", "0"),
+        ("eval", "m.eam", "--data", "d.npz", "--limit", "0"),
+        ("run", "m.eam"),
+        ("run", "m.eam", "d.npz", "--top", "0"),
+        ("build", "deit_tiny_patch16_224", "-o", "x.eam"),
+        ("build", "deit_tiny_patch16_224", "--calib", "d", "-o", "x.eam", "--tau", "many"),
+        ("build", "deit_tiny_patch16_224", "--calib", "d", "-o", "x.eam", "--softmax", "fast"),
+        ("demo", "--threads", "0"),
+    ],
+)
+def test_usage_errors_exit_with_2(arguments: tuple[str, ...]):
+    done = eamsim(*arguments)
+    assert done.code == USAGE
+    assert "Usage: eamsim" in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+def build(tmp_path: Path, *arguments: object, out: str = "x.eam") -> Finished:
+    """`eamsim build` with those arguments; whatever happens, nothing may be left beside what was there."""
+    before = sorted(tmp_path.rglob("*"))
+    done = eamsim("build", *arguments, "-o", tmp_path / out)
+    assert sorted(tmp_path.rglob("*")) == before
+    return done
+
+
+@pytest.mark.parametrize("tau", ["-0.1", "1.01", "nan", "20"])
+def test_build_refuses_tau_outside_the_unit_interval(tmp_path: Path, tau: str):
+    done = build(tmp_path, "deit_tiny_patch16_224", "--calib", tmp_path, "--tau", tau)
+    assert_refused(done, USAGE, f"--tau: must be a fraction in [0, 1], got {float(tau)}")
+
+
+def test_build_refuses_an_unwritable_output(tmp_path: Path):
+    assert_refused(build(tmp_path, "m", "--calib", tmp_path, out="x.bin"), USAGE, "--out: expected a name that ends in .eam")
+    assert_refused(build(tmp_path, "m", "--calib", tmp_path, out="no/x.eam"), USAGE, "no/x.eam cannot be written")
+    (tmp_path / "folder.eam").mkdir()
+    assert_refused(build(tmp_path, "m", "--calib", tmp_path, out="folder.eam"), USAGE, "folder.eam cannot be written")
+
+
+@pytest.mark.parametrize("command", [("build", "m", "--calib", "d", "-o", "x.eam"), ("demo", "--from-float")])
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]):
+    class NoTorch(importlib.abc.MetaPathFinder):
+        def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+            if fullname == "torch":
+                raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"torch", "reference"}]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [NoTorch(), *sys.meta_path])
+    assert_refused(eamsim(*command), MISSING_EXTRA, "needs the extra 'reference': pip install '.[reference]'")
+
+
+@pytest.fixture(scope="module")
+def calib(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("calib") / "c.npz"
+    np.savez(path, images=np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8))
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A random ViT of one small block in the layout of timm's `local-dir:`."""
+    timm, safetensors = pytest.importorskip("timm"), pytest.importorskip("safetensors.torch")
+    size = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    network = timm.create_model("deit_tiny_patch16_224", **size)
+    safetensors.save_file(network.state_dict(), folder / "model.safetensors")
+    pretrained = {"input_size": [3, 16, 16], "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {
+        "architecture": "deit_tiny_patch16_224",
+        "num_classes": 3,
+        "model_args": size,
+        "pretrained_cfg": pretrained | {"num_classes": 3},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_build_writes_the_model_and_its_manifest(tmp_path: Path, calib: Path, checkpoint: Path):
+    out = tmp_path / "x.eam"
+    done = eamsim("build", f"local-dir:{checkpoint}", "--calib", calib, "--tau", "0.5", "-o", out, "--json")
+    assert done.code == 0
+    manifest = json.loads(done.out)
+    assert json.loads((tmp_path / "x.eam.json").read_text()) == manifest
+    assert manifest["output"]["bytes"] == out.stat().st_size
+    assert manifest["tau"] == 0.5
+    assert eamsim("verify", out, "--data", calib, "--images", "2", "--batch", "2").code == 0
+    first = out.read_bytes()
+    assert eamsim("build", f"local-dir:{checkpoint}", "--calib", calib, "--tau", "0.5", "-o", out).code == 0
+    assert out.read_bytes() == first
+
+
+def test_build_refuses_wrong_models_and_weights(tmp_path: Path, calib: Path, checkpoint: Path):
+    torch, safetensors = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
+    source, weights = f"local-dir:{checkpoint}", checkpoint / "model.safetensors"
+
+    def attempt(*arguments: object) -> Finished:
+        return build(tmp_path, *arguments, "--calib", calib)
+
+    assert_refused(attempt("deit_tinny_patch16_224"), USAGE, "deit_tinny_patch16_224", "deit_tiny_patch16_224")
+    assert_refused(attempt(f"local-dir:{tmp_path}/gone"), BAD_FILE, "gone")
+    assert_refused(attempt(source, "--weights", tmp_path / "gone.safetensors"), BAD_FILE, "gone.safetensors")
+    assert_refused(attempt(source, "--weights", weights, "--random-init", "1"), USAGE, "--random-init")
+    torch.save({}, tmp_path / "pickle.pth")
+    assert_refused(attempt(source, "--weights", tmp_path / "pickle.pth"), USAGE, "pickle.pth", "--allow-pickle")
+    good = safetensors.load_file(weights)
+    for changed, text in (
+        ({"head.weight": torch.zeros(4, 16)}, "head.weight"),
+        ({"norm.bias": torch.full((16,), torch.nan)}, "norm.bias"),
+        ({"stranger": torch.zeros(1)}, "stranger"),
+    ):
+        safetensors.save_file(good | changed, weights)
+        assert_refused(attempt(source), BAD_FILE, "model.safetensors", text)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert_refused(attempt(source), BAD_FILE, "model.safetensors")
+
+
+def test_build_refuses_bad_calibration_data(tmp_path: Path, checkpoint: Path):
+    def attempt(data: Path, *options: object) -> Finished:
+        return build(tmp_path, f"local-dir:{checkpoint}", "--calib", data, *options)
+
+    assert_refused(attempt(tmp_path / "gone"), BAD_FILE, "gone: no such file or folder")
+    (tmp_path / "empty").mkdir()
+    assert_refused(attempt(tmp_path / "empty"), USAGE, "no images found")
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert_refused(attempt(path), BAD_FILE, "cut.png: damaged image")
