@@ -1,0 +1,1 @@
+"""The torch side: float models, calibration, entropy, freezing, fake quantisation, and lowering to the integer program."""

@@ -1,0 +1,82 @@
+"""One model's accuracy at every stage of the chain, as a Markdown table: `python -m reference.accuracy MODEL --calib D --data D`.
+
+Columns: float; RepQ-ViT as published and hardware-true (nothing frozen); EAM with float means and with int4 codes, both
+fake-quantised; and the integer engine on the lowered program.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from eamsim import engine
+from eamsim.errors import UserError
+from eamsim.images import ImageSet, open_images
+from eamsim.program import Program, Softmax
+from reference.build import attention_statistics, calibrate_on, frozen_maps
+from reference.evaluate import accuracy, evaluate
+from reference.fakequant import quantise_frozen
+from reference.lower_vit import lower
+from reference.models import load_model
+
+BATCH = 50
+MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
+HEADER = ("tau", "softmax", "float", "published", "hardware-true", "EAM, float means", "EAM, int4", "integer engine")
+
+
+@contextmanager
+def silent(what: str, total: int) -> Iterator:
+    yield lambda steps: None
+
+
+def engine_top1(program: Program, data: ImageSet, labels: np.ndarray) -> float:
+    """Top-1 of the integer engine."""
+    run = engine.load(program).run
+    return accuracy(np.concatenate([run(images) for images in data.batches(BATCH)]), labels).top1
+
+
+def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], taus: Sequence[float], range_images: int) -> Iterator[tuple]:
+    """A tuple of HEADER per tau and meaning of the softmax; fractions."""
+    model = load_model(spec)
+    images = open_images(calib, model.preprocessing)
+    data = open_images(data_source, model.preprocessing, labels=model.label_names)
+    labels = data.labels
+    if labels is None:
+        raise UserError("--data: expected labelled images, got images alone; give an ImageFolder or an .npz with labels")
+
+    def top1(network, frozen=None, softmax: Softmax = "paper") -> float:
+        return evaluate(network, data.batches(BATCH), labels, frozen, softmax).top1
+
+    published, hardware = (calibrate_on(model, images, range_images, mode) for mode in ("published", "hardware"))
+    base = (top1(model), top1(published), top1(hardware))
+    yield 0.0, "-", *base, base[2], base[2], engine_top1(lower(hardware), data, labels)
+    statistics = attention_statistics(hardware, images, silent)
+    for tau in taus:
+        frozen = frozen_maps(statistics, tau)
+        on_grid = quantise_frozen(hardware, frozen)
+        for softmax in MEANINGS:
+            fake = (top1(hardware, maps, softmax) for maps in (frozen, on_grid))
+            yield tau, softmax, *base, *fake, engine_top1(lower(hardware, frozen, softmax), data, labels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--calib", type=Path, nargs="+", required=True)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--tau", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
+    parser.add_argument("--calib-images", type=int, default=32)
+    options = parser.parse_args()
+    show = partial(print, flush=True)
+    show(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
+    for tau, softmax, *fractions in rows(options.model, options.calib, options.data, options.tau, options.calib_images):
+        show(f"| {tau:g} | {softmax} | {' | '.join(f'{100 * fraction:.2f}' for fraction in fractions)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Accuracy of float and fake-quantised models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eamsim.errors import UserError
+from eamsim.program import Softmax
+from reference.fakequant import predict
+from reference.freeze import FrozenMap
+from reference.models import Model
+from reference.repq import Calibrated
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Fractions of `images` whose label is the highest, or among the five highest, of the logits; ties go to the lowest index."""
+
+    top1: float
+    top5: float
+    images: int
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> Accuracy:
+    """Accuracy of logits [images, classes], float or integer, against labels [images]."""
+    if len(logits) == 0 or len(logits) != len(labels):
+        raise UserError(f"accuracy: expected as many labels as images and at least one, got {len(labels)} labels for {len(logits)} images")
+    ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+    hits = ranked == labels[:, None]
+    return Accuracy(float(hits[:, 0].mean()), float(hits.any(axis=1).mean()), len(labels))
+
+
+def evaluate(
+    model: Model | Calibrated,
+    batches: Iterable[np.ndarray],
+    labels: np.ndarray,
+    frozen: Sequence[FrozenMap] | None = None,
+    softmax: Softmax = "paper",
+) -> Accuracy:
+    """Accuracy of `predict` over batches of uint8 images [batch, height, width, 3]."""
+    logits = [predict(model, images, frozen, softmax) for images in batches]
+    return accuracy(np.concatenate(logits) if logits else np.empty((0, 0)), labels)

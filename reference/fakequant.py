@@ -1,0 +1,92 @@
+"""Float and fake-quantised forward passes, with or without frozen attention maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eamsim.program import Softmax
+from reference.freeze import FrozenMap
+from reference.models import Model
+from reference.quantisers import LogSqrt2
+from reference.repq import Calibrated
+from reference.vit import Attend, Site, Vit, forward, keep
+
+MAX_FROZEN_MASS = 1 - 2.0**-10  # a row that is not wholly frozen keeps some mass, and its logarithm stays finite
+
+
+def predict(
+    model: Model | Calibrated, images: np.ndarray, frozen: Sequence[FrozenMap] | None = None, softmax: Softmax = "paper"
+) -> np.ndarray:
+    """Logits float32 [batch, classes] of uint8 images [batch, height, width, 3].
+
+    frozen: one map per block, whose values are used as they are (`quantise_frozen` puts them on the attention grid).
+    softmax: `paper` is Eq. 15 to the letter; `renormalised` takes the softmax over the unfrozen pairs alone and scales it by
+    what the frozen ones leave of 1.
+    """
+    vit, site, quantise = _parts(model)
+    maps = None if frozen is None else [_Frozen(layer) for layer in frozen]
+
+    def attend(block: int, scores: Tensor) -> Tensor:
+        if maps is None:
+            return quantise(block, scores.softmax(dim=-1))
+        layer = maps[block]
+        if softmax == "renormalised":
+            weights = scores.masked_fill(layer.mask, -torch.inf).softmax(dim=-1) * layer.remaining
+        else:
+            weights = scores.softmax(dim=-1)
+        return torch.where(layer.mask, layer.values, quantise(block, weights))
+
+    return forward(vit, torch.from_numpy(images), site, attend).numpy()
+
+
+def collect_maps(model: Model | Calibrated, batches: Iterable[np.ndarray], consume: Callable[[int, np.ndarray], None]) -> None:
+    """Call `consume(block, maps)` for every block of every batch of uint8 images [batch, height, width, 3].
+
+    maps: the softmax of Eq. 11, float32 [batch, heads, tokens, tokens], in a quantised model before it is put on the attention
+    grid (the entropy of section 4.3 is that of the quantised network's maps, not of their sixteen codes).
+    """
+    vit, site, quantise = _parts(model)
+
+    def attend(block: int, scores: Tensor) -> Tensor:
+        maps = scores.softmax(dim=-1)
+        consume(block, maps.numpy())
+        return quantise(block, maps)
+
+    for images in batches:
+        forward(vit, torch.from_numpy(images), site, attend)
+
+
+def quantise_frozen(calibrated: Calibrated, frozen: Sequence[FrozenMap]) -> list[FrozenMap]:
+    """The maps with every mean on the attention grid of its block: what an integer program stores."""
+    return [on_grid(layer, grid) for layer, grid in zip(frozen, calibrated.attention, strict=True)]
+
+
+def on_grid(frozen: FrozenMap, grid: LogSqrt2) -> FrozenMap:
+    """One block's map with every mean replaced by its nearest value on the grid."""
+    return FrozenMap(frozen.mask, grid(torch.from_numpy(frozen.mean)).numpy())
+
+
+def frozen_mass(frozen: FrozenMap) -> np.ndarray:
+    """F: the sum of each row's frozen values, at most MAX_FROZEN_MASS; float64 [heads, tokens]."""
+    return np.where(frozen.mask, frozen.mean, 0).sum(axis=2, dtype=np.float64).clip(max=MAX_FROZEN_MASS)
+
+
+class _Frozen:
+    def __init__(self, frozen: FrozenMap):
+        self.mask, self.values = torch.from_numpy(frozen.mask), torch.from_numpy(frozen.mean)
+        self.remaining = torch.from_numpy(1 - frozen_mass(frozen)).float()[:, :, None]
+
+
+def _parts(model: Model | Calibrated) -> tuple[Vit, Site, Attend]:
+    """The network, what stands at its sites, and what is done to its attention weights."""
+    if isinstance(model, Model):
+        return model.vit, keep, lambda block, maps: maps
+
+    def site(name: str, x: Tensor) -> Tensor:
+        return model.activations[name](x) if name in model.activations else x
+
+    return model.quantised, site, lambda block, maps: model.attention[block](maps)

@@ -1,0 +1,273 @@
+"""Float models: timm names, `local-dir:` folders and `hf-hub:` repositories, as checked parameters of a plain ViT."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.models
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from timm.layers.attention import Attention
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from eamsim.errors import BadFile, UserError
+from eamsim.images import Preprocessing
+from reference.vit import Block, Dense, Norm, Vit
+
+LOCAL, HUB = "local-dir:", "hf-hub:"
+SAFE_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
+OFFLINE = f"give --weights FILE, use {LOCAL}DIR, or build untrained with --random-init SEED"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A float model: timm's module in eval mode, its parameters as `vit`, and how its images are prepared.
+
+    label_names: one per class, or None where the model does not name them.
+    """
+
+    name: str
+    module: VisionTransformer
+    vit: Vit
+    preprocessing: Preprocessing
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    label_names: tuple[str, ...] | None
+
+
+def load_model(spec: str, weights: str | None = None, random_init: int | None = None, allow_pickle: bool = False) -> Model:
+    """The model `spec` (a timm name, `local-dir:DIR` or `hf-hub:ID`) with trained, given or random weights.
+
+    weights: a safetensors file, a pickle (only with allow_pickle), `local-dir:DIR` or `hf-hub:ID`; random_init: the seed of
+    untrained weights. Raises UserError for what cannot be had or is not supported, BadFile for a file that is unusable.
+    """
+    if weights is not None and random_init is not None:
+        raise UserError("--weights and --random-init: expected at most one of them, got both; drop one")
+    source = weights or (spec if spec.startswith((LOCAL, HUB)) else None)
+    if random_init is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_init)
+            module = _create(spec)
+    elif source is None:
+        module = _download(spec)
+    else:
+        module = _create(spec)
+        _load(module, _weights_file(source, allow_pickle))
+    return as_model(module.eval(), spec)
+
+
+def as_model(module: nn.Module, name: str) -> Model:
+    """A timm module as a Model; UserError names the first feature that is not a plain ViT's."""
+    module = _check_supported(module, name)
+    cfg: Any = module.pretrained_cfg
+    height, width = module.patch_embed.img_size
+    labels = cfg.get("label_names")
+    mean, std = (tuple(float(value) for value in cfg[key]) for key in ("mean", "std"))
+    return Model(
+        name,
+        module,
+        _vit(module, mean, std),
+        Preprocessing(height, width, float(cfg["crop_pct"]), cfg["interpolation"]),
+        mean,
+        std,
+        tuple(labels) if labels is not None and len(labels) == module.num_classes else None,
+    )
+
+
+def _create(spec: str) -> nn.Module:
+    """The module without trained weights."""
+    if spec.startswith(LOCAL):
+        _check_config(Path(spec.removeprefix(LOCAL)) / "config.json")
+    elif not spec.startswith(HUB) and not _is_timm_name(spec):
+        close = difflib.get_close_matches(spec, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names"
+        raise UserError(f"model {spec!r}: expected a timm name, {LOCAL}DIR or {HUB}ID; {hint}")
+    try:
+        return timm.create_model(spec, pretrained=False)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+        raise UserError(f"model {spec!r}: cannot be built ({_first_line(error)}); check its name and configuration") from error
+
+
+def _is_timm_name(spec: str) -> bool:
+    return not set(spec) & set("/\\:") and timm.is_model(spec)
+
+
+def _download(name: str) -> nn.Module:
+    _create(name)
+    try:
+        return timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"model {name!r}: its trained weights cannot be downloaded ({_first_line(error)}); {OFFLINE}") from error
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise BadFile(f"{path}: no such file; {LOCAL}DIR needs config.json and {SAFE_FILE}, as timm saves them") from error
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{path}: not a readable JSON file ({_first_line(error)})") from error
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise BadFile(f"{path}: expected a JSON object with the key 'architecture', as timm saves it")
+
+
+def _weights_file(source: str, allow_pickle: bool) -> Path:
+    """The file to read, safetensors before pickles; a pickle only if allowed."""
+    if source.startswith(HUB):
+        path = _from_hub(source.removeprefix(HUB), allow_pickle)
+    elif source.startswith(LOCAL):
+        folder = Path(source.removeprefix(LOCAL))
+        path = next((folder / name for name in (SAFE_FILE, PICKLE_FILE) if (folder / name).is_file()), folder / SAFE_FILE)
+    else:
+        path = Path(source)
+    if not path.is_file():
+        raise BadFile(f"{path}: no such file; {OFFLINE}")
+    if path.suffix != ".safetensors" and not allow_pickle:
+        raise UserError(f"{path}: not a .safetensors file; pickles are read only with --allow-pickle")
+    return path
+
+
+def _from_hub(repository: str, allow_pickle: bool) -> Path:
+    repository, _, revision = repository.partition("@")
+    try:
+        try:
+            return Path(hf_hub_download(repository, SAFE_FILE, revision=revision or None))
+        except EntryNotFoundError:
+            if not allow_pickle:
+                raise UserError(f"{HUB}{repository}: has no {SAFE_FILE}; its pickle is read only with --allow-pickle") from None
+            return Path(hf_hub_download(repository, PICKLE_FILE, revision=revision or None))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{HUB}{repository}: cannot be downloaded ({_first_line(error)}); {OFFLINE}") from error
+
+
+def _load(module: nn.Module, path: Path) -> None:
+    """Fill the module; BadFile names the first tensor that is missing, unknown, of another shape, or not finite."""
+    try:
+        found = timm.models.load_state_dict(str(path), weights_only=True)
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise BadFile(f"{path}: not a readable file of weights ({_first_line(error)})") from error
+    expected = module.state_dict()
+    for name, tensor in expected.items():
+        if not isinstance(found.get(name), Tensor):
+            raise BadFile(f"{path}: tensor {name} is missing; the weights belong to another model")
+        if found[name].shape != tensor.shape:
+            raise BadFile(
+                f"{path}: {name} must be {list(tensor.shape)}, got {list(found[name].shape)}; the weights belong to another model"
+            )
+        if not found[name].isfinite().all():
+            raise BadFile(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged or its training diverged")
+    unknown = [name for name in found if name not in expected]
+    if unknown:
+        raise BadFile(f"{path}: unknown tensor {unknown[0]}; the weights belong to another model")
+    module.load_state_dict(found)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _check_supported(module: nn.Module, name: str) -> VisionTransformer:
+    """The module itself, if it is a plain ViT; UserError names the first feature that is not."""
+    if type(module) is not VisionTransformer:
+        kind = type(module).__name__
+        raise UserError(
+            f"model {name!r}: {kind} is not yet supported; expected a plain timm VisionTransformer, such as deit_tiny_patch16_224"
+        )
+    unsupported = _unsupported_features(module)
+    if unsupported:
+        raise UserError(f"model {name!r}: {unsupported[0]} is not supported; expected a plain ViT, such as deit_tiny_patch16_224")
+    return module
+
+
+def _unsupported_features(module: VisionTransformer) -> list[str]:
+    embed = module.patch_embed
+    plain_embed = type(embed) is PatchEmbed and isinstance(embed.norm, nn.Identity) and embed.proj.in_channels == 3
+    features = {
+        "a model without class token": not module.has_class_token,
+        "register tokens": module.num_reg_tokens > 0,
+        "a position table that leaves the class token out": module.pos_embed is None or module.no_embed_class,
+        "a dynamic image size": module.dynamic_img_size,
+        "this patch embedding": not plain_embed,
+        "a norm before the blocks (pre_norm)": not isinstance(module.norm_pre, nn.Identity),
+        f"pooling by {module.global_pool!r}": module.global_pool != "token" or not isinstance(module.fc_norm, nn.Identity),
+        "this final norm": not isinstance(module.norm, nn.LayerNorm),
+        "a model without classifier": not isinstance(module.head, nn.Linear),
+    }
+    for block in module.blocks:
+        features |= _block_features(block)
+    return [feature for feature, present in features.items() if present]
+
+
+def _block_features(block: Any) -> dict[str, bool]:
+    if type(block) is not TimmBlock or type(block.attn) is not Attention:
+        return {f"a block of kind {type(block).__name__}": True}
+    attn, mlp = block.attn, block.mlp
+    return {
+        "layer scale": not (isinstance(block.ls1, nn.Identity) and isinstance(block.ls2, nn.Identity)),
+        "query and key norm (qk_norm)": not (isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)),
+        "a norm inside attention or MLP": not (isinstance(attn.norm, nn.Identity) and isinstance(mlp.norm, nn.Identity)),
+        "gated attention": attn.gate is not None,
+        "an attention width other than the model's": attn.attn_dim != attn.qkv.in_features,
+        f"the activation {mlp.act}": not isinstance(mlp.act, nn.GELU) or mlp.act.approximate != "none",
+        "this norm": not (isinstance(block.norm1, nn.LayerNorm) and isinstance(block.norm2, nn.LayerNorm)),
+    }
+
+
+def _vit(module: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Vit:
+    conv, position = module.patch_embed.proj, module.pos_embed[0].detach()
+    pixels = conv.weight.detach().permute(0, 2, 3, 1).flatten(1)
+    return Vit(
+        patch_size=module.patch_embed.patch_size[0],
+        heads=module.blocks[0].attn.num_heads,
+        mean=torch.tensor(mean),
+        std=torch.tensor(std),
+        patch_embed=Dense(pixels, _bias(conv)),
+        prefix=module.cls_token[0].detach() + position[:1],
+        position=position[1:],
+        blocks=tuple(
+            Block(
+                _norm(block.norm1),
+                _dense(block.attn.qkv),
+                _dense(block.attn.proj),
+                _norm(block.norm2),
+                _dense(block.mlp.fc1),
+                _dense(block.mlp.fc2),
+            )
+            for block in module.blocks
+        ),
+        norm=_norm(module.norm),
+        head=_dense(module.head),
+    )
+
+
+def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
+    return torch.zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach()
+
+
+def _dense(layer: nn.Linear) -> Dense:
+    return Dense(layer.weight.detach(), _bias(layer))
+
+
+def _norm(layer: nn.LayerNorm) -> Norm:
+    return Norm(layer.weight.detach(), layer.bias.detach(), layer.eps)
