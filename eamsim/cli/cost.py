@@ -107,7 +107,7 @@ def report(model: str, facts: dict[str, int], rows: list[dict]) -> tuple[str | T
         f"{model}, one image, nothing frozen:\n",
         layer_table(dense),
         "\n" + "\n".join(f"{name.replace('_', ' ')}: {size:,}" for name, size in sizes.items()),
-        "\nWhat freezing buys (G = 10^9 MACs, saved: of the full scope):\n",
+        "\nWhat freezing buys (M = 10^6 MACs, saved: of the full scope):\n",
         saving_table(rows),
         footnote(dense),
     )
@@ -125,11 +125,11 @@ def saving_table(rows: list[dict]) -> Table:
     lines = []
     for row in rows:
         saved = 100 * row["macs_saved_full"] / (row["macs_saved_full"] + row["macs_full"])
-        billions = (f"{row[key] / 1e9:,.4f}" for key in ("macs_full", "macs_paper"))
+        millions = (f"{row[key] / 1e6:,.3f}" for key in ("macs_full", "macs_paper"))
         stored = f"{row['weight_bytes'] / 1e6:.3f}", f"{row['map_bytes']:,}"
         source = "estimate" if row["estimated"] else "masks"
-        lines.append((row["softmax"], f"{row['tau']:.4g}", f"{saved:.2f}", *billions, *stored, source))
-    return table(("softmax", "tau", "saved %", "full, G", "Eq. 9, G", "weights MB", "map bytes", "from"), lines)
+        lines.append((row["softmax"], f"{row['tau']:.4g}", f"{saved:.2f}", *millions, *stored, source))
+    return table(("softmax", "tau", "saved %", "full, M", "Eq. 9, M", "weights MB", "map bytes", "from"), lines)
 
 
 def footnote(dense: Macs) -> str:

@@ -72,6 +72,6 @@ def run_and_verify(model: Path, data: Path, threads: int | None) -> tuple[dict, 
 def rebuild(digits: Path, model: Path) -> Path:
     """Build the demo's model anew: float checkpoint -> RepQ -> entropy -> freeze -> integers."""
     build_program = import_reference("eamsim demo --from-float")
-    program, provenance = build_program(f"local-dir:{digits}", [digits / "digits_calib.npz"], progress, tau=0.2)
+    program, provenance = build_program(f"local-dir:{digits}", [digits / "digits_calib.npz"], progress, tau=0.2, softmax="renormalised")
     artifact.write(model, program, provenance)
     return model

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import operation
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
 from eamsim import golden  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
-from eamsim.program import Attention, LayerNorm, Linear, Residual  # noqa: E402
+from eamsim.program import Attention, LayerNorm, Linear, Requant, Residual  # noqa: E402
 from eamsim.verify import verify  # noqa: E402
 from reference import lower as numbers  # noqa: E402
 from reference.fakequant import predict, quantise_frozen  # noqa: E402
@@ -204,7 +205,9 @@ def test_a_wholly_frozen_head_loses_its_q_and_k_columns_when_renormalised(calibr
     assert [op.score_heads for op in attentions(paper)] == [(0, 1, 2)] * BLOCKS
     assert renormalised.values["block0.attn.qkv"].shape == (TOKENS, 3 * CHANNELS - 2 * head_dim)
     kept = np.delete(np.arange(3 * CHANNELS), np.r_[head_dim : 2 * head_dim, CHANNELS + head_dim : CHANNELS + 2 * head_dim])
-    before, after = (next(op for op in p.operations if op.out.name == "block0.attn.qkv") for p in (whole, renormalised))
+    before, after = (operation(program, "block0.attn.qkv", Linear) for program in (whole, renormalised))
+    assert isinstance(before.epilogue, Requant)
+    assert isinstance(after.epilogue, Requant)
     np.testing.assert_array_equal(after.weight, before.weight[:, kept])
     np.testing.assert_array_equal(after.epilogue.zero, before.epilogue.zero[kept])
 
