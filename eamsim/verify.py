@@ -7,7 +7,7 @@ int64 step can overflow anywhere. Errors read `block3.attn.proj Linear [C2]: wei
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
+from math import isqrt, prod
 from typing import assert_never
 
 import numpy as np
@@ -143,7 +143,8 @@ def verify_value(check: Check, value: Value) -> None:
     low, high = (2, 32) if value.signed else (1, 16)
     check.number("P3", f"bits of {value.name}", value.bits, low, high)
     sizes = all(isinstance(n, int) and n > 0 for n in value.shape) and bool(value.shape)
-    check.that(sizes and value.size < MAX_ELEMENTS, "P3", f"{value.name} must have positive extents, got {value.shape}")
+    fits = sizes and prod(value.shape) < MAX_ELEMENTS  # exact: the int64 of Value.size may wrap
+    check.that(fits, "P3", f"{value.name} must have positive extents and fewer than 2^31 elements, got {value.shape}")
 
 
 def verify_operation(check: Check, op: Operation, values: dict[str, Value]) -> Bounds:
@@ -286,6 +287,8 @@ def verify_attention(check: Check, op: Attention, x: Value) -> Bounds:
     check.number("C3", "windows", op.windows, 1, op.out.shape[0])
     whole = op.out.shape[0] % op.windows == 0 and op.out.shape[1] % op.heads == 0
     check.that(whole, "C3", f"windows {op.windows} and heads {op.heads} must divide out {op.out.shape}")
+    pairs = op.windows * op.heads * op.tokens**2
+    check.that(pairs < MAX_ELEMENTS, "C3", f"windows * heads * tokens^2 must be below 2^31, got {pairs}")
     in_range = all(isinstance(h, int) and 0 <= h < op.heads for h in op.score_heads)
     ascending = in_range and tuple(sorted(set(op.score_heads))) == op.score_heads
     check.that(ascending, "C4", f"score_heads must be ascending head numbers below {op.heads}, got {op.score_heads}")
@@ -300,15 +303,19 @@ def verify_attention(check: Check, op: Attention, x: Value) -> Bounds:
 
 def verify_softmax_tables(check: Check, op: Attention) -> None:
     check.number("C7", "exp2_bits", op.exp2_bits, 1, 24)
-    for name, table, high in (("exp2", op.exp2, 1 << op.exp2_bits), ("log2", op.log2, 1 << op.fraction_bits)):
-        size = len(table) if isinstance(table, np.ndarray) and table.ndim == 1 else 0
-        check.that(2 <= size <= 1 << 16 and size & (size - 1) == 0, "C7", f"{name} must have 2^n entries, got {size}")
-        check.array("C7", name, table, np.int32, (size,), (0, high))
+    verify_table(check, "exp2", op.exp2, 1 << op.exp2_bits)
+    verify_table(check, "log2", op.log2, 1 << op.fraction_bits)
     check.that(int(op.exp2[0]) == 1 << op.exp2_bits, "C7", f"exp2[0] must be {1 << op.exp2_bits}, got {int(op.exp2[0])}")
     check.that(op.tokens << op.exp2_bits < 1 << 31, "C7", f"the sum of {op.tokens} exponentials may reach 2^31")
     check.number("C8", "log2_scale", op.log2_scale, -(1 << 24), 1 << 24)
     check.number("C9", "attention_bits", op.attention_bits, 2, 6)
     check.that(isinstance(op.last_code_is_zero, bool), "C9", "last_code_is_zero must be true or false")
+
+
+def verify_table(check: Check, name: str, table: np.ndarray, high: int) -> None:
+    size = len(table) if isinstance(table, np.ndarray) and table.ndim == 1 else 0
+    check.that(2 <= size <= 1 << 16 and size & (size - 1) == 0, "C7", f"{name} must have 2^n entries, got {size}")
+    check.array("C7", name, table, np.int32, (size,), (0, high))
 
 
 def verify_maps(check: Check, op: Attention) -> None:

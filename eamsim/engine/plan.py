@@ -109,8 +109,8 @@ def make_plan(program: Program) -> Plan:
         panel_size=max(row.get("panel_bytes", 0) for row in rows),
         bias_size=max(row.get("bias_words", 0) for row in rows),
         slack=ROWS * widest + STEP,
-        byte_scratch=max(row.get("bytes", 0) for row in rows),
-        word_scratch=max(row.get("words", 0) for row in rows),
+        byte_scratch=max(row.get("bytes", 1) for row in rows),  # not 0: scratch has a row for each thread
+        word_scratch=max(row.get("words", 1) for row in rows),
     )
 
 

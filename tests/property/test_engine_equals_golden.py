@@ -38,9 +38,9 @@ def shapes(draw, roundings: tuple[str, ...]) -> Shape:
         weight_bits=draw(st.integers(2, 7)),
         activation_bits=draw(st.integers(2, 7)),
         attention_bits=draw(st.integers(frozen_bits if frozen_bits > 2 else 2, 4)),
-        residual_bits=draw(st.sampled_from([8, 10, 16])),
-        exponent_bits=draw(st.integers(1, 8)),
-        gelu_index_bits=draw(st.integers(4, 8)),
+        residual_bits=draw(st.sampled_from([8, 10, 16, 20])),
+        exponent_bits=draw(st.integers(1, 12)),
+        gelu_index_bits=draw(st.integers(2, 12)),
         freeze=draw(st.sampled_from(FREEZES)),
         frozen_bits=frozen_bits,
         softmax=draw(st.sampled_from(["paper", "renormalised"])),
@@ -50,7 +50,7 @@ def shapes(draw, roundings: tuple[str, ...]) -> Shape:
         extreme=draw(st.booleans()),
         datapath=Datapath(
             rounding=draw(st.sampled_from(roundings)),
-            multiplier_bits=draw(st.sampled_from([6, 12, 16])),
+            multiplier_bits=draw(st.sampled_from([6, 12, 16, 30])),
         ),
     )
 
@@ -61,7 +61,7 @@ def shapes(draw, roundings: tuple[str, ...]) -> Shape:
 def test_engine_equals_golden_at_every_tap(data: st.DataObject, name: str):
     shape = data.draw(shapes(ROUNDINGS if name == isa.detect()[0] else ROUNDINGS[:1]))
     program = random_program(shape)
-    images = random_images(program, data.draw(st.integers(1, 3)), shape.seed)
+    images = random_images(program, data.draw(st.sampled_from([1, 2, 3, engine.MAX_BATCH + 1])), shape.seed)
     logits, taps = engine.load(program, threads=data.draw(st.integers(1, min(2, os.cpu_count() or 1))), isa=name).run(images, taps=True)
     for number, image in enumerate(images):
         expected: dict[str, np.ndarray] = {}

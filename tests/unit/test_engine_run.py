@@ -12,7 +12,7 @@ from programs import Shape, operation, random_images, random_program
 
 from eamsim import engine
 from eamsim.errors import UserError
-from eamsim.program import Attention, Datapath, Linear, Operation, Program
+from eamsim.program import Attention, Datapath, Gather, Linear, Operation, Program, Value
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,14 @@ def test_an_empty_batch_has_no_logits(program):
     logits, taps = engine.load(program).run(np.empty((0, *program.image.shape), np.uint8), taps=True)
     assert logits.shape == (0, program.output.size)
     assert taps[program.output.name].shape == (0, *program.output.shape)
+
+
+@pytest.mark.parametrize("threads", range(1, config.NUMBA_NUM_THREADS + 1))  # pyright: ignore[reportAttributeAccessIssue]
+def test_a_program_without_scratch_runs_on_any_number_of_threads(threads):
+    gather = Gather("image", Value("out", (3, 2), 8), np.array([5, 0, 5], np.int32), granule=2)
+    images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+    program = Program("gather", Value("image", (2, 2, 3), 8), (gather,))
+    np.testing.assert_array_equal(engine.load(program, threads).run(images), [[10, 11, 0, 1, 10, 11], [22, 23, 12, 13, 22, 23]])
 
 
 def test_numbas_thread_count_is_left_as_it_was(program):

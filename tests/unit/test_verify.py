@@ -47,6 +47,10 @@ VIOLATIONS = [
     (replace(PLAIN, image=Value("image", (4, 4, 1), 8)), "[P2]: the image must be u8 [height, width, 3]"),
     (changed(PLAIN, NORM, out=value(PLAIN, NORM, bits=17)), "[P3]: bits of block0.norm1 must be an integer in [1, 16], got 17"),
     (changed(PLAIN, NORM, out=value(PLAIN, NORM, shape=(0, 8))), "[P3]: block0.norm1 must have positive extents"),
+    (
+        replace(PLAIN, image=Value("image", (1 << 32, 1 << 32, 3), 8)),
+        "[P3]: image must have positive extents and fewer than 2^31 elements, got (4294967296, 4294967296, 3)",
+    ),
     (changed(PLAIN, NORM, out=value(PLAIN, NORM, name="embed")), "embed LayerNorm [P4]: the name is taken"),
     (changed(PLAIN, NORM, x="block7"), "block0.norm1 LayerNorm [P5]: input 'block7' is not an earlier value"),
     (
@@ -109,6 +113,8 @@ VIOLATIONS = [
     (changed(PLAIN, ATTN, softmax="exact"), "block0.attn Attention [C5]: unknown softmax 'exact'"),
     (changed(PLAIN, ATTN, k_zero=-1), "block0.attn Attention [C6]: k_zero must be an integer in [0, 15], got -1"),
     (changed(PLAIN, ATTN, exp2=np.zeros(256, np.int32)), "block0.attn Attention [C7]: exp2[0] must be 32768, got 0"),
+    (changed(PLAIN, ATTN, exp2=np.zeros(0, np.int32)), "block0.attn Attention [C7]: exp2 must have 2^n entries, got 0"),
+    (changed(PLAIN, ATTN, exp2=np.zeros((), np.int32)), "block0.attn Attention [C7]: exp2 must have 2^n entries, got 0"),
     (changed(PLAIN, ATTN, log2=np.zeros(3, np.int32)), "block0.attn Attention [C7]: log2 must have 2^n entries, got 3"),
     (changed(PLAIN, ATTN, log2_scale=1 << 25), "block0.attn Attention [C8]: log2_scale must be an integer in"),
     (changed(PLAIN, ATTN, attention_bits=7), "block0.attn Attention [C9]: attention_bits must be an integer in [2, 6], got 7"),
