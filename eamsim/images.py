@@ -22,6 +22,7 @@ from eamsim.errors import BadFile, UserError
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+WIDE_MODES = ("I", "F")  # 16 or 32 bits a pixel
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -95,7 +96,8 @@ class ImageSet:
     def _pixels(self, item: Path | np.ndarray) -> np.ndarray:
         if isinstance(item, np.ndarray):
             return self.preprocessing(Image.fromarray(item))
-        with open_image(item) as image:
+        with open_image(item) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on metadata, and on transparency, which is dropped anyway
             try:
                 return self.preprocessing(image)
             except (OSError, ValueError, SyntaxError) as error:
@@ -117,12 +119,17 @@ def open_image(path: Path) -> Image.Image:
     """The image's header only (pixels are decoded on use); BadFile if it is missing, no image or suspiciously large."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path, formats=FORMATS)
+            image = Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadFile(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down first") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise BadFile(f"{path}: not a readable image; expected one of {', '.join(FORMATS)}") from error
+    if image.mode.startswith(WIDE_MODES):
+        image.close()
+        raise BadFile(f"{path}: expected 8 bits a channel, got the mode {image.mode}, which would saturate; convert it first")
+    return image
 
 
 def open_images(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import pickle
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import timm
 import timm.models
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils import logging as hub_logging
 from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block as TimmBlock
@@ -27,6 +28,7 @@ from reference.vit import Block, Dense, Norm, Vit
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 SAFE_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
+hub_logging.set_verbosity_error()  # not a line for every attempt to connect: the last one becomes our error
 OFFLINE = f"give --weights FILE, use {LOCAL}DIR, or build untrained with --random-init SEED"
 
 
@@ -71,18 +73,36 @@ def as_model(module: nn.Module, name: str) -> Model:
     """A timm module as a Model; UserError names the first feature that is not a plain ViT's."""
     module = _check_supported(module, name)
     cfg: Any = module.pretrained_cfg
-    height, width = module.patch_embed.img_size
     labels = cfg.get("label_names")
-    mean, std = (tuple(float(value) for value in cfg[key]) for key in ("mean", "std"))
+    preprocessing, mean, std = _preprocessing(name, cfg, module.patch_embed.img_size)
     return Model(
         name,
         module,
         _vit(module, mean, std),
-        Preprocessing(height, width, float(cfg["crop_pct"]), cfg["interpolation"]),
+        preprocessing,
         mean,
         std,
-        tuple(labels) if labels is not None and len(labels) == module.num_classes else None,
+        tuple(map(str, labels)) if labels is not None and len(labels) == module.num_classes else None,
     )
+
+
+def _preprocessing(name: str, cfg: Any, size: tuple[int, int]) -> tuple[Preprocessing, tuple[float, ...], tuple[float, ...]]:
+    """How the model's images are prepared, their mean and std for each of three channels."""
+    try:
+        preprocessing = Preprocessing(*size, float(cfg["crop_pct"]), cfg["interpolation"])
+        mean, std = (tuple(float(value) for value in cfg[key]) for key in ("mean", "std"))
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise _unusable(name, f"its pretrained_cfg does not say how to prepare images ({error}); correct it") from error
+    if (len(mean), len(std)) != (3, 3) or not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
+        raise _unusable(
+            name, f"expected three finite means and three positive stds in its pretrained_cfg, got {mean} and {std}; correct them"
+        )
+    return preprocessing, mean, std
+
+
+def _unusable(spec: str, what: str) -> UserError:
+    """A BadFile where the configuration is a local file."""
+    return (BadFile if spec.startswith(LOCAL) else UserError)(f"model {spec!r}: {what}")
 
 
 def _create(spec: str) -> nn.Module:
@@ -95,8 +115,8 @@ def _create(spec: str) -> nn.Module:
         raise UserError(f"model {spec!r}: expected a timm name, {LOCAL}DIR or {HUB}ID; {hint}")
     try:
         return timm.create_model(spec, pretrained=False)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
-        raise UserError(f"model {spec!r}: cannot be built ({_first_line(error)}); check its name and configuration") from error
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        raise _unusable(spec, f"cannot be built ({_first_line(error)}); check its name and configuration") from error
 
 
 def _is_timm_name(spec: str) -> bool:
@@ -104,7 +124,7 @@ def _is_timm_name(spec: str) -> bool:
 
 
 def _download(name: str) -> nn.Module:
-    _create(name)
+    _check_supported(_create(name), name)  # before the long download
     try:
         return timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -143,6 +163,8 @@ def _from_hub(repository: str, allow_pickle: bool) -> Path:
     try:
         try:
             return Path(hf_hub_download(repository, SAFE_FILE, revision=revision or None))
+        except LocalEntryNotFoundError:  # no connection
+            raise
         except EntryNotFoundError:
             if not allow_pickle:
                 raise UserError(f"{HUB}{repository}: has no {SAFE_FILE}; its pickle is read only with --allow-pickle") from None
@@ -154,19 +176,13 @@ def _from_hub(repository: str, allow_pickle: bool) -> Path:
 def _load(module: nn.Module, path: Path) -> None:
     """Fill the module; BadFile names the first tensor that is missing, unknown, of another shape, or not finite."""
     try:
-        found = timm.models.load_state_dict(str(path), weights_only=True)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise BadFile(f"{path}: not a readable file of weights ({_first_line(error)})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on the pickle
+            found = timm.models.load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # damaged bytes lead the unpickler anywhere
+        more = "weights_only" in str(error)  # torch's refusal, which advises to run whatever the pickle asks for
+        reason = f"it holds more than tensors; save its state_dict as {SAFE_FILE}" if more else _first_line(error)
+        raise BadFile(f"{path}: not a readable file of weights ({reason})") from error
     expected = module.state_dict()
     for name, tensor in expected.items():
         if not isinstance(found.get(name), Tensor):

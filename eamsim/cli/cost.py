@@ -30,9 +30,9 @@ def cost(
     softmax: Annotated[Literal["paper", "renormalised", "both"], typer.Option(help="What freezing means.")] = "both",
     as_json: Json = False,
 ) -> None:
-    """Count MACs, weights, activations and frozen maps for one image: from the masks of an .eam file, and per tau."""
+    """MACs and bytes of one image. From the masks of an .eam file, or estimated per tau; weights, activations and frozen maps."""
     meanings = MEANINGS if softmax == "both" else (softmax,)
-    if Path(model).suffix == ".eam":
+    if Path(model).suffix == ".eam" or Path(model).is_file():
         program, _ = artifact.read(model)
         facts = {"constant_bytes": constant_bytes(program)}
         rows = [own_row(program)]

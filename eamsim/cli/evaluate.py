@@ -50,11 +50,14 @@ def check_labels(images: ImageSet, classes: int) -> None:
     if images.labels is None:
         raise UserError("data: expected labelled images (a folder with one folder a class, or an .npz with 'labels'), got images alone")
     if images.classes is not None and len(images.classes) != classes:
+        names = ", ".join(images.classes[:3])
         raise UserError(
-            f"data: expected the model's {classes} classes, got {len(images.classes)} of other names: {', '.join(images.classes[:3])}..."
+            f"data: expected the model's {classes} classes, got {len(images.classes)} of other names: {names}, ...; use the model's"
         )
     if images.labels.max() >= classes:
-        raise UserError(f"data: expected labels below the model's {classes} classes, got {images.labels.max()}")
+        raise UserError(
+            f"data: expected labels below the model's {classes} classes, got {images.labels.max()}; take the data the model was trained for"
+        )
 
 
 def measure(engine: Engine, images: ImageSet, batch_size: int, advance: Advance) -> dict:

@@ -1,6 +1,8 @@
 """What commands print: results on standard output, everything else on standard error."""
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -9,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from eamsim.errors import BadFile
 
 stderr = Console(stderr=True)
 
@@ -23,13 +27,21 @@ def note(message: str) -> None:
 
 
 def emit(result: dict[str, Any], as_json: bool, *lines: str | Table) -> None:
-    """The result on standard output: as one JSON object, or as the given lines and tables."""
-    if as_json:
-        print(json.dumps(result))
-        return
+    """The result on standard output: as one JSON object, or as the given lines and tables; BadFile where it cannot be written."""
+    try:
+        print(json.dumps(result) if as_json else _render(lines), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails once more when it flushes at exit
+        if not isinstance(error, BrokenPipeError):  # `| head` has read what it wanted
+            raise BadFile(f"standard output: cannot be written ({error.strerror}); free some space or write elsewhere") from error
+
+
+def _render(lines: Sequence[str | Table]) -> str:
     console = Console(width=max(Console().width, 100))  # rather wrapped by a narrow terminal than cropped
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with console.capture() as text:
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return text.get().removesuffix("\n")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

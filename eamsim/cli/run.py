@@ -11,7 +11,7 @@ import typer
 
 from eamsim import artifact
 from eamsim.cli.output import Json, Threads, emit, note
-from eamsim.errors import BadFile
+from eamsim.errors import BadFile, UserError
 from eamsim.images import Preprocessing, open_images
 from eamsim.program import Program
 
@@ -52,8 +52,9 @@ def load_engine(program: Program, threads: int | None, isa: str | None) -> Engin
     """`eamsim.engine.load`, imported once the cache folder is known, with word of the wait before a first compilation."""
     from eamsim import engine
 
-    if not any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbc")):
-        note("compiling the integer kernels: half a minute or so, once per machine")
+    cache = Path(os.environ["NUMBA_CACHE_DIR"])
+    if not any(cache.rglob("*.nbc")):
+        note(f"compiling the integer kernels: half a minute or so, kept in {cache} (set by NUMBA_CACHE_DIR)")
     return engine.load(program, threads=threads, isa=isa)
 
 
@@ -65,6 +66,10 @@ def read_model(path: Path) -> tuple[Program, Preprocessing, list[str] | None]:
         labels = provenance["labels"]
     except (KeyError, TypeError) as error:
         raise BadFile(f"{path}: its provenance lacks {error}; build the model again") from error
+    except UserError as error:
+        raise BadFile(f"{path}: {error}; build the model again") from error
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise BadFile(f"{path}: expected a list of texts as labels in its provenance, got {labels!r:.80}; build the model again")
     height, width, _ = program.image.shape
     if (preprocessing.height, preprocessing.width) != (height, width):
         raise BadFile(

@@ -2,6 +2,8 @@
 
 import importlib.abc
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,7 +79,10 @@ def test_a_truncated_image_is_named_while_running(model: Path, tmp_path: Path):
             {"preprocessing": {"height": 9, "width": 9, "crop_pct": 1.0, "interpolation": "bicubic"}},
             "gives 9 x 9 images, its program takes 8 x 8",
         ),
+        ({"preprocessing": {"height": 8, "width": 8, "crop_pct": 0, "interpolation": "bicubic"}}, "crop_pct must be in (0, 1], got 0"),
         ({"labels": ["one"]}, "expected 5 labels, got 1"),
+        ({"labels": "abcde"}, "expected a list of texts as labels"),
+        ({"labels": [0, 1, 2, 3, 4]}, "expected a list of texts as labels"),
     ],
 )
 def test_unusable_provenance(model: Path, data: Path, provenance: dict, message: str):
@@ -123,6 +128,8 @@ def test_verify_refuses_counts_that_are_none(model: Path, data: Path, option: st
         ("build", "deit_tiny_patch16_224", "-o", "x.eam"),
         ("build", "deit_tiny_patch16_224", "--calib", "d", "-o", "x.eam", "--tau", "many"),
         ("build", "deit_tiny_patch16_224", "--calib", "d", "-o", "x.eam", "--softmax", "fast"),
+        ("build", "deit_tiny_patch16_224", "--calib", "d", "-o", "x.eam", "--random-init", "-1"),
+        ("build", "deit_tiny_patch16_224", "--calib", "d", "-o", "x.eam", "--random-init", str(2**64)),
         ("demo", "--threads", "0"),
     ],
 )
@@ -145,7 +152,7 @@ def build(tmp_path: Path, *arguments: object, out: str = "x.eam") -> Finished:
 @pytest.mark.parametrize("tau", ["-0.1", "1.01", "nan", "20"])
 def test_build_refuses_tau_outside_the_unit_interval(tmp_path: Path, tau: str):
     done = build(tmp_path, "deit_tiny_patch16_224", "--calib", tmp_path, "--tau", tau)
-    assert_refused(done, USAGE, f"--tau: must be a fraction in [0, 1], got {float(tau)}")
+    assert_refused(done, USAGE, f"tau: must be a fraction in [0, 1], got {float(tau)}")
 
 
 def test_build_refuses_an_unwritable_output(tmp_path: Path):
@@ -153,6 +160,41 @@ def test_build_refuses_an_unwritable_output(tmp_path: Path):
     assert_refused(build(tmp_path, "m", "--calib", tmp_path, out="no/x.eam"), USAGE, "no/x.eam cannot be written")
     (tmp_path / "folder.eam").mkdir()
     assert_refused(build(tmp_path, "m", "--calib", tmp_path, out="folder.eam"), USAGE, "folder.eam cannot be written")
+    (tmp_path / "x.eam.json").mkdir()
+    assert_refused(build(tmp_path, "m", "--calib", tmp_path), USAGE, "x.eam.json cannot be written")
+
+
+def in_shell(command: str, **environment: str) -> tuple[int, str]:
+    """Exit code and standard error of a bash pipeline; `eamsim` in it is the command line in a process of its own."""
+    script = f'set -o pipefail; eamsim() {{ {sys.executable} -m eamsim "$@"; }}; {command}'
+    root = Path(__file__).parents[2]
+    done = subprocess.run(["bash", "-c", script], cwd=root, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    for pipeline in ("eamsim cost deit_tiny_patch16_224 | true", "eamsim doctor --json | head -c 1"):
+        assert in_shell(pipeline) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_a_full_disk_under_standard_output(option: str):
+    code, err = in_shell(f"eamsim cost deit_tiny_patch16_224 {option} >/dev/full")
+    assert (code, err) == (
+        BAD_FILE,
+        "error: standard output: cannot be written (No space left on device); free some space or write elsewhere\n",
+    )
+
+
+def test_an_unusable_cache_folder_becomes_a_temporary_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    cache = Path(json.loads(eamsim("doctor", "--json").out)["cache"])
+    assert cache.is_dir()
+    assert tmp_path not in cache.parents
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "new"))
+    assert json.loads(eamsim("doctor", "--json").out)["cache"] == str(tmp_path / "new")
 
 
 @pytest.mark.parametrize("command", [("build", "m", "--calib", "d", "-o", "x.eam"), ("demo", "--from-float")])
@@ -245,3 +287,39 @@ def test_build_refuses_bad_calibration_data(tmp_path: Path, checkpoint: Path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:5000])
     assert_refused(attempt(path), BAD_FILE, "cut.png: damaged image")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": "grey"}, "does not say how to prepare images (could not convert string to float"),
+        ({"std": [0.5, 0.5]}, "expected three finite means and three positive stds"),
+        ({"std": [0, 1, 1]}, "expected three finite means and three positive stds"),
+        ({"crop_pct": 0}, "crop_pct must be in (0, 1], got 0"),
+        ({"interpolation": "magic"}, "interpolation must be one of"),
+    ],
+)
+def test_build_refuses_a_wrong_preprocessing(tmp_path: Path, calib: Path, checkpoint: Path, changes: dict, message: str):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["pretrained_cfg"] |= changes
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert_refused(build(tmp_path, f"local-dir:{checkpoint}", "--calib", calib), BAD_FILE, "checkpoint", message)
+
+
+@pytest.mark.parametrize("changes", [{"architecture": 5}, {"architecture": "no_such_net"}, {"model_args": None}, {"pretrained_cfg": []}])
+def test_build_refuses_a_wrong_config(tmp_path: Path, calib: Path, checkpoint: Path, changes: dict):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | changes))
+    assert_refused(build(tmp_path, f"local-dir:{checkpoint}", "--calib", calib), BAD_FILE, "checkpoint", "cannot be built")
+
+
+@pytest.mark.parametrize("content", [b"", b"abc" * 50, b"\x80\x04\x95."])
+def test_build_refuses_a_damaged_pickle(tmp_path: Path, calib: Path, checkpoint: Path, content: bytes):
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(content)
+    done = build(tmp_path, f"local-dir:{checkpoint}", "--calib", calib, "--weights", weights, "--allow-pickle")
+    assert_refused(done, BAD_FILE, "w.pth: not a readable file of weights")
+
+
+def test_build_refuses_what_it_cannot_lower_before_a_download(tmp_path: Path, calib: Path):
+    assert_refused(build(tmp_path, "resnet18", "--calib", calib), USAGE, "ResNet is not yet supported")

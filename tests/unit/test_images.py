@@ -204,3 +204,17 @@ def test_a_damaged_npz_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "d.npz").write_bytes(content)
     with pytest.raises(BadFile, match=r"d\.npz: not a readable \.npz"):
         open_images([tmp_path / "d.npz"], SMALL)
+
+
+def test_wide_pixels_are_refused_rather_than_saturated(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(tmp_path / "depth.png")
+    with pytest.raises(BadFile, match=r"depth\.png: expected 8 bits a channel, got the mode I;16"):
+        open_images([tmp_path / "depth.png"], Preprocessing(8, 8, 1.0, "bicubic"))
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    picture = Image.fromarray(pixels).convert("P")
+    picture.save(tmp_path / "p.png", transparency=bytes(range(256)))
+    (batch,) = open_images([tmp_path / "p.png"], Preprocessing(8, 8, 1.0, "bicubic")).batches(1)
+    np.testing.assert_array_equal(batch[0], np.asarray(picture.convert("RGB")))
