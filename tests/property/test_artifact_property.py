@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from programs import FREEZES, Shape, random_program
 
-from eamsim import artifact
+from eamsim import artifact, container
 from eamsim.artifact import ArtifactError, read, write
 from eamsim.packing import BITS, limits, narrowest, pack, packed_bytes, unpack
 
@@ -109,7 +109,7 @@ def streams(path, request):
 def test_a_manifest_with_one_value_replaced_is_refused_or_is_a_verified_program(path, streams, data):
     manifest = json.loads(streams["manifest"])
     manifest = put(manifest, data.draw(st.sampled_from(leaves(manifest))), data.draw(HOSTILE))
-    path.write_bytes(artifact._container(streams | {"manifest": artifact._canonical(manifest)}))
+    path.write_bytes(artifact._container(streams | {"manifest": container.canonical(manifest)}))
 
     try:
         program, _ = read(path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from programs import Shape, random_program
 
-from eamsim import artifact
+from eamsim import artifact, container
 from eamsim.artifact import ArtifactError, read, sha256, write
 
 PROGRAM = Shape(1, freeze="scattered")
@@ -30,7 +30,7 @@ def rewrite(path, **streams):
 def edit_manifest(path, edit):
     manifest = json.loads(artifact._read_streams(path)["manifest"])
     edit(manifest)
-    rewrite(path, manifest=artifact._canonical(manifest))
+    rewrite(path, manifest=container.canonical(manifest))
 
 
 def test_a_missing_file_a_folder_and_other_files_are_named(tmp_path):
