@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -21,8 +22,10 @@ from eamsim.program import Program, Softmax
 from reference.build import attention_statistics, calibrate_on, frozen_maps
 from reference.evaluate import accuracy, evaluate
 from reference.fakequant import quantise_frozen
+from reference.freeze import Freezing, Order, Scope
 from reference.lower_vit import lower
 from reference.models import load_model
+from reference.output_change import OutputChange
 
 BATCH = 50
 MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
@@ -40,8 +43,8 @@ def engine_top1(program: Program, data: ImageSet, labels: np.ndarray) -> float:
     return accuracy(np.concatenate([run(images) for images in data.batches(BATCH)]), labels).top1
 
 
-def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], taus: Sequence[float], range_images: int) -> Iterator[tuple]:
-    """A tuple of HEADER per tau and meaning of the softmax; fractions."""
+def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], choices: Sequence[Freezing], range_images: int) -> Iterator[tuple]:
+    """A tuple of HEADER per choice of frozen weights and meaning of the softmax; fractions."""
     model = load_model(spec)
     images = open_images(calib, model.preprocessing)
     data = open_images(data_source, model.preprocessing, labels=model.label_names)
@@ -55,13 +58,14 @@ def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], taus: Se
     published, hardware = (calibrate_on(model, images, range_images, mode) for mode in ("published", "hardware"))
     base = (top1(model), top1(published), top1(hardware))
     yield 0.0, "-", *base, base[2], base[2], engine_top1(lower(hardware), data, labels)
-    statistics = attention_statistics(hardware, images, silent)
-    for tau in taus:
-        frozen = frozen_maps(statistics, tau)
+    change = OutputChange(hardware.vit)
+    statistics = attention_statistics(hardware, images, silent, change)
+    for choice in choices:
+        frozen = frozen_maps(statistics, choice, change)
         on_grid = quantise_frozen(hardware, frozen)
         for softmax in MEANINGS:
             fake = (top1(hardware, maps, softmax) for maps in (frozen, on_grid))
-            yield tau, softmax, *base, *fake, engine_top1(lower(hardware, frozen, softmax), data, labels)
+            yield choice.tau, softmax, *base, *fake, engine_top1(lower(hardware, frozen, softmax), data, labels)
 
 
 def main() -> None:
@@ -70,11 +74,16 @@ def main() -> None:
     parser.add_argument("--calib", type=Path, nargs="+", required=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--tau", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
+    parser.add_argument("--granularity", default="weight", metavar="weight|row|column|head|tile:RxC")
+    parser.add_argument("--scope", default="head", choices=get_args(Scope))
+    parser.add_argument("--order", default="entropy", choices=get_args(Order))
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calib-images", type=int, default=32)
     options = parser.parse_args()
+    choices = [Freezing(tau, options.granularity, options.scope, options.order, options.seed) for tau in options.tau]
     show = partial(print, flush=True)
     show(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
-    for tau, softmax, *fractions in rows(options.model, options.calib, options.data, options.tau, options.calib_images):
+    for tau, softmax, *fractions in rows(options.model, options.calib, options.data, choices, options.calib_images):
         show(f"| {tau:g} | {softmax} | {' | '.join(f'{100 * fraction:.2f}' for fraction in fractions)} |")
 
 

@@ -49,15 +49,31 @@ def collect_maps(model: Model | Calibrated, batches: Iterable[np.ndarray], consu
     maps: the softmax of Eq. 11, float32 [batch, heads, tokens, tokens], in a quantised model before it is put on the attention
     grid (the entropy of section 4.3 is that of the quantised network's maps, not of their sixteen codes).
     """
+    collect_attention(model, batches, lambda block, maps, values: consume(block, maps.numpy()))
+
+
+def collect_attention(model: Model | Calibrated, batches: Iterable[np.ndarray], consume: Callable[[int, Tensor, Tensor], None]) -> None:
+    """As `collect_maps`, but `consume(block, maps, values)` sees what the maps are multiplied with too.
+
+    values: V of Eq. 1 as the network uses it, float32 [batch, heads, tokens, head_dim].
+    """
     vit, site, quantise = _parts(model)
+    values = torch.empty(0)
+
+    def keep_values(name: str, x: Tensor) -> Tensor:
+        nonlocal values
+        x = site(name, x)
+        if name.endswith("attn.v"):
+            values = x
+        return x
 
     def attend(block: int, scores: Tensor) -> Tensor:
         maps = scores.softmax(dim=-1)
-        consume(block, maps.numpy())
+        consume(block, maps, values)
         return quantise(block, maps)
 
     for images in batches:
-        forward(vit, torch.from_numpy(images), site, attend)
+        forward(vit, torch.from_numpy(images), keep_values, attend)
 
 
 def quantise_frozen(calibrated: Calibrated, frozen: Sequence[FrozenMap]) -> list[FrozenMap]:

@@ -19,6 +19,7 @@ from eamsim.cli.run import load_engine, read_model
 from eamsim.cli.verify import compare
 from eamsim.images import open_images
 from eamsim.program import Program
+from reference.freeze import Freezing
 
 VERIFIED_IMAGES, BATCH = 8, 32
 TAUS = [0, 0.1, 0.2, 0.5, 0.9]
@@ -72,6 +73,8 @@ def run_and_verify(model: Path, data: Path, threads: int | None) -> tuple[dict, 
 def rebuild(digits: Path, model: Path) -> Path:
     """Build the demo's model anew: float checkpoint -> RepQ -> entropy -> freeze -> integers."""
     build_program = import_reference("eamsim demo --from-float")
-    program, provenance = build_program(f"local-dir:{digits}", [digits / "digits_calib.npz"], progress, tau=0.2, softmax="renormalised")
+    program, provenance = build_program(
+        f"local-dir:{digits}", [digits / "digits_calib.npz"], progress, Freezing(0.2), softmax="renormalised"
+    )
     artifact.write(model, program, provenance)
     return model

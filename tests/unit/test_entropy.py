@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from eamsim.errors import UserError
-from reference.entropy import AttentionStatistics
+from reference.entropy import AttentionStatistics, layer_bytes
 
 SHAPE = (2, 5, 5)
 EDGES = (np.arange(257) / 256).astype(np.float32)
@@ -85,6 +85,39 @@ def test_mean_is_summed_in_float64():
     np.testing.assert_array_equal(mean, maps.mean(0, dtype=np.float64).astype(np.float32))
 
 
+def test_variance_is_that_of_the_population_in_float64():
+    maps = special_maps()
+
+    variance = statistics(maps).variance(0)
+
+    assert variance.dtype == np.float32
+    # One float32 rounding, and the difference of two float64 sums of 600 terms in [0, 1].
+    np.testing.assert_allclose(variance, maps.astype(np.float64).var(axis=0), rtol=2**-23, atol=600 * 2**-53)
+
+
+def test_a_constant_weight_has_no_variance():
+    variance = statistics(np.full((1000, 1, 3, 3), 0.7, np.float32)).variance(0)
+
+    assert variance.min() >= 0
+    assert variance.max() <= 1000 * 2**-53
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 9, 16])
+def test_weights_beyond_whole_blocks_are_counted(tokens):
+    maps = np.random.default_rng(3).random((3, 1, tokens, tokens), np.float32)
+
+    stats = statistics(maps, batch=2)
+
+    np.testing.assert_array_equal(stats.counts[0], numpy_counts(maps))
+    np.testing.assert_array_equal(stats.squares[0], (maps.astype(np.float64) ** 2).sum(axis=0))
+
+
+def test_memory_is_what_layer_bytes_says():
+    for images in (65_535, 65_536):
+        stats = AttentionStatistics([0], SHAPE, images)
+        assert layer_bytes(SHAPE, images) == sum(kept[0].nbytes for kept in (stats.counts, stats.sums, stats.squares))
+
+
 def test_the_size_of_the_batches_changes_nothing():
     maps = special_maps()
 
@@ -93,6 +126,7 @@ def test_the_size_of_the_batches_changes_nothing():
     assert one.images == many.images == 600
     np.testing.assert_array_equal(one.counts[0], many.counts[0])
     np.testing.assert_array_equal(one.sums[0], many.sums[0])
+    np.testing.assert_array_equal(one.squares[0], many.squares[0])
 
 
 def test_maps_of_any_memory_order_are_counted():
@@ -142,7 +176,7 @@ def test_more_images_than_announced_are_refused():
         stats.add(0, np.zeros((4, *SHAPE), np.float32))
 
 
-@pytest.mark.parametrize("method", ["entropy", "mean"])
+@pytest.mark.parametrize("method", ["entropy", "mean", "variance"])
 def test_statistics_of_no_image_are_refused(method):
     with pytest.raises(UserError, match="layer 0 attention maps: must be of at least one image, got none"):
         getattr(AttentionStatistics([0], SHAPE, 3), method)(0)
