@@ -1,0 +1,230 @@
+"""The statistics of attention weights in guarded HDF5 files (eamsim/container.py): results to keep, and progress to take up again.
+
+A file of results holds `manifest`, canonical JSON in unsigned bytes with the fields of `Header`, and for every layer and every
+model measured ("float", "quantised") `layer3.float.entropy`, `.mean` and `.variance`, float32 [heads, tokens, tokens]; where the
+header says so `.counts`, uint16 or uint32 [heads, tokens, tokens, 256]; and for two models `layer3.divergence`, float32.
+A file of progress holds the same `manifest` with `images` done, and `.counts`, `.sums`, `.squares` of some layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from eamsim.container import Refused, Stored, canonical, create, expect_tree, opened, parse_json, put, replacing, take
+from eamsim.errors import BadFile, UserError
+from reference.entropy import BINS, AttentionStatistics, counter
+
+Source = Literal["float", "quantised"]
+SOURCES: tuple[tuple[Source, ...], ...] = (("float",), ("quantised",), ("float", "quantised"))
+
+FORMAT, VERSION = "eam-statistics", 1
+MANIFEST_LIMIT_BYTES = 1 << 20
+EXTENT_LIMITS = {"layers": 1 << 10, "heads": 1 << 10, "rows": 1 << 16, "columns": 1 << 16, "images": 1 << 32}
+LIMITS = {"entropy": math.log2(BINS), "mean": 1.0, "variance": 0.25, "divergence": math.inf}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What was measured, and how: shape is (heads, tokens, tokens) of every layer; origin: hashes of model and data, settings."""
+
+    layers: int
+    shape: tuple[int, int, int]
+    images: int
+    sources: tuple[Source, ...]
+    histograms: bool
+    origin: dict[str, Any]
+    command: str
+
+    def arrays(self, layer: int) -> dict[str, tuple[Stored, tuple[int, ...]]]:
+        """Name -> type and shape of every array that a file of results holds for a layer."""
+        found: dict[str, tuple[Stored, tuple[int, ...]]] = {}
+        for source in self.sources:
+            found |= {f"layer{layer}.{source}.{quantity}": ("float32", self.shape) for quantity in ("entropy", "mean", "variance")}
+            if self.histograms:
+                found[f"layer{layer}.{source}.counts"] = (self.counter, (*self.shape, BINS))
+        if len(self.sources) == 2:
+            found[f"layer{layer}.divergence"] = ("float32", self.shape)
+        return found
+
+    @property
+    def counter(self) -> Stored:
+        return "uint16" if counter(self.images) is np.uint16 else "uint32"
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """A file of results in memory, but for its histograms: per layer float32 [heads, tokens, tokens]."""
+
+    header: Header
+    entropy: dict[Source, list[np.ndarray]]
+    mean: dict[Source, list[np.ndarray]]
+    variance: dict[Source, list[np.ndarray]]
+    divergence: list[np.ndarray] | None
+
+
+def write_statistics(path: Path, header: Header, layers: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Store the arrays of every layer, named as in `Header.arrays`, as they come; the file appears whole, at the end.
+
+    Raises BadFile where it cannot be written.
+    """
+    with _written(path) as file:
+        _put_manifest(file, header)
+        for arrays in layers:
+            for name, array in arrays.items():
+                put(file, name, array)
+
+
+def read_statistics(path: Path) -> Statistics:
+    """The results of a file, every name, type, shape and range checked; raises BadFile."""
+    with _checked(path) as (header, file):
+        read = {name: _read(file, header, name) for name in _names(header) if not name.endswith(".counts")}
+
+    def of(quantity: str) -> dict[Source, list[np.ndarray]]:
+        return {source: [read[f"layer{layer}.{source}.{quantity}"] for layer in range(header.layers)] for source in header.sources}
+
+    both = len(header.sources) == 2
+    divergence = [read[f"layer{layer}.divergence"] for layer in range(header.layers)] if both else None
+    return Statistics(header, of("entropy"), of("mean"), of("variance"), divergence)
+
+
+def read_histogram(path: Path, source: Source, layer: int) -> np.ndarray:
+    """Counts of Eq. 12 of one layer: uint16 or uint32 [heads, tokens, tokens, 256]. Raises BadFile, and UserError if it has none."""
+    name = f"layer{layer}.{source}.counts"
+    with _checked(path) as (header, file):
+        if name in _names(header):
+            return _read(file, header, name)
+    raise UserError(f"{path}: holds no histograms of layer {layer} of the {source} model; measure it with `eamsim entropy --histograms`")
+
+
+def write_progress(path: Path, header: Header, images: int, statistics: Mapping[Source, AttentionStatistics]) -> None:
+    """Store the state of statistics that have all been given so many images. Raises BadFile where it cannot be written."""
+    with _written(path) as file:
+        _put_manifest(file, replace(header, images=images))
+        for name, array in _state(statistics):
+            put(file, name, array)
+
+
+def read_progress(path: Path, header: Header, statistics: Mapping[Source, AttentionStatistics]) -> int:
+    """Fill `statistics` from a file of the run that `header` describes, and return how many images they have been given.
+
+    Raises UserError if the file is of another model, of other data or other settings, BadFile if it is damaged.
+    """
+    try:
+        with opened(path, "a progress file") as file:
+            found = _take_manifest(file)
+            _expect_same_run(path, header, found)
+            expect_tree(file, {"manifest", *(name for name, _ in _state(statistics))})
+            for name, array in _state(statistics):
+                stored: Stored = "float64" if array.dtype == np.float64 else header.counter
+                array[...] = _of_shape(take(file[name], stored, array.ndim, array.nbytes), array.shape, name)
+    except Refused as error:
+        raise BadFile(f"{path}: {error}; {error.advice or 'delete it and start again'}") from None
+    for each in statistics.values():
+        each.seen = dict.fromkeys(each.counts, found.images)
+        for counts in each.counts.values():
+            if not _counts_images(counts, found.images):
+                raise BadFile(f"{path}: histograms do not count {found.images} images each; delete it and start again")
+    return found.images
+
+
+def _state(statistics: Mapping[Source, AttentionStatistics]) -> Iterator[tuple[str, np.ndarray]]:
+    for source, each in statistics.items():
+        for layer in each.counts:
+            yield f"layer{layer}.{source}.counts", each.counts[layer]
+            yield f"layer{layer}.{source}.sums", each.sums[layer]
+            yield f"layer{layer}.{source}.squares", each.squares[layer]
+
+
+def _expect_same_run(path: Path, header: Header, found: Header) -> None:
+    """UserError names the first setting in which two runs differ; what is not listed here does not change a histogram."""
+    ours, theirs = ({"layers": each.layers, "shape": each.shape, "sources": each.sources} | each.origin for each in (header, found))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            expected, got = ours.get(name), theirs.get(name)
+            raise UserError(f"{path}: progress of another run: expected {name} {expected}, got {got}; delete it, or choose another --out")
+    if found.images > header.images:
+        raise BadFile(f"{path}: expected at most {header.images} images, got {found.images}; delete it and start again")
+
+
+def _names(header: Header) -> list[str]:
+    return [name for layer in range(header.layers) for name in header.arrays(layer)]
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[h5py.File]:
+    try:
+        with replacing(path) as temporary, create(temporary) as file:
+            yield file
+    except OSError as error:
+        raise BadFile(f"{path}: cannot be written ({error.strerror or error}); choose another path or free some space") from error
+
+
+@contextmanager
+def _checked(path: Path) -> Iterator[tuple[Header, h5py.File]]:
+    """Header and open file once its tree is known to be what the header states."""
+    try:
+        with opened(path, "a file of statistics") as file:
+            header = _take_manifest(file)
+            expect_tree(file, {"manifest", *_names(header)})
+            yield header, file
+    except Refused as error:
+        raise BadFile(f"{path}: {error}; {error.advice or 'copy the file again or measure again with `eamsim entropy`'}") from None
+
+
+def _put_manifest(file: h5py.File, header: Header) -> None:
+    put(file, "manifest", np.frombuffer(canonical({"format": FORMAT, "version": VERSION, **asdict(header)}), np.uint8))
+
+
+def _take_manifest(file: h5py.File) -> Header:
+    if "manifest" not in file:
+        raise Refused("/", "a dataset named manifest", list(file))
+    tree: dict[str, Any] = parse_json(take(file["manifest"], "unsigned bytes", 1, MANIFEST_LIMIT_BYTES).tobytes(), "/manifest")
+    kind = (tree.pop("format", None), tree.pop("version", None))
+    if kind != (FORMAT, VERSION):
+        raise Refused("/manifest format and version", (FORMAT, VERSION), kind, "use the eamsim that wrote it, or measure again")
+    if sorted(tree) != sorted(field.name for field in fields(Header)):
+        raise Refused("/manifest", f"the fields {[field.name for field in fields(Header)]}", sorted(tree))
+    shape = tree["shape"] if isinstance(tree["shape"], list) else []
+    extents, limits = [tree["layers"], *shape, tree["images"]], EXTENT_LIMITS.values()
+    if len(shape) != 3 or not all(type(extent) is int and 1 <= extent <= limit for extent, limit in zip(extents, limits, strict=True)):
+        raise Refused("/manifest layers, shape, images", f"numbers from 1 to at most {EXTENT_LIMITS}", extents)
+    if tree["sources"] not in [list(sources) for sources in SOURCES]:
+        raise Refused("/manifest sources", f"one of {SOURCES}", tree["sources"])
+    kinds = {"histograms": bool, "origin": dict, "command": str}
+    if any(type(tree[name]) is not kind for name, kind in kinds.items()):
+        raise Refused("/manifest histograms, origin, command", "true or false, an object and text", [tree[name] for name in kinds])
+    tree |= {"shape": tuple(shape), "sources": tuple(tree["sources"])}
+    return Header(**tree)
+
+
+def _read(file: h5py.File, header: Header, name: str) -> np.ndarray:
+    """One array of a layer; Refused unless its type, shape and values are what the header allows."""
+    layer, _, quantity = name.removeprefix("layer").partition(".")
+    stored, shape = header.arrays(int(layer))[name]
+    array = _of_shape(take(file[name], stored, len(shape), math.prod(shape) * np.dtype(stored).itemsize), shape, name)
+    if quantity.endswith("counts"):
+        if not _counts_images(array, header.images):
+            raise Refused(f"/{name}", f"histograms of {header.images} images each", "another sum")
+        return array
+    low, high, limit = float(array.min()), float(array.max()), LIMITS[quantity.rpartition(".")[2]]
+    if not (np.isfinite(array).all() and low >= 0 and high <= limit):
+        raise Refused(f"/{name}", f"finite values in [0, {limit}]", (low, high))
+    return array
+
+
+def _of_shape(array: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    if array.shape != shape:
+        raise Refused(f"/{name}", f"shape {shape}", array.shape)
+    return array
+
+
+def _counts_images(counts: np.ndarray, images: int) -> bool:
+    return bool((counts.sum(axis=-1, dtype=np.int64) == images).all())
