@@ -31,7 +31,7 @@ def verify(
     model: ModelFile,
     data: Annotated[list[Path], typer.Option("--data", help="Image files, folders of images, .npz files. May be repeated.")],
     images: Annotated[int, typer.Option(help="Images to compare, evenly spaced over the data.", min=1)] = 8,
-    isa: Annotated[str, typer.Option(help="Instruction set, or `all` this machine has.")] = "all",
+    isa: Annotated[str, typer.Option(envvar="EAMSIM_ISA", help="Instruction set, or `all` this machine has.")] = "all",
     threads: Annotated[str, typer.Option(help="Thread counts, with commas between.")] = THREAD_COUNTS,
     batch: Annotated[str, typer.Option(help="Batch sizes, with commas between.")] = "1,3,8",
     as_json: Json = False,

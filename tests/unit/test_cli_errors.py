@@ -103,10 +103,12 @@ def test_eval_needs_labels_of_the_models_classes(model: Path, tmp_path: Path):
     assert_refused(eamsim("eval", model, "--data", path), USAGE, "class 'y' of the data is not among the model's 5 labels")
 
 
-def test_an_unknown_instruction_set(model: Path, data: Path):
-    for command in ("run", "eval", "verify"):
-        source = [data] if command == "run" else ["--data", data]
-        assert_refused(eamsim(command, model, *source, "--isa", "z80"), USAGE, "z80", isa.detect()[0])
+@pytest.mark.parametrize("command", ["run", "eval", "verify"])
+def test_an_unknown_instruction_set(model: Path, data: Path, command: str, monkeypatch):
+    arguments = (command, model, data) if command == "run" else (command, model, "--data", data)
+    assert_refused(eamsim(*arguments, "--isa", "z80"), USAGE, "z80", isa.detect()[0])
+    monkeypatch.setenv("EAMSIM_ISA", "z81")
+    assert_refused(eamsim(*arguments), USAGE, "z81", isa.detect()[0])
 
 
 @pytest.mark.parametrize("counts", ["0", "1,", "a", "-1", "1.5", ""])
