@@ -1,7 +1,8 @@
-"""Taps of two runs, compared: the first differing integer in program order."""
+"""Taps of two runs, compared: the first differing integer in program order, or digests where the integers are too many to keep."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,3 +41,8 @@ def first_difference(expected: Taps, found: Taps) -> Difference | None:
             index = tuple(int(i) for i in different[0])
             return Difference(tap, index, int(integers[index]), int(found[tap][index]), len(different))
     return None
+
+
+def digests(taps: Taps) -> dict[str, str]:
+    """SHA-256 of each tap's integers as little-endian int64 in C order, in hexadecimal."""
+    return {name: hashlib.sha256(integers.astype("<i8").tobytes()).hexdigest() for name, integers in taps.items()}
