@@ -36,6 +36,8 @@ from eamsim.program import (
 Bound = tuple[int, int]
 Bounds = dict[str, Bound]
 
+TAPS = {"variance", "reciprocal", "normalised", "acc", "index", "scores", "exponents", "log_sum", "codes", "even", "odd"}
+"""What operations publish besides their outputs, after the output's name and a dot (docs/datapath.md section 4)."""
 MAX_SHIFT = 62
 MAX_ELEMENTS = 1 << 31
 INT64_LIMIT = 1 << 63
@@ -125,6 +127,7 @@ def verify(program: Program) -> Bounds:
         check = Check(f"{op.out.name} {type(op).__name__}", program.datapath)
         verify_value(check, op.out)
         check.that(op.out.name not in values, "P4", "the name is taken by an earlier value")
+        check.that(bool(op.out.name) and op.out.name.rpartition(".")[2] not in TAPS, "P4", "the name is empty or a tap's")
         for name in op.inputs:
             check.that(name in values, "P5", f"input '{name}' is not an earlier value")
         bounds |= verify_operation(check, op, values)

@@ -52,6 +52,8 @@ VIOLATIONS = [
         "[P3]: image must have positive extents and fewer than 2^31 elements, got (4294967296, 4294967296, 3)",
     ),
     (changed(PLAIN, NORM, out=value(PLAIN, NORM, name="embed")), "embed LayerNorm [P4]: the name is taken"),
+    (changed(PLAIN, NORM, out=value(PLAIN, NORM, name="embed.acc")), "embed.acc LayerNorm [P4]: the name is empty or a tap's"),
+    (changed(PLAIN, NORM, out=value(PLAIN, NORM, name="")), " LayerNorm [P4]: the name is empty or a tap's"),
     (changed(PLAIN, NORM, x="block7"), "block0.norm1 LayerNorm [P5]: input 'block7' is not an earlier value"),
     (
         changed(PLAIN, "input", x="image", out=value(PLAIN, "input", shape=(4, 3, 3))),
