@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from time import perf_counter
 from typing import Literal, overload
 
 import numba
@@ -14,7 +15,7 @@ from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.engine.forward import forward
 from eamsim.engine.isa import ISAS, select
 from eamsim.engine.memory import Memory
-from eamsim.engine.plan import PUBLISH, Tap, make_plan
+from eamsim.engine.plan import KINDS, PUBLISH, Tap, make_plan
 from eamsim.errors import UserError
 from eamsim.program import Program
 
@@ -58,6 +59,25 @@ class Engine:
             return logits
         empty = {tap.name: np.empty((0, *tap.shape), np.int64) for tap in wanted}
         return logits, {name: np.concatenate([none, *(part[1][name] for part in parts)]) for name, none in empty.items()}
+
+    def profile(self, images: np.ndarray, rounds: int = 5) -> dict[str, float]:
+        """Seconds by kind of operation for one batch, at most MAX_BATCH images as `run` takes them: the least of so many rounds.
+
+        Every operation is a call of its own here, so that the sum is a little more than the time of `run`.
+        """
+        self.run(images)
+        records, batch = tap_records(self._plan.records, [])[0], len(images)
+        seconds = dict.fromkeys((KINDS[kind] for kind in records["kind"]), 0.0)
+        with _one_at_a_time:
+            memory = self._memory_of(batch)
+            for index, kind in enumerate(records["kind"]):
+                times = []
+                for _ in range(rounds):
+                    start = perf_counter()
+                    self._call(records[index : index + 1], batch, memory)
+                    times.append(perf_counter() - start)
+                seconds[KINDS[kind]] += min(times)
+        return seconds
 
     def _run(self, images: np.ndarray, wanted: list[Tap]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         plan, batch, output = self._plan, len(images), self.program.output

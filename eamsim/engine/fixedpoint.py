@@ -44,31 +44,61 @@ def _round_shift(rounding, x, shift):
     # Every step is cast back, and shifts are seen to be below the width: left alone, Numba widens int32 to int64, at half the speed.
     narrow = x == types.int32
     cast = np.int32 if narrow else np.int64
-    one, most = cast(1), cast(31 if narrow else 63)
-    mode = rounding.instance_class
+    most = cast(31 if narrow else 63)
+
+    def shifted(rounding, x, shift):
+        s = cast(cast(shift) & most)
+        return cast(add_half(rounding, x, s) >> s)
+
+    return shifted
+
+
+def round_narrow(rounding, width, x, shift):
+    """`round_shift` of an int64 x in the width of the argument `width`: int32 only where the result fits and shift <= 32.
+
+    AVX2 has no arithmetic shift of 64 bits; up to 32 places the logical one leaves the same low half.
+    """
+    raise NotImplementedError("compiled code only")
+
+
+@overload(round_narrow, inline="always")
+def _round_narrow(rounding, width, x, shift):
+    def shifted(rounding, width, x, shift):
+        return round_shift(rounding, x, shift)
+
+    def halved(rounding, width, x, shift):
+        s = np.int64(np.int64(shift) & np.int64(63))
+        return np.int32(np.uint64(add_half(rounding, x, s)) >> np.uint64(s))
+
+    return halved if width == types.int32 else shifted
+
+
+def add_half(rounding, x, shift):
+    """What an arithmetic right shift of x by `shift`, of the width of x, then rounds as `rounding` says."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(add_half, inline="always")
+def _add_half(rounding, x, shift):
+    cast = np.int32 if x == types.int32 else np.int64
+    zero, one = cast(0), cast(1)
 
     def floor(rounding, x, shift):
-        return cast(x >> cast(cast(shift) & most))
+        return x
 
     def half_up(rounding, x, shift):
-        s = cast(cast(shift) & most)
-        half = cast(cast(one << s) >> one)
-        return cast(cast(x + half) >> s)
+        return cast(x + cast(cast(one << shift) >> one))
 
     def half_even(rounding, x, shift):
-        s = cast(cast(shift) & most)
-        half = cast(cast(one << s) >> one)
-        some = cast(half > cast(0))
-        odd = cast(cast(x >> s) & some)
-        return cast(cast(cast(x + half) - cast(some - odd)) >> s)
+        half = cast(cast(one << shift) >> one)
+        some = cast(half > zero)
+        return cast(cast(x + half) - cast(some - cast(cast(x >> shift) & some)))
 
     def half_away(rounding, x, shift):
-        s = cast(cast(shift) & most)
-        half = cast(cast(one << s) >> one)
-        below = cast((x < cast(0)) & (half > cast(0)))
-        return cast(cast(cast(x + half) - below) >> s)
+        half = cast(cast(one << shift) >> one)
+        return cast(cast(x + half) - cast((x < zero) & (half > zero)))
 
-    return {Floor: floor, HalfUp: half_up, HalfEven: half_even, HalfAway: half_away}[mode]
+    return {Floor: floor, HalfUp: half_up, HalfEven: half_even, HalfAway: half_away}[rounding.instance_class]
 
 
 @njit

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from numba import njit, prange
 
-from eamsim.engine.attention import attend, pack_heads
+from eamsim.engine.attend import attend
+from eamsim.engine.attention import pack_heads
 from eamsim.engine.layernorm import layer_norm
 from eamsim.engine.linear import linear
 from eamsim.engine.movement import embed, gather, input_quant, pool, publish

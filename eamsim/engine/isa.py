@@ -1,32 +1,24 @@
-"""Matrix products u8 x s8 -> s32 for each instruction set: the only file with intrinsics.
+"""Matrix products u8 x s8 -> s32 for each instruction set, and what is done with the sums.
 
 An instruction set is an empty named tuple: its type, known when a kernel is compiled, selects the code. All share one layout of the
 right operand: panels of 16 columns, int8 [columns / 16][steps][16][4], where a step is 4 consecutive k; zero beyond the matrix. The
-left operand is uint8, row-major, read to the end of the last step and of the last tile of ROWS rows; the result has room for whole
-tiles.
+left operand is uint8, row-major, read to the end of the last step and of the last tile of ROWS rows.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
-from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic, overload
 
+from eamsim.engine import tile
+from eamsim.engine.fixedpoint import ROUNDINGS, Floor
+from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
 from eamsim.errors import UserError
-
-ROWS = 6
-PANEL = 16
-STEP = 4
-STEP_BYTES = PANEL * STEP
-
-I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
 class Portable(NamedTuple):
@@ -37,17 +29,49 @@ class Avx2(NamedTuple):
     """vpmaddubsw into int16 sums, widened by vpmaddwd before they can overflow."""
 
 
+class AvxVnni(NamedTuple):
+    """vpdpbusd on 256 bits: four products into each int32 sum."""
+
+
 class Avx512Vnni(NamedTuple):
-    """vpdpbusd: four products into each int32 sum."""
+    """vpdpbusd on 512 bits."""
 
 
-ISAS: dict[str, Any] = {"avx512vnni": Avx512Vnni(), "avx2": Avx2(), "portable": Portable()}
+class Store(NamedTuple):
+    """Finish of a tile: the sums as they are, int32."""
+
+
+class ToCodes(NamedTuple):
+    """Finish of a tile: requantised to uint8."""
+
+
+class ToValues(NamedTuple):
+    """Finish of a tile: requantised to int32."""
+
+
+class AddResidual(NamedTuple):
+    """Finish of a tile: aligned with an int32 operand and added to it."""
+
+
+ISAS: dict[str, Any] = {"avx512vnni": Avx512Vnni(), "avxvnni": AvxVnni(), "avx2": Avx2(), "portable": Portable()}
+VECTORS: dict[type, tile.Vectors] = {Avx2: tile.AVX2, AvxVnni: tile.AVX_VNNI, Avx512Vnni: tile.AVX512_VNNI}
+FINISHES: dict[type, Any] = {
+    Store: tile.emit_store,
+    ToCodes: tile.emit_codes,
+    ToValues: tile.emit_values,
+    AddResidual: tile.emit_residual,
+}
 
 
 def detect() -> list[str]:
     """Names of the instruction sets this machine can run, the fastest first."""
     has = llvm.get_host_cpu_features()
-    runs = {"avx512vnni": has.get("avx512vnni") and has.get("avx512bw"), "avx2": has.get("avx2"), "portable": True}
+    runs = {
+        "avx512vnni": has.get("avx512vnni") and has.get("avx512bw"),
+        "avxvnni": has.get("avxvnni"),
+        "avx2": has.get("avx2"),
+        "portable": True,
+    }
     return [name for name in ISAS if runs[name]]
 
 
@@ -63,8 +87,8 @@ def select(name: str | None = None) -> str:
 def gemm(isa, a, a_stride, panels, count, bias, out, out_stride, rows, steps, safe_steps):
     """out[i, j] = bias[j] + sum_k a[i, k] * panel[k, j], modulo 2^32, for `rows` rows and `count` panels of 16 columns.
 
-    a: uint8, rows `a_stride` apart. panels: int8. bias: int32, one for each column. out: int32, rows `out_stride` apart.
-    safe_steps: steps whose products of two neighbours, summed, cannot leave int16 (0: not even one step).
+    a: uint8, rows `a_stride` apart. panels: int8. bias: int32, one for each column. out: int32, rows `out_stride` apart, with room for
+    whole tiles. safe_steps: steps whose products of two neighbours, summed, cannot leave int16 (0: not even one step).
     """
     raise NotImplementedError("compiled code only")
 
@@ -73,45 +97,14 @@ def gemm(isa, a, a_stride, panels, count, bias, out, out_stride, rows, steps, sa
 def _gemm(isa, a, a_stride, panels, count, bias, out, out_stride, rows, steps, safe_steps):
     if isa.instance_class is Portable:
         return portable_gemm
-    wide = VECTORS[isa.instance_class].panels
 
     def tiled_gemm(isa, a, a_stride, panels, count, bias, out, out_stride, rows, steps, safe_steps):
         if safe_steps == 0:
             gemm(Portable(), a, a_stride, panels, count, bias, out, out_stride, rows, steps, safe_steps)
             return
-        stride = steps * STEP_BYTES
-        a_at, b_at, bias_at, out_at = a.ctypes.data, panels.ctypes.data, bias.ctypes.data, out.ctypes.data
-        whole = count // wide * wide
-        for j in range(0, whole, wide):
-            for i in range(0, rows, ROWS):
-                where = out_at + 4 * (i * out_stride + PANEL * j)
-                wide_tile(  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
-                    isa,
-                    a_at + i * a_stride,
-                    a_stride,
-                    b_at + j * stride,
-                    stride,
-                    bias_at + 64 * j,
-                    where,
-                    4 * out_stride,
-                    steps,
-                    safe_steps,
-                )
-        for j in range(whole, count):
-            for i in range(0, rows, ROWS):
-                where = out_at + 4 * (i * out_stride + PANEL * j)
-                narrow_tile(  # pyright: ignore[reportCallIssue]
-                    isa,
-                    a_at + i * a_stride,
-                    a_stride,
-                    b_at + j * stride,
-                    stride,
-                    bias_at + 64 * j,
-                    where,
-                    4 * out_stride,
-                    steps,
-                    safe_steps,
-                )
+        product = Product(a.ctypes.data, a_stride, panels.ctypes.data, steps * STEP_BYTES, bias.ctypes.data, steps, safe_steps)
+        finish = Finish(out.ctypes.data, 4 * out_stride, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        tiles(isa, Floor(), Store(), count, (rows + ROWS - 1) // ROWS * ROWS, product, finish, 4)
 
     return tiled_gemm
 
@@ -140,124 +133,113 @@ def portable_gemm(isa, a, a_stride, panels, count, bias, out, out_stride, rows, 
                 acc[n] = np.int32(acc[n] + np.int32(low + high))
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """How one instruction set fills a tile of ROWS rows: `panels` panels wide, in vectors of `lanes` int32."""
-
-    lanes: int
-    panels: int
-    sums: ir.VectorType
-    step: Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], Any]
-    fold: Callable[[ir.IRBuilder, ir.Value], Any]
+def tiles(isa, rounding, kind, count, rows, product, finish, item_bytes):
+    """Cover `rows` >= ROWS rows and `count` panels with tiles; the last tile of a column of them overlaps the one before."""
+    raise NotImplementedError("compiled code only")
 
 
-def avx2_step(builder: ir.IRBuilder, sums: ir.Value, row: ir.Value, column: ir.Value) -> Any:
-    """sums[16] += a[2i] * b[2i] + a[2i + 1] * b[2i + 1], int16."""
-    v32i8, v16i16 = ir.VectorType(ir.IntType(8), 32), ir.VectorType(I16, 16)
-    multiply = declare(builder, "llvm.x86.avx2.pmadd.ub.sw", v16i16, [v32i8, v32i8])
-    return builder.add(sums, builder.call(multiply, [builder.bitcast(row, v32i8), builder.bitcast(column, v32i8)]))
+@overload(tiles)
+def _tiles(isa, rounding, kind, count, rows, product, finish, item_bytes):
+    wide = VECTORS[isa.instance_class].panels
+
+    def cover(isa, rounding, kind, count, rows, product, finish, item_bytes):
+        j = 0
+        while j < count:
+            is_wide = count - j >= wide
+            for top in range(0, rows, ROWS):
+                i = min(top, rows - ROWS)
+                here, there = advanced(product, i, j), moved(finish, i, j, item_bytes)
+                if is_wide:
+                    wide_tile(isa, rounding, kind, here, there)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
+                else:
+                    narrow_tile(isa, rounding, kind, here, there)  # pyright: ignore[reportCallIssue]
+            j += wide if is_wide else 1
+
+    return cover
 
 
-def avx2_fold(builder: ir.IRBuilder, sums: ir.Value) -> Any:
-    v16i16 = ir.VectorType(I16, 16)
-    multiply = declare(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), [v16i16, v16i16])
-    return builder.call(multiply, [sums, ir.Constant(v16i16, [1] * 16)])
+@njit
+def advanced(p, i, j):
+    """The operands of the tile at row i and panel j."""
+    return Product(p.a + i * p.a_stride, p.a_stride, p.b + j * p.b_stride, p.b_stride, p.bias + 4 * PANEL * j, p.steps, p.safe_steps)
 
 
-def vnni_step(builder: ir.IRBuilder, sums: ir.Value, row: ir.Value, column: ir.Value) -> Any:
-    """sums[16] += a[4i] * b[4i] + ... + a[4i + 3] * b[4i + 3], int32; from LLVM 22 the operands are bytes."""
-    v16i32 = ir.VectorType(I32, 16)
-    operand = ir.VectorType(ir.IntType(8), 64) if llvm.llvm_version_info[0] >= 22 else v16i32
-    dot = declare(builder, "llvm.x86.avx512.vpdpbusd.512", v16i32, [v16i32, operand, operand])
-    return builder.call(dot, [sums, builder.bitcast(row, operand), builder.bitcast(column, operand)])
-
-
-VECTORS: dict[type, Vectors] = {
-    Avx2: Vectors(8, 1, ir.VectorType(I16, 16), avx2_step, avx2_fold),
-    Avx512Vnni: Vectors(16, 4, ir.VectorType(I32, 16), vnni_step, lambda builder, sums: sums),
-}
-
-
-def declare(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> Any:
-    return builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+@njit
+def moved(f, i, j, item_bytes):
+    """The results and constants of the tile at row i and panel j, whose results take item_bytes each."""
+    column = PANEL * j
+    return Finish(
+        f.out + i * f.out_stride + item_bytes * column,
+        f.out_stride,
+        f.multiplier + 4 * column,
+        f.shift + 4 * column,
+        f.zero + 4 * column,
+        f.operand + i * f.operand_stride + 4 * column,
+        f.operand_stride,
+        f.exponent_change,
+        f.low,
+        f.high,
+        f.tap + i * f.tap_stride + 8 * column if f.tap != 0 else 0,
+        f.tap_stride,
+    )
 
 
 @intrinsic
-def wide_tile(typingctx, isa, a, a_stride, b, b_stride, bias, out, out_stride, steps, safe_steps):
-    """One tile of ROWS rows and as many panels as the registers hold; addresses and strides in bytes."""
-    return tile_of(isa, VECTORS[isa.instance_class].panels)
+def wide_tile(typingctx, isa, rounding, kind, product, finish):
+    """One tile of ROWS rows and as many panels as the registers hold."""
+    return tile_of(VECTORS[isa.instance_class].panels, isa, rounding, kind, product, finish)
 
 
 @intrinsic
-def narrow_tile(typingctx, isa, a, a_stride, b, b_stride, bias, out, out_stride, steps, safe_steps):
-    """One tile of ROWS rows and one panel; addresses and strides in bytes."""
-    return tile_of(isa, 1)
+def narrow_tile(typingctx, isa, rounding, kind, product, finish):
+    """One tile of ROWS rows and one panel."""
+    return tile_of(1, isa, rounding, kind, product, finish)
 
 
-def tile_of(isa, panels: int):
-    vectors = VECTORS[isa.instance_class]
+def tile_of(panels: int, isa, rounding, kind, product, finish):
+    vectors, emit = VECTORS[isa.instance_class], FINISHES[kind.instance_class]
+    mode = next(name for name, tag in ROUNDINGS.items() if type(tag) is rounding.instance_class)
 
     def codegen(context, builder, signature, args):
-        emit_tile(builder, vectors, panels * PANEL // vectors.lanes, *args[1:])
+        fields = [[builder.extract_value(args[at], n) for n in range(len(kind._fields))] for at, kind in ((3, Product), (4, Finish))]
+        sums = tile.emit_product(builder, vectors, panels, Product(*fields[0]))
+        emit(builder, mode, vectors, sums, Finish(*fields[1]))
         return context.get_dummy_value()
 
-    return types.void(isa, *[types.int64] * 9), codegen
+    return types.void(isa, rounding, kind, product, finish), codegen
 
 
-def emit_tile(builder: ir.IRBuilder, v: Vectors, count: int, a, a_stride, b, b_stride, bias, out, out_stride, steps, safe_steps) -> None:
-    """IR of one tile: `count` vectors wide, in runs of at most safe_steps steps, after each of which the sums are folded into `out`."""
-    result = ir.VectorType(I32, v.lanes)
-    cells = [(i, j) for i in range(ROWS) for j in range(count)]
-    entry, run, step, fold, done = builder.block, *(builder.append_basic_block(name) for name in ("run", "step", "fold", "done"))
-    builder.branch(run)
-
-    builder.position_at_end(run)
-    start, base, base_stride = builder.phi(I64), builder.phi(I64), builder.phi(I64)
-    stop = builder.add(start, safe_steps)
-    stop = builder.select(builder.icmp_signed("<", stop, steps), stop, steps)
-    builder.branch(step)
-
-    builder.position_at_end(step)
-    k = builder.phi(I64)
-    sums = {cell: builder.phi(v.sums) for cell in cells}
-    columns = [
-        load(builder, result, b, (b_stride, j * v.lanes // PANEL), (k, STEP_BYTES), (I64(j * v.lanes % PANEL), 4)) for j in range(count)
-    ]
-    following = {}
-    for i in range(ROWS):
-        row = broadcast(builder, load(builder, I32, a, (a_stride, i), (k, STEP)), result)
-        for j in range(count):
-            following[i, j] = v.step(builder, sums[i, j], row, columns[j])
-    after = builder.add(k, I64(1))
-    builder.cbranch(builder.icmp_signed("<", after, stop), step, fold)
-    for phi, first, again in [(k, start, after), *((sums[cell], ir.Constant(v.sums, None), following[cell]) for cell in cells)]:
-        phi.add_incoming(first, run)
-        phi.add_incoming(again, step)
-
-    builder.position_at_end(fold)
-    for i, j in cells:
-        before = load(builder, result, base, (base_stride, i), (I64(j * v.lanes), 4))
-        where = address(builder, result, out, (out_stride, i), (I64(j * v.lanes), 4))
-        builder.store(builder.add(before, v.fold(builder, following[i, j])), where, align=4)
-    builder.cbranch(builder.icmp_signed("<", stop, steps), run, done)
-    for phi, first, again in [(start, I64(0), stop), (base, bias, out), (base_stride, I64(0), out_stride)]:
-        phi.add_incoming(first, entry)
-        phi.add_incoming(again, fold)
-    builder.position_at_end(done)
+def look_up(isa, table, entries, source, target):
+    """target[i] = table[source[i]] for uint8 arrays of one length; 0 for codes beyond the `entries`, which are a multiple of 16."""
+    raise NotImplementedError("compiled code only")
 
 
-def address(builder: ir.IRBuilder, kind: ir.Type, base, *offsets: tuple[ir.Value, int]) -> Any:
-    """A pointer to base + sum of value * factor."""
-    for value, factor in offsets:
-        base = builder.add(base, builder.mul(value, I64(factor)))
-    return builder.inttoptr(base, ir.PointerType(kind))
+@overload(look_up)
+def _look_up(isa, table, entries, source, target):
+    def one_by_one(isa, table, entries, source, target):
+        for i in range(len(source)):
+            target[i] = table[source[i]] if source[i] < entries else np.uint8(0)
+
+    if isa.instance_class is Portable:
+        return one_by_one
+    chunk = 8 * VECTORS[isa.instance_class].lanes
+
+    def in_vectors(isa, table, entries, source, target):
+        whole = len(source) // chunk * chunk
+        table_at, source_at, target_at = table.ctypes.data, source.ctypes.data, target.ctypes.data
+        for start in range(0, whole, chunk):
+            look_up_chunk(isa, table_at, entries, source_at + start, target_at + start)  # pyright: ignore[reportCallIssue]
+        look_up(Portable(), table, entries, source[whole:], target[whole:])
+
+    return in_vectors
 
 
-def load(builder: ir.IRBuilder, kind: ir.Type, base, *offsets: tuple[ir.Value, int]) -> Any:
-    return builder.load(address(builder, kind, base, *offsets), align=1)
+@intrinsic
+def look_up_chunk(typingctx, isa, table, entries, source, target):
+    """Two vectors of bytes."""
 
+    def codegen(context, builder, signature, args):
+        tile.emit_look_up(builder, VECTORS[isa.instance_class], *args[1:])
+        return context.get_dummy_value()
 
-def broadcast(builder: ir.IRBuilder, scalar: ir.Value, kind: ir.VectorType) -> Any:
-    undefined = ir.Constant(kind, ir.Undefined)
-    one = builder.insert_element(undefined, scalar, I32(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
+    return types.void(isa, *[types.int64] * 4), codegen

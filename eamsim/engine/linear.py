@@ -1,4 +1,4 @@
-"""Linear: packed weights, a matrix product of a block of rows into int32 scratch, one epilogue for each row of it."""
+"""Linear: packed weights; whole tiles finished in registers, the rest as a product into int32 scratch and an epilogue row by row."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Any, assert_never
 
 import numpy as np
 from numba import njit
+from numba.extending import overload
 from numba.np.ufunc import get_thread_id
 
 from eamsim.engine.fixedpoint import clip, round_shift
-from eamsim.engine.isa import PANEL, ROWS, STEP, gemm
+from eamsim.engine.isa import AddResidual, Portable, ToCodes, ToValues, gemm, look_up, tiles
 from eamsim.engine.memory import Constants, keep, refuse, store_row
-from eamsim.program import Gelu, Linear, Raw, Requant, Residual, Value
+from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
+from eamsim.program import Epilogue, Gelu, Linear, Raw, Requant, Residual, Value
 
 FIELDS = (
     "weight",
@@ -20,6 +22,7 @@ FIELDS = (
     "safe_steps",
     "multiplier",
     "shift",
+    "narrow",
     "zero",
     "has_table",
     "lut",
@@ -31,8 +34,8 @@ FIELDS = (
 TOKENS, CHANNELS = 8 * ROWS, 16 * PANEL  # one block of accumulators: 48 KB
 
 
-def plan_linear(op: Linear, x: Value, operand: int, constants: Constants) -> dict[str, Any]:
-    """Units: tokens. operand: where the Residual's r lies, -1 without one."""
+def plan_linear(op: Linear, x: Value, operand: Value | None, place: int, reach: int, constants: Constants) -> dict[str, Any]:
+    """Units: tokens. operand: the Residual's r, which lies at `place` (-1 without one); reach: the greatest magnitude of a sum."""
     weight = op.weight.astype(np.int16) - op.weight_zero
     if weight.min() < -128 or weight.max() > 127:
         refuse(f"{op.out.name} Linear", f"weight - weight_zero reaches [{weight.min()}, {weight.max()}], beyond int8")
@@ -49,8 +52,21 @@ def plan_linear(op: Linear, x: Value, operand: int, constants: Constants) -> dic
         "safe_steps": safe_steps(x.high, int(np.abs(weight).max())),
         "multiplier": constants.add(epilogue.multiplier),
         "shift": constants.add(epilogue.shift),
-        "operand": operand,
+        "narrow": is_narrow(epilogue, reach, operand),
+        "operand": place,
     } | plan_epilogue(epilogue, op.out, constants)
+
+
+def is_narrow(epilogue: Epilogue, reach: int, operand: Value | None) -> bool:
+    """Whether the rounded sum is the low half of a 64-bit one shifted by at most 32 places, and int32 holds all that follows."""
+    shift = epilogue.shift.astype(np.int64)
+    result = int((reach * epilogue.multiplier.astype(np.int64) >> shift).max())
+    aligned = 0
+    if isinstance(epilogue, Residual) and operand is not None:
+        result += operand.high >> epilogue.exponent_change
+        aligned = int(shift.max()) - epilogue.exponent_change
+    is_byte = not isinstance(epilogue, Gelu) or epilogue.index_bits <= 8
+    return bool(shift.max() <= 32 and result < 1 << 30 and aligned <= 30 and is_byte)
 
 
 def plan_epilogue(epilogue: Requant | Gelu | Residual | Raw, out: Value, constants: Constants) -> dict[str, Any]:
@@ -93,15 +109,79 @@ def safe_steps(left: int, right: int) -> int:
 
 @njit
 def linear(isa, rounding, op, first, last, batch, memory):
+    done = fused(isa, rounding, op, first, last, batch, memory) if op.narrow and last - first >= ROWS else 0
     acc = memory.words[get_thread_id()][: TOKENS * CHANNELS]
     x = memory.codes[op.x * batch + first * op.in_channels :]
-    for left in range(0, op.channels, CHANNELS):
+    for left in range(done, op.channels, CHANNELS):
         width = min(CHANNELS, op.channels - left)
         panels = (width + PANEL - 1) // PANEL
         weight = memory.weights[op.weight + left * op.steps * STEP :]
         bias = memory.ints[op.bias + left :]
         gemm(isa, x, op.in_channels, weight, panels, bias, acc, CHANNELS, last - first, op.steps, op.safe_steps)
         finish(rounding, op, first, last, left, width, acc, batch, memory)
+
+
+@njit
+def tile_operands(op, first, batch, memory):
+    """Product and Finish of the tiles from row `first` on, column 0."""
+    ints, values, codes = memory.ints.ctypes.data, memory.values.ctypes.data, memory.codes.ctypes.data
+    offset, channels = first * op.channels, op.channels
+    product = Product(
+        codes + op.x * batch + first * op.in_channels,
+        op.in_channels,
+        memory.weights.ctypes.data + op.weight,
+        op.steps * STEP_BYTES,
+        ints + 4 * op.bias,
+        op.steps,
+        op.safe_steps,
+    )
+    finish = Finish(
+        values + 4 * (op.out * batch + offset) if op.out_signed else codes + op.out * batch + offset,
+        (4 if op.out_signed else 1) * channels,
+        ints + 4 * op.multiplier,
+        ints + 4 * op.shift,
+        ints + 4 * op.zero,
+        values + 4 * (op.operand * batch + offset),
+        4 * channels,
+        op.exponent_change,
+        op.low,
+        op.high,
+        memory.taps.ctypes.data + 8 * (op.tap_acc * batch + offset) if op.tap_acc >= 0 else 0,
+        8 * channels,
+    )
+    return product, finish
+
+
+def fused(isa, rounding, op, first, last, batch, memory):
+    """Whole panels of rows [first, last), finished before they leave the registers; returns the channels done."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(fused)
+def _fused(isa, rounding, op, first, last, batch, memory):
+    if isa.instance_class is Portable:
+        return lambda isa, rounding, op, first, last, batch, memory: 0
+
+    def in_tiles(isa, rounding, op, first, last, batch, memory):
+        if op.safe_steps == 0:
+            return 0
+        channels, rows, count = op.channels, last - first, op.channels // PANEL
+        product, finish = tile_operands(op, first, batch, memory)
+        if op.operand >= 0:
+            tiles(isa, rounding, AddResidual(), count, rows, product, finish, 4)
+        elif op.out_signed:
+            tiles(isa, rounding, ToValues(), count, rows, product, finish, 4)
+        else:
+            tiles(isa, rounding, ToCodes(), count, rows, product, finish, 1)
+        if op.has_table:
+            for token in range(first, last):
+                start = op.out * batch + token * channels
+                row = memory.codes[start : start + count * PANEL]
+                keep(memory.taps, op.tap_index * batch, token * channels, row)
+                look_up(isa, memory.tables[op.lut :], (op.high + 16) // 16 * 16, row, row)
+        return count * PANEL
+
+    return in_tiles
 
 
 @njit
@@ -123,7 +203,7 @@ def finish(rounding, op, first, last, left, width, acc, batch, memory):
             requantise(rounding, row, multiplier, shift, zero, low, high)
         if op.has_table:
             keep(taps, op.tap_index * batch, offset, row)
-            look_up(table, row)
+            look_up_row(table, row)
         store_row(op.out_signed, op.out * batch + offset, codes, values, row)
 
 
@@ -146,6 +226,6 @@ def add_residual(rounding, acc, multiplier, shift, operand, exponent_change, low
 
 
 @njit
-def look_up(table, acc):
+def look_up_row(table, acc):
     for i in range(len(acc)):
         acc[i] = np.int32(table[np.uint32(acc[i])])

@@ -8,12 +8,13 @@ from typing import Any, assert_never
 import numpy as np
 
 from eamsim.engine import attention, layernorm, linear, movement
-from eamsim.engine.isa import ROWS, STEP
 from eamsim.engine.memory import Constants, Memory, aligned, refuse
+from eamsim.engine.tile import ROWS, STEP
 from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Residual, Value
-from eamsim.verify import Bounds, verify
+from eamsim.verify import Bounds, magnitude, verify
 
-INPUT_QUANT, GATHER, EMBED, LAYER_NORM, LINEAR, PACK_HEADS, ATTEND, POOL, PUBLISH = range(9)
+KINDS = ("input_quant", "gather", "embed", "layer_norm", "linear", "pack_heads", "attend", "pool", "publish")
+INPUT_QUANT, GATHER, EMBED, LAYER_NORM, LINEAR, PACK_HEADS, ATTEND, POOL, PUBLISH = range(len(KINDS))
 
 # units: pieces of work in one image; block: the most of them in one task; grain: a task has a multiple of it.
 COMMON_FIELDS = (
@@ -138,8 +139,9 @@ def plan_operation(
         case LayerNorm():
             return [{"kind": LAYER_NORM} | layernorm.plan_layer_norm(op, constants)]
         case Linear():
-            operand = places[op.epilogue.operand] if isinstance(op.epilogue, Residual) else -1
-            return [{"kind": LINEAR} | linear.plan_linear(op, x, operand, constants)]
+            operand = values[op.epilogue.operand] if isinstance(op.epilogue, Residual) else None
+            place, reach = -1 if operand is None else places[operand.name], magnitude(bounds[f"{op.out.name}.acc"])
+            return [{"kind": LINEAR} | linear.plan_linear(op, x, operand, place, reach, constants)]
         case Attention():
             fields = attention.plan_attention(op, x, bounds[f"{op.out.name}.scores"], constants)
             return [{"kind": PACK_HEADS} | fields, {"kind": ATTEND} | fields | {"units": fields["units"] * fields["blocks"]}]

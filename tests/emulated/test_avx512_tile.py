@@ -1,4 +1,4 @@
-"""The AVX-512 VNNI tiles, compiled as the engine compiles them, executed on an emulated Tiger Lake.
+"""The AVX-512 VNNI tiles and table lookups, compiled as the engine compiles them, executed on an emulated Tiger Lake.
 
 Most machines that run this suite have no AVX-512. Bochs does: the tiles are linked into a bare-metal image that boots,
 compares them with plain C loops and prints the count. Needs Debian's bochs, bochs-term, bochsbios, vgabios, and gcc.
@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 import pytest
 from llvmlite import ir
 
-from eamsim.engine import isa
+from eamsim.engine import isa, tile
 
 HERE = Path(__file__).parent
 IMAGE_BYTES = 20 * 16 * 63 * 512  # the disk geometry in bochsrc
@@ -27,17 +27,23 @@ pytestmark = [
 
 
 def compile_tiles(target: Path) -> None:
-    """Object code of both tiles, as functions `wide` and `narrow` of nine int64."""
+    """Object code of both tiles, as functions `wide` and `narrow` of nine int64, and of `look_up`, of four."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = ir.Module()
     module.triple = "x86_64-unknown-linux-gnu"
     vectors = isa.VECTORS[isa.Avx512Vnni]
     for name, panels in (("wide", vectors.panels), ("narrow", 1)):
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [isa.I64] * 9), name)
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [tile.I64] * 9), name)
         builder = ir.IRBuilder(function.append_basic_block("entry"))
-        isa.emit_tile(builder, vectors, panels * isa.PANEL // vectors.lanes, *function.args)
+        a, a_stride, b, b_stride, bias, out, out_stride, steps, safe_steps = function.args
+        sums = tile.emit_product(builder, vectors, panels, tile.Product(a, a_stride, b, b_stride, bias, steps, safe_steps))
+        tile.emit_store(builder, "floor", vectors, sums, tile.Finish(out, out_stride, *[tile.I64(0)] * 10))
         builder.ret_void()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [tile.I64] * 4), "look_up")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    tile.emit_look_up(builder, vectors, *function.args)
+    builder.ret_void()
     machine = llvm.Target.from_triple(module.triple).create_target_machine(cpu="icelake-server", opt=3, reloc="static", codemodel="small")
     compiled = llvm.parse_assembly(str(module))
     assert "vpdpbusd" in machine.emit_assembly(compiled)
@@ -71,4 +77,4 @@ def test_tiles_equal_plain_loops(tmp_path, monkeypatch):
 
     (tmp_path / "continue").write_text("c\n")
     pty.spawn(["bochs", "-q", "-f", str(HERE / "bochsrc"), "-rc", "continue"], read, lambda _: b"")
-    assert b"tiles 84 wrong 0 " in printed, printed[-2000:].decode(errors="replace")
+    assert b"tiles 84 wrong 0 lookups 8192 wrong 0 " in printed, printed[-2000:].decode(errors="replace")

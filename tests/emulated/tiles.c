@@ -1,7 +1,8 @@
-/* Runs the AVX-512 VNNI tiles on random and extreme operands beside plain loops; the verdict goes to Bochs' debug port. */
+/* Runs the AVX-512 VNNI tiles and lookups on random and extreme operands beside plain loops; the verdict goes to Bochs' debug port. */
 typedef long i64;
 typedef void tile(i64 a, i64 a_stride, i64 b, i64 b_stride, i64 bias, i64 out, i64 out_stride, i64 steps, i64 safe_steps);
 tile wide, narrow;
+void look_up(i64 table, i64 entries, i64 source, i64 target);
 
 enum { ROWS = 6, PANEL = 16, STEP = 4, WIDE_PANELS = 4 };
 static unsigned char *const a = (unsigned char *)0x400000;
@@ -42,6 +43,20 @@ static int wrong(int panels, int steps, int safe_steps, int extreme) {
     return count;
 }
 
+enum { CHUNK = 128 }; /* bytes of one call of look_up */
+
+static int wrong_lookups(int entries) {
+    unsigned char *const table = a, *const source = a + 256, *const target = a + 256 + CHUNK;
+    int count = 0;
+    for (int i = 0; i < 256; i++) table[i] = draw();
+    for (int first = 0; first < 256; first += CHUNK) {
+        for (int i = 0; i < CHUNK; i++) source[i] = first + i, target[i] = 7;
+        look_up((i64)table, entries, (i64)source, (i64)target);
+        for (int i = 0; i < CHUNK; i++) count += target[i] != (source[i] < entries ? table[source[i]] : 0);
+    }
+    return count;
+}
+
 __attribute__((section(".text.start"))) void start(void) {
     static const int depths[] = {1, 2, 3, 7, 48, 49, 192}, runs[] = {1, 5, 1000000};
     int tiles = 0, bad = 0;
@@ -50,6 +65,12 @@ __attribute__((section(".text.start"))) void start(void) {
             for (int extreme = 0; extreme < 2; extreme++, tiles += 2)
                 bad += wrong(1, depths[d], runs[r], extreme) + wrong(WIDE_PANELS, depths[d], runs[r], extreme);
     print("tiles ", tiles);
+    print(" wrong ", bad);
+    int lookups = 0;
+    bad = 0;
+    for (int round = 0; round < 2; round++)
+        for (int entries = 16; entries <= 256; entries += 16, lookups += 256) bad += wrong_lookups(entries);
+    print(" lookups ", lookups);
     print(" wrong ", bad);
     for (const char *c = " Shutdown"; *c; c++) __asm__ volatile("outb %0, %1" ::"a"(*c), "d"((unsigned short)(*c == ' ' ? 0xe9 : 0x8900)));
 }

@@ -8,7 +8,8 @@ import pytest
 from llvmlite import ir
 from numba import njit
 
-from eamsim.engine import isa, linear
+from eamsim.engine import isa, linear, tile
+from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.errors import UserError
 
 
@@ -37,7 +38,7 @@ def tag(request, monkeypatch):
     if request.param != "emulated":
         return isa.ISAS[request.param]
     vnni = isa.VECTORS[isa.Avx512Vnni]
-    emulated = isa.Vectors(vnni.lanes, vnni.panels, vnni.sums, emulated_step, vnni.fold)
+    emulated = tile.Vectors(vnni.lanes, vnni.panels, vnni.sums, emulated_step, vnni.fold)
     monkeypatch.setitem(isa.VECTORS, EmulatedVnni, emulated)
     return EmulatedVnni()
 
@@ -45,12 +46,12 @@ def tag(request, monkeypatch):
 def product(tag, a: np.ndarray, weight: np.ndarray, bias: np.ndarray, safe_steps: int) -> np.ndarray:
     """gemm as the kernels call it: no padding of a but the slack after its end, rows of out for whole tiles."""
     (rows, depth), columns = a.shape, weight.shape[1]
-    wide = -(-columns // isa.PANEL) * isa.PANEL
-    left = np.concatenate([a.ravel(), np.full(isa.ROWS * depth + isa.STEP, 255, np.uint8)])
-    out = np.full((-(-rows // isa.ROWS) * isa.ROWS, wide), -7, np.int32)
-    packed, padded = linear.pack(weight).ravel(), linear.padded(bias, isa.PANEL)
-    steps = -(-depth // isa.STEP)
-    multiply(tag, left, depth, packed, wide // isa.PANEL, padded, out.ravel(), wide, rows, steps, safe_steps)
+    wide = -(-columns // tile.PANEL) * tile.PANEL
+    left = np.concatenate([a.ravel(), np.full(tile.ROWS * depth + tile.STEP, 255, np.uint8)])
+    out = np.full((-(-rows // tile.ROWS) * tile.ROWS, wide), -7, np.int32)
+    packed, padded = linear.pack(weight).ravel(), linear.padded(bias, tile.PANEL)
+    steps = -(-depth // tile.STEP)
+    multiply(tag, left, depth, packed, wide // tile.PANEL, padded, out.ravel(), wide, rows, steps, safe_steps)
     return out[:rows, :columns]
 
 
@@ -79,19 +80,121 @@ def test_safe_steps_is_the_greatest_that_fits_int16():
         assert 2 * left * right * steps <= 32767 < 2 * left * right * (steps + 1)
 
 
-def test_the_avx512_tile_compiles_to_vpdpbusd():
-    """24 accumulators of a wide tile in registers: one instruction for each, and no spill of a vector inside the loop."""
+FINISHES = {"codes": (isa.ToCodes(), np.uint8), "values": (isa.ToValues(), np.int32), "residual": (isa.AddResidual(), np.int32)}
+
+
+@njit
+def finish_tiles(
+    tag, rounding, kind, a, a_stride, panels, count, bias, rows, steps, safe_steps, out, item, constants, operand, limits, tap
+):
+    multiplier, shift, zero = constants
+    product = tile.Product(a.ctypes.data, a_stride, panels.ctypes.data, steps * tile.STEP_BYTES, bias.ctypes.data, steps, safe_steps)
+    columns = count * tile.PANEL
+    change, low, high = limits
+    finish = tile.Finish(
+        out.ctypes.data,
+        item * columns,
+        multiplier.ctypes.data,
+        shift.ctypes.data,
+        zero.ctypes.data,
+        operand.ctypes.data,
+        4 * columns,
+        change,
+        low,
+        high,
+        np.int64(tap.ctypes.data) if len(tap) else 0,
+        8 * columns,
+    )
+    isa.tiles(tag, rounding, kind, count, rows, product, finish, item)
+
+
+def rounded(name: str, x: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """x / 2^shift in int64, written apart from the engine: by quotient and remainder."""
+    quotient, remainder = x >> shift, x - (x >> shift << shift)
+    twice, whole = 2 * remainder, np.int64(1) << shift
+    up = {"floor": False, "half_up": twice >= whole, "half_even": (twice > whole) | ((twice == whole) & (quotient % 2 == 1))}
+    return quotient + (up[name] if name in up else (twice > whole) | ((twice == whole) & (x >= 0))) * (shift > 0)
+
+
+@pytest.mark.parametrize("tapped", [False, True])
+@pytest.mark.parametrize("name", ROUNDINGS)
+@pytest.mark.parametrize("kind", FINISHES)
+def test_a_finished_tile_is_the_rounded_ratio_of_its_sums(tag, kind, name, tapped):
+    """Rows that are no multiple of a tile's, shifts from 0 to 32, products of both signs, ties."""
+    if isinstance(tag, isa.Portable):
+        pytest.skip("portable finishes rows, not tiles")
+    rng, (finish, dtype) = np.random.default_rng(len(name)), FINISHES[kind]
+    rows, depth, columns, change = 13, 70, 80, 1
+    a = rng.integers(0, 16, (rows, depth), dtype=np.uint8)
+    weight = rng.integers(-15, 16, (depth, columns)).astype(np.int8)
+    bias = rng.integers(-500, 500, columns).astype(np.int32)
+    acc = a.astype(np.int64) @ weight + bias
+    shift = rng.integers(change, 31, columns).astype(np.int32)
+    shift[:4] = [change, 32 - (kind == "residual") * 2, 16, 1]
+    multiplier = np.minimum(rng.integers(0, 1 << 16, columns), (1 << 14) << shift.astype(np.int64) >> 2).astype(np.int32)
+    multiplier[2:4] = [1 << 15, 1]
+    zero = rng.integers(0, 16, columns).astype(np.int32)
+    operand = rng.integers(-(1 << 15), 1 << 15, (rows, columns)).astype(np.int32)
+    limits = (change, 0, 15) if kind == "codes" else (change, -9000, 9000)
+    total = acc * multiplier + (operand.astype(np.int64) << (shift - change) if kind == "residual" else 0)
+    expected = np.clip(rounded(name, total, shift.astype(np.int64)) + (0 if kind == "residual" else zero), *limits[1:])
+    out, tap = np.zeros((rows, columns), dtype), np.zeros(rows * columns * tapped, np.int64)
+    left = np.concatenate([a.ravel(), np.full(tile.ROWS * depth + tile.STEP, 255, np.uint8)])
+    steps, constants = -(-depth // tile.STEP), (multiplier, shift, zero)
+    safe = linear.safe_steps(15, 15) // 20  # several runs
+    item, panels = out.itemsize, linear.pack(weight).ravel()
+    finish_tiles(
+        tag, ROUNDINGS[name], finish, left, depth, panels, columns // tile.PANEL, bias, rows, steps, safe,
+        out.ravel(), item, constants, operand.ravel(), limits, tap,
+    )  # fmt: skip
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(tap, acc.ravel() if tapped else [])
+
+
+@njit
+def look_up(tag, table, entries, source, target):
+    isa.look_up(tag, table, entries, source, target)
+
+
+@pytest.mark.parametrize("entries", [16, 48, 256])
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 400])
+def test_look_up_reads_a_table_and_gives_0_beyond_it(tag, entries, size):
+    if isinstance(tag, EmulatedVnni):
+        pytest.skip("needs byte shuffles of 512 bits; tests/emulated runs them")
+    rng = np.random.default_rng(size)
+    table = rng.integers(1, 256, entries, dtype=np.uint8)
+    source = rng.permutation(np.resize(np.arange(256, dtype=np.uint8), size))
+    target = np.zeros_like(source)
+    look_up(tag, table, entries, source, target)
+    np.testing.assert_array_equal(target, np.pad(table, (0, 256 - entries))[source])
+
+
+def assembly(emit, cpu: str) -> str:
+    """Machine code for another processor of what `emit` builds from sixteen numbers."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    module, vectors = ir.Module(), isa.VECTORS[isa.Avx512Vnni]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [isa.I64] * 9), "wide")
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [tile.I64] * 19), "wide")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    isa.emit_tile(builder, vectors, vectors.panels, *function.args)
+    emit(builder, function.args)
     builder.ret_void()
-    machine = llvm.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine(cpu="icelake-server", opt=3)
-    assembly = machine.emit_assembly(llvm.parse_assembly(str(module)))
-    assert assembly.count("vpdpbusd") == isa.ROWS * vectors.panels
-    assert not [line for line in assembly.splitlines() if "zmm" in line and "Spill" in line]
+    machine = llvm.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine(cpu=cpu, opt=3)
+    return machine.emit_assembly(llvm.parse_assembly(str(module)))
+
+
+@pytest.mark.parametrize(("name", "cpu", "register"), [("avx512vnni", "icelake-server", "zmm"), ("avxvnni", "alderlake", "ymm")])
+def test_a_vnni_tile_compiles_to_vpdpbusd(name, cpu, register):
+    """Its accumulators in registers: one instruction for each, and no spill of a vector inside the loop."""
+    vectors = isa.VECTORS[type(isa.ISAS[name])]
+
+    def emit(builder: ir.IRBuilder, numbers):
+        sums = tile.emit_product(builder, vectors, vectors.panels, tile.Product(*numbers[:7]))
+        tile.emit_store(builder, "floor", vectors, sums, tile.Finish(*numbers[7:]))
+
+    text = assembly(emit, cpu)
+    loop = text[: text.rindex("vpdpbusd")][text.index("vpdpbusd") :]
+    assert text.count("vpdpbusd") == tile.ROWS * vectors.panels * tile.PANEL // vectors.lanes
+    assert not [line for line in loop.splitlines() if register in line and "Spill" in line]
 
 
 def test_the_instruction_set_is_the_argument_then_the_environment_then_the_fastest(monkeypatch):

@@ -1,0 +1,340 @@
+"""LLVM IR of the register tiles: ROWS rows of a product u8 x s8 -> s32, and what happens to the sums before they leave the registers.
+
+Strides are in bytes, addresses and numbers int64. This file and isa.py alone know instruction sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+ROWS = 6
+PANEL = 16
+STEP = 4
+STEP_BYTES = PANEL * STEP
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+Sums = dict[tuple[int, int], Any]
+"""int32 vectors by (row, vector of the row)."""
+
+
+class Product(NamedTuple):
+    """Where the operands of a tile lie. The sums start from `bias`, and are widened after each run of safe_steps steps."""
+
+    a: Any
+    a_stride: Any
+    b: Any
+    b_stride: Any
+    bias: Any
+    steps: Any
+    safe_steps: Any
+
+
+class Finish(NamedTuple):
+    """Where the finished sums go, by which constants; tap: int64 copies of the sums, 0 if nobody wants them."""
+
+    out: Any
+    out_stride: Any
+    multiplier: Any
+    shift: Any
+    zero: Any
+    operand: Any
+    operand_stride: Any
+    exponent_change: Any
+    low: Any
+    high: Any
+    tap: Any
+    tap_stride: Any
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """How one instruction set fills a tile of ROWS rows: `panels` panels wide, in vectors of `lanes` int32."""
+
+    lanes: int
+    panels: int
+    sums: ir.VectorType
+    step: Callable[[ir.IRBuilder, Any, Any, Any], Any]
+    fold: Callable[[ir.IRBuilder, Any], Any]
+
+
+def avx2_step(builder: ir.IRBuilder, sums: Any, row: Any, column: Any) -> Any:
+    """sums[16] += a[2i] * b[2i] + a[2i + 1] * b[2i + 1], int16."""
+    v32i8, v16i16 = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
+    multiply = declare(builder, "llvm.x86.avx2.pmadd.ub.sw", v16i16, [v32i8, v32i8])
+    return builder.add(sums, builder.call(multiply, [builder.bitcast(row, v32i8), builder.bitcast(column, v32i8)]))
+
+
+def avx2_fold(builder: ir.IRBuilder, sums: Any) -> Any:
+    v16i16 = ir.VectorType(I16, 16)
+    multiply = declare(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), [v16i16, v16i16])
+    return builder.call(multiply, [sums, ir.Constant(v16i16, [1] * 16)])
+
+
+def vnni_step(builder: ir.IRBuilder, sums: Any, row: Any, column: Any) -> Any:
+    """sums[i] += a[4i] * b[4i] + ... + a[4i + 3] * b[4i + 3], int32; from LLVM 22 the operands are bytes."""
+    lanes = ir.VectorType(I32, sums.type.count)
+    operand = ir.VectorType(I8, 4 * lanes.count) if llvm.llvm_version_info[0] >= 22 else lanes
+    dot = declare(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes.count}", lanes, [lanes, operand, operand])
+    return builder.call(dot, [sums, builder.bitcast(row, operand), builder.bitcast(column, operand)])
+
+
+def keep_sums(builder: ir.IRBuilder, sums: Any) -> Any:
+    return sums
+
+
+AVX2 = Vectors(8, 1, ir.VectorType(I16, 16), avx2_step, avx2_fold)
+AVX_VNNI = Vectors(8, 1, ir.VectorType(I32, 8), vnni_step, keep_sums)
+AVX512_VNNI = Vectors(16, 4, ir.VectorType(I32, 16), vnni_step, keep_sums)
+
+
+def emit_product(builder: ir.IRBuilder, v: Vectors, panels: int, p: Product) -> Sums:
+    """The sums of one tile, in runs of at most safe_steps steps; the builder is left where they are finished."""
+    result, count = ir.VectorType(I32, v.lanes), panels * PANEL // v.lanes
+    cells = [(i, j) for i in range(ROWS) for j in range(count)]
+    bias = [load(builder, result, p.bias, (I64(j * v.lanes), 4)) for j in range(count)]
+    entry, (run, step, fold, finished) = builder.block, (builder.append_basic_block(name) for name in ("run", "step", "fold", "finished"))
+    builder.branch(run)
+
+    builder.position_at_end(run)
+    start = builder.phi(I64)
+    before = {cell: builder.phi(result) for cell in cells}
+    stop = builder.add(start, p.safe_steps)
+    stop = builder.select(builder.icmp_signed("<", stop, p.steps), stop, p.steps)
+    builder.branch(step)
+
+    builder.position_at_end(step)
+    k = builder.phi(I64)
+    sums = {cell: builder.phi(v.sums) for cell in cells}
+    columns = [
+        load(builder, result, p.b, (p.b_stride, j * v.lanes // PANEL), (k, STEP_BYTES), (I64(j * v.lanes % PANEL), 4)) for j in range(count)
+    ]
+    following = {}
+    for i in range(ROWS):
+        row = broadcast(builder, load(builder, I32, p.a, (p.a_stride, i), (k, STEP)), result)
+        for j in range(count):
+            following[i, j] = v.step(builder, sums[i, j], row, columns[j])
+    after = builder.add(k, I64(1))
+    builder.cbranch(builder.icmp_signed("<", after, stop), step, fold)
+    for phi, first, again in [(k, start, after), *((sums[cell], ir.Constant(v.sums, None), following[cell]) for cell in cells)]:
+        phi.add_incoming(first, run)
+        phi.add_incoming(again, step)
+
+    builder.position_at_end(fold)
+    totals = {cell: builder.add(before[cell], v.fold(builder, following[cell])) for cell in cells}
+    builder.cbranch(builder.icmp_signed("<", stop, p.steps), run, finished)
+    for phi, first, again in [(start, I64(0), stop), *((before[i, j], bias[j], totals[i, j]) for i, j in cells)]:
+        phi.add_incoming(first, entry)
+        phi.add_incoming(again, fold)
+    builder.position_at_end(finished)
+    return totals
+
+
+def emit_store(builder: ir.IRBuilder, rounding: str, v: Vectors, sums: Sums, f: Finish) -> None:
+    """The sums as they are, int32."""
+    for (i, j), value in sums.items():
+        store(builder, value, f.out, (f.out_stride, i), (I64(j * v.lanes), 4))
+
+
+def emit_codes(builder: ir.IRBuilder, rounding: str, v: Vectors, sums: Sums, f: Finish) -> None:
+    """clip(round_shift(acc * multiplier, shift) + zero, low, high) as uint8."""
+    emit_finish(builder, rounding, v, sums, f, I8, False)
+
+
+def emit_values(builder: ir.IRBuilder, rounding: str, v: Vectors, sums: Sums, f: Finish) -> None:
+    """The same as int32."""
+    emit_finish(builder, rounding, v, sums, f, I32, False)
+
+
+def emit_residual(builder: ir.IRBuilder, rounding: str, v: Vectors, sums: Sums, f: Finish) -> None:
+    """clip(round_shift(operand * 2^(shift - exponent_change) + acc * multiplier, shift), low, high), int32."""
+    emit_finish(builder, rounding, v, sums, f, I32, True)
+
+
+def emit_finish(builder: ir.IRBuilder, rounding: str, v: Vectors, sums: Sums, f: Finish, kind: ir.Type, residual: bool) -> None:
+    """A rounded ratio of the sums, of int64 products whose shifted low halves are the whole result (shift <= 32).
+
+    Even and odd lanes apart: vpmuldq multiplies the low half of each 64 bits, wherever they came from.
+    """
+    emit_tap(builder, v, sums, f)
+    narrow = ir.VectorType(I32, v.lanes)
+    low, high = (broadcast(builder, builder.trunc(limit, I32), narrow) for limit in (f.low, f.high))
+    offsets = [(I64(j * v.lanes), 4) for j in range(1 + max(j for _, j in sums))]
+    multiplier = [signed_halves(builder, load(builder, narrow, f.multiplier, at)) for at in offsets]
+    shift = [load(builder, narrow, f.shift, at) for at in offsets]
+    down = [unsigned_halves(builder, s) for s in shift]
+    change, one = broadcast(builder, builder.trunc(f.exponent_change, I32), narrow), ir.Constant(narrow, [1] * v.lanes)
+    power = [signed_halves(builder, builder.shl(one, builder.sub(s, change))) for s in shift]
+    for i in range(ROWS):
+        row = []
+        for j, at in enumerate(offsets):
+            totals = products(builder, signed_halves(builder, sums[i, j]), multiplier[j])
+            if residual:
+                operand = signed_halves(builder, load(builder, narrow, f.operand, (f.operand_stride, i), at))
+                totals = [builder.add(*pair) for pair in zip(totals, products(builder, operand, power[j]), strict=True)]
+            even, odd = (add_half(builder, rounding, total, by) for total, by in zip(totals, down[j], strict=True))
+            value = interleave(builder, even, odd, *down[j])
+            if not residual:
+                value = builder.add(value, load(builder, narrow, f.zero, at))
+            row.append(clip(builder, value, low, high))
+        joined = concatenate(builder, row)
+        store(builder, builder.trunc(joined, ir.VectorType(I8, joined.type.count)) if kind is I8 else joined, f.out, (f.out_stride, i))
+
+
+def signed_halves(builder: ir.IRBuilder, x: Any) -> tuple[Any, Any]:
+    """Even and odd lanes of an int32 vector as int64."""
+    pairs, by = as_pairs(builder, x)
+    return builder.ashr(builder.shl(pairs, by), by), builder.ashr(pairs, by)
+
+
+def unsigned_halves(builder: ir.IRBuilder, x: Any) -> tuple[Any, Any]:
+    pairs, by = as_pairs(builder, x)
+    return builder.lshr(builder.shl(pairs, by), by), builder.lshr(pairs, by)
+
+
+def as_pairs(builder: ir.IRBuilder, x: Any) -> tuple[Any, Any]:
+    kind = ir.VectorType(I64, x.type.count // 2)
+    return builder.bitcast(x, kind), ir.Constant(kind, [32] * kind.count)
+
+
+def products(builder: ir.IRBuilder, x: tuple[Any, Any], y: tuple[Any, Any]) -> list[Any]:
+    return [builder.mul(*pair) for pair in zip(x, y, strict=True)]
+
+
+def interleave(builder: ir.IRBuilder, even: Any, odd: Any, even_shift: Any, odd_shift: Any) -> Any:
+    """Low halves of even >> shift and odd >> shift as the lanes of one int32 vector; 0 <= shift <= 32."""
+    kind, lanes = ir.VectorType(I32, 2 * even.type.count), range(2 * even.type.count)
+    up = builder.sub(ir.Constant(odd.type, [32] * odd.type.count), odd_shift)  # straight to the high half
+    low, high = builder.bitcast(builder.lshr(even, even_shift), kind), builder.bitcast(builder.shl(odd, up), kind)
+    order = [lane + len(lanes) * (lane % 2) for lane in lanes]
+    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, len(lanes)), order))
+
+
+def emit_tap(builder: ir.IRBuilder, v: Vectors, sums: Sums, f: Finish) -> None:
+    with builder.if_then(builder.icmp_signed("!=", f.tap, I64(0)), likely=False):
+        for (i, j), value in sums.items():
+            store(builder, builder.sext(value, ir.VectorType(I64, v.lanes)), f.tap, (f.tap_stride, i), (I64(j * v.lanes), 8))
+
+
+def add_half(builder: ir.IRBuilder, rounding: str, x: Any, shift: Any) -> Any:
+    """What a right shift of x by `shift` then rounds as `rounding` says."""
+    if rounding == "floor":
+        return x
+    one = ir.Constant(x.type, [1] * x.type.count)
+    half = builder.lshr(builder.shl(one, shift), one)
+    up = builder.add(x, half)
+    some = builder.zext(builder.icmp_signed("!=", half, ir.Constant(x.type, None)), x.type)
+    match rounding:
+        case "half_up":
+            return up
+        case "half_even":
+            even = builder.xor(builder.and_(builder.lshr(x, shift), one), one)
+            return builder.sub(up, builder.and_(some, even))
+        case "half_away":
+            below = builder.lshr(x, ir.Constant(x.type, [63] * x.type.count))
+            return builder.sub(up, builder.and_(some, below))
+    raise ValueError(rounding)
+
+
+def clip(builder: ir.IRBuilder, x: Any, low: Any, high: Any) -> Any:
+    x = builder.select(builder.icmp_signed(">", x, low), x, low)
+    return builder.select(builder.icmp_signed("<", x, high), x, high)
+
+
+def concatenate(builder: ir.IRBuilder, parts: list[Any]) -> Any:
+    """Vectors of equal size end to end; their number is a power of two."""
+    if len(parts) == 1:
+        return parts[0]
+    left, right = (concatenate(builder, half) for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]))
+    count = 2 * left.type.count
+    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, count), list(range(count))))
+
+
+SHUFFLES = {32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}
+
+
+def emit_look_up(builder: ir.IRBuilder, v: Vectors, table, entries, source, target) -> None:
+    """target[i] = table[source[i]], uint8, for two vectors of bytes; 0 beyond the `entries`, a multiple of 16.
+
+    A byte shuffle looks up 16 entries at a time: saturated, every index but those from 0 to 15 has its highest bit set and gives 0.
+    """
+    kind = ir.VectorType(I8, 4 * v.lanes)
+    add = declare(builder, f"llvm.uadd.sat.v{kind.count}i8", kind, [kind, kind])
+    shuffle = declare(builder, SHUFFLES[kind.count], kind, [kind, kind])
+    limit, step = ir.Constant(kind, [0x70] * kind.count), ir.Constant(kind, [16] * kind.count)
+    codes = [load(builder, kind, source, (I64(n), kind.count)) for n in range(2)]
+    entry, loop, done = builder.block, builder.append_basic_block("entries"), builder.append_basic_block("found")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    first = builder.phi(I64)
+    index, found = [builder.phi(kind) for _ in codes], [builder.phi(kind) for _ in codes]
+    sixteen = load(builder, ir.VectorType(I8, 16), table, (first, 1))
+    repeated = builder.shuffle_vector(sixteen, sixteen, ir.Constant(ir.VectorType(I32, kind.count), [n % 16 for n in range(kind.count)]))
+    more = [builder.or_(f, builder.call(shuffle, [repeated, builder.call(add, [x, limit])])) for f, x in zip(found, index, strict=True)]
+    lower = [builder.sub(x, step) for x in index]
+    following = builder.add(first, I64(16))
+    builder.cbranch(builder.icmp_signed("<", following, entries), loop, done)
+    zeros = [ir.Constant(kind, None)] * 2
+    for phis, begin, again in ((index, codes, lower), (found, zeros, more), ([first], [I64(0)], [following])):
+        for phi, once, then in zip(phis, begin, again, strict=True):
+            phi.add_incoming(once, entry)
+            phi.add_incoming(then, loop)
+    builder.position_at_end(done)
+    for n, value in enumerate(more):
+        store(builder, value, target, (I64(n), kind.count))
+
+
+def declare(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> Any:
+    return builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def address(builder: ir.IRBuilder, kind: ir.Type, base, *offsets: tuple[Any, int]) -> Any:
+    """A pointer to base + sum of value * factor."""
+    for value, factor in offsets:
+        base = builder.add(base, builder.mul(value, I64(factor)))
+    return builder.inttoptr(base, ir.PointerType(kind))
+
+
+def load(builder: ir.IRBuilder, kind: ir.Type, base, *offsets: tuple[Any, int]) -> Any:
+    return builder.load(address(builder, kind, base, *offsets), align=1)
+
+
+def store(builder: ir.IRBuilder, value: Any, base, *offsets: tuple[Any, int]) -> None:
+    builder.store(value, address(builder, value.type, base, *offsets), align=1)
+
+
+def broadcast(builder: ir.IRBuilder, scalar: Any, kind: ir.VectorType) -> Any:
+    undefined = ir.Constant(kind, ir.Undefined)
+    one = builder.insert_element(undefined, scalar, I32(0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
+
+
+def emit_peak(builder: ir.IRBuilder, v: Vectors, steps) -> int:
+    """The multiply-accumulates of a tile without its loads, `steps` times; returns how many one step does.
+
+    An empty piece of assembler between two products keeps LLVM from seeing that they are equal.
+    """
+    kind, count = ir.VectorType(I32, v.lanes), v.panels * PANEL // v.lanes * ROWS
+    start, entry, loop, done = I64(0), builder.block, builder.append_basic_block("loop"), builder.append_basic_block("done")
+    column = ir.Constant(kind, [1] * v.lanes)
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    k, row, sums = builder.phi(I64), builder.phi(kind), [builder.phi(v.sums) for _ in range(count)]
+    unseen, following = row, []
+    for total in sums:
+        unseen = builder.asm(ir.FunctionType(kind, [kind]), "", "=x,0", [unseen], side_effect=False)
+        following.append(v.step(builder, total, unseen, column))
+    after = builder.add(k, I64(1))
+    builder.cbranch(builder.icmp_signed("<", after, steps), loop, done)
+    zero = ir.Constant(v.sums, None)
+    for phi, first, again in [(k, start, after), (row, column, unseen), *zip(sums, [zero] * count, following, strict=True)]:
+        phi.add_incoming(first, entry)
+        phi.add_incoming(again, loop)
+    builder.position_at_end(done)
+    for total in following:
+        builder.asm(ir.FunctionType(ir.VoidType(), [v.sums]), "", "x", [total], side_effect=True)
+    return count * v.lanes * STEP
