@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from operator import add
 from typing import assert_never
@@ -17,6 +18,7 @@ class Macs:
     """Multiply-accumulates by the layer they are spent in: `scores` is QK^T, `attention_value` A.V."""
 
     patch_embedding: int = 0
+    patch_merging: int = 0
     qkv: int = 0
     scores: int = 0
     attention_value: int = 0
@@ -31,7 +33,7 @@ class Macs:
     @property
     def paper(self) -> int:
         """The scope of Eq. 9: the Transformer layers alone."""
-        return self.full - self.patch_embedding - self.head
+        return self.full - self.patch_embedding - self.patch_merging - self.head
 
     @property
     def full(self) -> int:
@@ -114,20 +116,57 @@ def computed_scores(op: Attention) -> int:
 
 
 def frozen_share(program: Program) -> float:
-    """tau of the real masks: frozen attention weights / attention weights, over all maps."""
-    attentions = [op for op in program.operations if isinstance(op, Attention)]
-    frozen = sum(op.windows * op.heads * op.tokens**2 * op.frozen.mask.mean() for op in attentions if op.frozen is not None)
-    return float(frozen / sum(op.windows * op.heads * op.tokens**2 for op in attentions)) if attentions else 0.0
+    """tau of the real masks: frozen attention weights / attention weights, over all maps, excluded pairs left out of both."""
+    pairs, frozen, excluded = _pairs(program)
+    return frozen / (pairs - excluded) if pairs else 0.0
+
+
+def constant_share(program: Program) -> float:
+    """tau with the excluded pairs, whose weight is always 0, counted as frozen: (frozen + excluded) / all attention weights."""
+    pairs, frozen, excluded = _pairs(program)
+    return (frozen + excluded) / pairs if pairs else 0.0
+
+
+def _pairs(program: Program) -> tuple[int, int, int]:
+    """Attention weights of all windows and heads: all, frozen and not excluded, excluded."""
+    pairs = frozen = excluded = 0
+    for op in (op for op in program.operations if isinstance(op, Attention)):
+        pairs += op.windows * op.heads * op.tokens**2
+        out = excluded_pairs(op)
+        excluded += op.heads * int(np.count_nonzero(out)) * (op.windows // len(out))
+        if op.frozen is not None:
+            live = op.frozen.mask & ~out
+            frozen += int(np.count_nonzero(live)) * (op.windows // len(live))
+    return pairs, frozen, excluded
+
+
+def excluded_pairs(op: Attention) -> np.ndarray:
+    """`op.excluded` with an axis for the heads: bool [windows, 1, tokens, tokens], or [1, 1, 1, 1] where none is excluded."""
+    return np.zeros((1, 1, 1, 1), np.bool_) if op.excluded is None else op.excluded[:, None]
 
 
 def granularity(program: Program) -> str:
-    """The coarsest unit all masks are made of: `head`, `row`, `column` or `weight` (also when nothing is frozen)."""
+    """The coarsest unit all masks are made of: `head`, `row`, `column`, `tile:RxC` or `weight` (also when nothing is frozen)."""
     masks = [op.frozen.mask for op in program.operations if isinstance(op, Attention) and op.frozen is not None]
-    if any(mask.any() for mask in masks):
-        for unit, axes in (("head", (2, 3)), ("row", (3,)), ("column", (2,))):
-            if all(np.array_equal(mask.all(axes), mask.any(axes)) for mask in masks):
-                return unit
-    return "weight"
+    if not any(mask.any() for mask in masks):
+        return "weight"
+    match _step(masks, 2), _step(masks, 3):
+        case 0, 0:
+            return "head"
+        case _, 0:
+            return "row"
+        case 0, _:
+            return "column"
+        case 1, 1:
+            return "weight"
+        case rows, columns:
+            return f"tile:{rows}x{columns}"
+
+
+def _step(masks: Sequence[np.ndarray], axis: int) -> int:
+    """The largest step on whose multiples alone the masks change along an axis; 0 if they never do."""
+    changes = [np.nonzero(np.diff(mask, axis=axis))[axis] + 1 for mask in masks]
+    return int(np.gcd.reduce(np.concatenate(changes), initial=0))
 
 
 def linear_layers(program: Program) -> dict[str, str]:
@@ -150,6 +189,8 @@ def linear_layers(program: Program) -> dict[str, str]:
                 return "proj"
             case Linear(epilogue=Gelu()):
                 return "fc2"
-        return "head" if op is source(program.output.name) else "patch_embedding"
+            case InputQuant():
+                return "patch_embedding"
+        return "head" if op is source(program.output.name) else "patch_merging"
 
     return {op.out.name: layer(op) for op in program.operations if isinstance(op, Linear)}

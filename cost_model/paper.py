@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import isqrt
 
-from cost_model.architectures import Architecture
+from cost_model.architectures import Architecture, Layer, Swin
 from cost_model.counts import Cost, Macs, count
 from cost_model.memory import packed_bytes
 from eamsim.errors import UserError
@@ -17,9 +17,9 @@ FROZEN_BITS = 4  # EAM_4bits
 CODE_BITS, PIXEL_BITS, RESIDUAL_BITS = 4, 8, 16  # the default datapath's activations
 
 
-def mhsa_macs(tokens: int, width: int) -> int:
-    """Eq. 6: 4 N d^2 + 2 N^2 d."""
-    return 4 * tokens * width**2 + 2 * tokens**2 * width
+def mhsa_macs(tokens: int, width: int, window_tokens: int | None = None) -> int:
+    """Eq. 6: 4 N d^2 + 2 N^2 d; in windows of M x M tokens, 4 N d^2 + 2 M^2 N d (Swin Transformer, Eq. 2)."""
+    return 4 * tokens * width**2 + 2 * tokens * (window_tokens or tokens) * width
 
 
 def mlp_macs(tokens: int, width: int) -> int:
@@ -27,9 +27,9 @@ def mlp_macs(tokens: int, width: int) -> int:
     return 8 * tokens * width**2
 
 
-def layer_macs(tokens: int, width: int) -> int:
-    """Eq. 8 and 9: 12 N d^2 + 2 N^2 d."""
-    return mhsa_macs(tokens, width) + mlp_macs(tokens, width)
+def layer_macs(tokens: int, width: int, window_tokens: int | None = None) -> int:
+    """Eq. 8 and 9: 12 N d^2 + 2 N^2 d; in windows 12 N d^2 + 2 M^2 N d."""
+    return mhsa_macs(tokens, width, window_tokens) + mlp_macs(tokens, width)
 
 
 def frozen_per_head(tokens: int, tau: float) -> int:
@@ -37,36 +37,51 @@ def frozen_per_head(tokens: int, tau: float) -> int:
     return round(tau * tokens**2)
 
 
-def estimate(model: Architecture, tau: float, softmax: Softmax) -> Cost:
-    """The cost of `model` if each head froze round(tau * N^2) scattered weights: an estimate, exact wherever the masks do that.
+def estimate(model: Architecture | Swin, tau: float, softmax: Softmax) -> Cost:
+    """The cost of `model` if each map froze round(tau * its pairs) scattered weights: an estimate, exact wherever the masks do that.
 
-    `paper`: no score is saved, as the denominator of the softmax runs over all of them. `renormalised`: frozen scores
-    (tau N^2 d) are not computed, and a wholly frozen head (tau = 1) needs no q and no k. A.V costs N^2 d in both.
+    A map is a head's, or a head's in one window; excluded pairs are not frozen. `paper`: no score is saved, as the denominator of the
+    softmax runs over all of them. `renormalised`: frozen scores (tau N^2 d) are not computed, and a wholly frozen head (tau = 1)
+    needs no q and no k. A.V costs N^2 d in both.
     """
-    n, d = model.tokens, model.width
-    frozen = frozen_per_head(n, tau)
+    outer = [Macs(**{each.layer: each.tokens * each.in_channels * each.out_channels}) for each in model.projections]
+    weights = [packed_bytes(each.in_channels * each.out_channels, model.weight_bits) for each in model.projections]
+    layers = [layer_cost(layer, tau, softmax, model.weight_bits) for layer in model.layers]
+    rest = Cost(sum(outer, Macs()), sum(weights), activation_bytes=activation_bytes(model))
+    return sum(layers, rest)
+
+
+def layer_cost(layer: Layer, tau: float, softmax: Softmax, weight_bits: int) -> Cost:
+    """One Transformer layer of an estimate, without its activations."""
+    n, d = layer.tokens, layer.width
+    frozen = sum(round(tau * live) for live in layer.live)
+    if frozen == sum(layer.live):
+        frozen = layer.pairs  # excluded pairs too: nothing of the head is left
     saved = frozen if softmax == "renormalised" else 0
-    qkv_channels = d if saved == n**2 else 3 * d
-    block = Macs(
-        qkv=n * d * qkv_channels, scores=(n**2 - saved) * d, attention_value=n**2 * d, proj=n * d**2, fc1=4 * n * d**2, fc2=4 * n * d**2
+    qkv_channels = d if saved == layer.pairs else 3 * d
+    macs = Macs(
+        qkv=n * d * qkv_channels,
+        scores=(layer.pairs - saved) * d,
+        attention_value=layer.pairs * d,
+        proj=n * d**2,
+        fc1=4 * n * d**2,
+        fc2=4 * n * d**2,
     )
-    ends = Macs(patch_embedding=model.patches * model.patch_channels * d, head=d * model.classes)
-    tensors = model.depth * [d * qkv_channels, d**2, 4 * d**2, 4 * d**2] + [model.patch_channels * d, d * model.classes]
     return Cost(
-        macs=sum(model.depth * [block], ends),
-        weight_bytes=sum(packed_bytes(size, model.weight_bits) for size in tensors),
-        mask_bytes=model.depth * packed_bytes(model.heads * n**2, 1) if frozen else 0,
-        code_bytes=model.depth * packed_bytes(model.heads * frozen, FROZEN_BITS),
-        activation_bytes=activation_bytes(model),
+        macs,
+        weight_bytes=sum(packed_bytes(size, weight_bits) for size in (d * qkv_channels, d**2, 4 * d**2, 4 * d**2)),
+        mask_bytes=packed_bytes(layer.heads * layer.pairs, 1) if frozen else 0,
+        code_bytes=packed_bytes(layer.heads * frozen, FROZEN_BITS),
     )
 
 
-def activation_bytes(model: Architecture) -> int:
-    """The larger of the two peaks: the image beside its codes, and fc2 between two residual streams."""
-    image = packed_bytes(3 * model.image**2, PIXEL_BITS)
-    residual = packed_bytes(model.tokens * model.width, RESIDUAL_BITS)
-    hidden = packed_bytes(4 * model.tokens * model.width, CODE_BITS)
-    return max(2 * image, residual + hidden + residual)
+def activation_bytes(model: Architecture | Swin) -> int:
+    """The largest of the peaks: the image beside its codes, and in each layer fc2 between two residual streams."""
+    peaks = [2 * packed_bytes(3 * model.image**2, PIXEL_BITS)]
+    for layer in model.layers:
+        residual = packed_bytes(layer.tokens * layer.width, RESIDUAL_BITS)
+        peaks.append(residual + packed_bytes(4 * layer.tokens * layer.width, CODE_BITS) + residual)
+    return max(peaks)
 
 
 def architecture_of(program: Program) -> Architecture:

@@ -19,7 +19,8 @@ Order = Literal["entropy", "variance", "output", "random"]
 class FrozenMap:
     """Frozen attention weights of one block: where `mask` is set, `mean` replaces the computed weight (Eq. 15).
 
-    mask: bool [heads, tokens, tokens]; mean: float32, same shape, in [0, 1], the mean map A^mu of all weights.
+    mask: bool [maps, tokens, tokens], a map for each head (of each window, unless windows share one); mean: float32, same shape, in
+    [0, 1], the mean map A^mu of all weights.
     """
 
     mask: np.ndarray
@@ -73,18 +74,20 @@ class Freezing:
 def freeze(scores: Sequence[np.ndarray], mean: Sequence[np.ndarray], freezing: Freezing) -> list[FrozenMap]:
     """Freeze the units of least score: Eq. 15, whose epsilon_tau is the threshold of each head, layer or of the model.
 
-    scores, mean: one float [heads, tokens, tokens] per layer. A unit's score is the mean of its weights' scores, except that the
-    order `random` draws it and reads only shapes. The count of frozen units is `lowest`'s.
+    scores, mean: one float [maps, tokens, tokens] per layer. A weight of infinite score is never frozen and counts for nothing. A
+    unit's score is the mean of its weights' scores, except that the order `random` draws it. The count of frozen units is `lowest`'s.
     """
+    live = [np.isfinite(layer) for layer in scores]
     shapes = [freezing.unit_shape(layer.shape[-1]) for layer in scores]
-    sizes = [_pool(np.ones_like(layer, np.int64), shape) for layer, shape in zip(scores, shapes, strict=True)]
+    sizes = [_pool(layer.astype(np.int64), shape) for layer, shape in zip(live, shapes, strict=True)]
     if freezing.order == "random":
         generator = np.random.default_rng(freezing.seed)
         units = [generator.random(layer.shape) for layer in sizes]
     else:
-        units = [_pool(layer.astype(np.float64), shape) / size for layer, shape, size in zip(scores, shapes, sizes, strict=True)]
+        finite = [np.where(each, layer, 0).astype(np.float64) for each, layer in zip(live, scores, strict=True)]
+        units = [_pool(layer, shape) / np.maximum(size, 1) for layer, shape, size in zip(finite, shapes, sizes, strict=True)]
     chosen = _choose(units, sizes, freezing)
-    masks = [_spread(layer, shape, score.shape[-1]) for layer, shape, score in zip(chosen, shapes, scores, strict=True)]
+    masks = [each & _spread(layer, shape, each.shape[-1]) for each, layer, shape in zip(live, chosen, shapes, strict=True)]
     return [FrozenMap(mask, np.asarray(layer, np.float32)) for mask, layer in zip(masks, mean, strict=True)]
 
 
@@ -114,8 +117,15 @@ def _choose(units: Sequence[np.ndarray], sizes: Sequence[np.ndarray], freezing: 
         case "model":
             groups = [sum(layers)]
     within = zip(_parts(units, groups), _parts(sizes, groups), strict=True)
-    chosen = [lowest(scores, weights, freezing.tau) for scores, weights in within]
+    chosen = [_lowest_live(scores, weights, freezing.tau) for scores, weights in within]
     return [mask.reshape(layer.shape) for mask, layer in zip(_parts(chosen, layers), units, strict=True)]
+
+
+def _lowest_live(scores: np.ndarray, sizes: np.ndarray, tau: float) -> np.ndarray:
+    """`lowest` of the units that have weights at all; no other is chosen."""
+    mask = sizes > 0
+    mask[mask] = lowest(scores[mask], sizes[mask], tau)
+    return mask
 
 
 def _parts(arrays: Sequence[np.ndarray], lengths: Sequence[int]) -> list[np.ndarray]:

@@ -1,0 +1,174 @@
+"""The budget search on real programs: what a state saves, what it does to the logits, and which one is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eamsim import engine
+from eamsim.errors import UserError
+from eamsim.images import ImageSet
+from eamsim.program import Linear, Program, Raw
+from reference.budget import (
+    SEARCH_IMAGES,
+    WIDTH,
+    Budget,
+    Rungs,
+    State,
+    Trial,
+    choose,
+    cross_entropy,
+    granularity,
+    log_softmax,
+    mark,
+    search,
+    uniform_states,
+)
+from reference.evaluate import accuracy
+from reference.freeze import FrozenMap
+from reference.lower_frozen import with_frozen
+from reference.quantisers import LogSqrt2
+from reference.repq import Calibrated
+
+if TYPE_CHECKING:
+    from reference.build import Progress
+
+BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Makes the programs of states.
+
+    dense: nothing frozen, softmax renormalised; grids, mean [heads, tokens, tokens]: per block; logit_scale: of the integer logits.
+    """
+
+    dense: Program
+    grids: Sequence[LogSqrt2]
+    mean: Sequence[np.ndarray]
+    logit_scale: float
+    rungs: Rungs
+    macs: Callable[[Program], int]
+
+    def mask(self, state: State) -> np.ndarray:
+        """bool [blocks, heads, tokens, tokens]."""
+        chosen = self.rungs.masks[list(state), np.arange(len(state))]
+        return chosen.reshape(len(self.mean), *self.mean[0].shape)
+
+    def program(self, state: State) -> Program:
+        """The program of this state; blocks of which nothing is frozen hold no map."""
+        maps = zip(self.mask(state), self.mean, strict=True)
+        frozen = [FrozenMap(mask, mean.astype(np.float32)) if mask.any() else None for mask, mean in maps]
+        return with_frozen(self.dense, frozen, self.grids)
+
+    def saved(self, state: State) -> float:
+        """The fraction of all MACs."""
+        return 1 - self.macs(self.program(state)) / self.dense_macs
+
+    @cached_property
+    def dense_macs(self) -> int:
+        return self.macs(self.dense)
+
+    def gains(self) -> np.ndarray:
+        """What each rung of each head saves alone: float [rungs, heads]."""
+        rungs, heads = self.rungs.shares.shape
+        alone = np.eye(heads, dtype=int)
+        return np.array([[self.saved(tuple(rung * alone[head])) for head in range(heads)] for rung in range(rungs)])
+
+
+def build_within(
+    bench: Bench, budget: Budget, calibration: ImageSet, judged: ImageSet, progress: Progress
+) -> tuple[Program, dict[str, Any]]:
+    """The program within the budget, and how it was found as JSON values: every trial, and what is frozen of which head.
+
+    calibration: SEARCH_IMAGES of them compare moves, by the cross-entropy; judged: they decide, by top-1. Both by their labels, or,
+    where they have none of the model's, by what the program with nothing frozen answers. Raises UserError where no trial is within
+    the budget.
+    """
+    rungs, heads = bench.rungs.shares.shape
+    needed = 5 + len(uniform_states(bench.rungs)) + heads + WIDTH
+    if budget.evaluations < needed:
+        raise UserError(f"--evaluations: expected at least {needed} for this model and these granularities, got {budget.evaluations}")
+    most = bench.saved((rungs - 1,) * heads)
+    if budget.save_macs is not None and budget.save_macs > most:
+        raise UserError(f"--save-macs: expected at most {most:.2%}, what freezing every head saves, got {budget.save_macs:.2%}")
+    with progress("programs run, at most", budget.evaluations) as advance:
+        tried = _explore(bench, budget, calibration, judged, advance)
+    trials = [trial for trial, _ in tried]
+    chosen = choose(budget, trials)
+    state = tried[chosen][1]
+    return bench.program(state), {"trials": [asdict(trial) for trial in mark(trials, chosen)], "heads": _heads(bench, state)}
+
+
+def _explore(
+    bench: Bench, budget: Budget, calibration: ImageSet, judged: ImageSet, advance: Callable[[int], None]
+) -> list[tuple[Trial, State]]:
+    """What was tried: nothing frozen, the uniform states, then the search until the budget ends it or the evaluations do."""
+    runs = 0
+
+    def logits(state: State, batches: Iterable[np.ndarray]) -> np.ndarray:
+        nonlocal runs
+        run = engine.load(bench.program(state)).run
+        found = np.concatenate([run(batch) for batch in batches])
+        runs += 1
+        advance(1)
+        return bench.logit_scale * found
+
+    nothing = (0,) * bench.rungs.shares.shape[1]
+    some = calibration.spread(SEARCH_IMAGES)
+    compared = list(some.batches(BATCH))
+    targets, _ = _truth(some, logits(nothing, compared))
+    answers = logits(nothing, judged.batches(BATCH))
+    judging, labels = _truth(judged, answers)
+    loss = cross_entropy(answers, judging)
+
+    def judge(state: State, found: np.ndarray) -> tuple[Trial, State]:
+        top1, tau = accuracy(found, labels).top1, float(bench.mask(state).mean())
+        change = cross_entropy(found, judging) - loss
+        return Trial(granularity(bench.rungs, state), tau, bench.saved(state), top1, len(judged), change), state
+
+    tried = [judge(nothing, answers)]
+    tried += [judge(state, logits(state, judged.batches(BATCH))) for state in uniform_states(bench.rungs)]
+    for state in search(bench.rungs, bench.gains(), lambda state: cross_entropy(logits(state, compared), targets)):
+        tried.append(judge(state, logits(state, judged.batches(BATCH))))
+        if budget.ends(tried[-1][0], tried[0][0]) or runs + WIDTH + 1 > budget.evaluations:
+            break
+    return tried
+
+
+def logit_scale(calibrated: Calibrated, program: Program) -> float:
+    """What one step of the integer logits stands for."""
+    head = program.operations[-1]
+    assert isinstance(head, Linear)
+    assert isinstance(head.epilogue, Raw)
+    return float(calibrated.acc_scales(head.out.name)[0]) * 2.0 ** int(head.epilogue.shift[0]) / int(head.epilogue.multiplier[0])
+
+
+def has_labels(judged: ImageSet, classes: int) -> bool:
+    """Whether the images have labels of a model of so many classes."""
+    if judged.labels is None or (judged.classes is not None and len(judged.classes) != classes):
+        return False
+    return bool(judged.labels.max() < classes)
+
+
+def _truth(images: ImageSet, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [images, classes] and labels [images]: the images' own if they are the model's, else what `answers` hold for true."""
+    classes = answers.shape[1]
+    if images.labels is not None and has_labels(images, classes):
+        return np.eye(classes)[images.labels], images.labels
+    return np.exp(log_softmax(answers)), answers.argmax(axis=1)
+
+
+def _heads(bench: Bench, state: State) -> list[dict[str, Any]]:
+    """What is frozen, head by head."""
+    rows = []
+    for number, rung in enumerate(state):
+        block, head = divmod(number, len(bench.mean[0]))
+        share = float(bench.rungs.masks[rung, number].mean())
+        if share:
+            rows.append({"block": block, "head": head, "granularity": bench.rungs.granularities[rung], "tau": share})
+    return rows
