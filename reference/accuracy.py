@@ -13,17 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
-
-from eamsim import engine
 from eamsim.errors import UserError
-from eamsim.images import ImageSet, open_images
+from eamsim.images import open_images
 from eamsim.program import Program, Softmax
 from reference.build import attention_statistics, calibrate_on, frozen_maps
-from reference.evaluate import accuracy, evaluate
+from reference.evaluate import evaluate, evaluate_program
 from reference.fakequant import quantise_frozen
 from reference.freeze import Freezing, Order, Scope
-from reference.lower_vit import lower
+from reference.lower import lower
 from reference.models import load_model
 from reference.output_change import OutputChange
 
@@ -35,12 +32,6 @@ HEADER = ("tau", "softmax", "float", "published", "hardware-true", "EAM, float m
 @contextmanager
 def silent(what: str, total: int) -> Iterator:
     yield lambda steps: None
-
-
-def engine_top1(program: Program, data: ImageSet, labels: np.ndarray) -> float:
-    """Top-1 of the integer engine."""
-    run = engine.load(program).run
-    return accuracy(np.concatenate([run(images) for images in data.batches(BATCH)]), labels).top1
 
 
 def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], choices: Sequence[Freezing], range_images: int) -> Iterator[tuple]:
@@ -55,17 +46,20 @@ def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], choices:
     def top1(network, frozen=None, softmax: Softmax = "paper") -> float:
         return evaluate(network, data.batches(BATCH), labels, frozen, softmax).top1
 
+    def engine_top1(program: Program) -> float:
+        return evaluate_program(program, data.batches(BATCH), labels).top1
+
     published, hardware = (calibrate_on(model, images, range_images, mode) for mode in ("published", "hardware"))
     base = (top1(model), top1(published), top1(hardware))
-    yield 0.0, "-", *base, base[2], base[2], engine_top1(lower(hardware), data, labels)
-    change = OutputChange(hardware.vit)
+    yield 0.0, "-", *base, base[2], base[2], engine_top1(lower(hardware))
+    change = OutputChange(hardware.network)
     statistics = attention_statistics(hardware, images, silent, change)
     for choice in choices:
         frozen = frozen_maps(statistics, choice, change)
         on_grid = quantise_frozen(hardware, frozen)
         for softmax in MEANINGS:
             fake = (top1(hardware, maps, softmax) for maps in (frozen, on_grid))
-            yield choice.tau, softmax, *base, *fake, engine_top1(lower(hardware, frozen, softmax), data, labels)
+            yield choice.tau, softmax, *base, *fake, engine_top1(lower(hardware, frozen, softmax))
 
 
 def main() -> None:

@@ -15,13 +15,18 @@ from torch import Tensor, nn
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.program import Program, Softmax
+from reference.budget import Budget, make_rungs
+from reference.budget_search import Bench, build_within, has_labels, logit_scale
 from reference.entropy import AttentionStatistics
 from reference.fakequant import collect_attention
 from reference.freeze import Freezing, FrozenMap, freeze
-from reference.lower_vit import lower, provenance
+from reference.lower import lower, provenance
+from reference.maps import Maps
 from reference.models import Model, load_model
+from reference.networks import Network
 from reference.output_change import OutputChange
 from reference.repq import Calibrated, Mode, calibrate
+from reference.swin import Swin
 
 BATCH = 16
 
@@ -33,7 +38,7 @@ def build_program(
     spec: str,
     calib: Sequence[Path],
     progress: Progress,
-    freezing: Freezing,
+    freezing: Freezing | Budget,
     *,
     softmax: Softmax = "paper",
     weights: str | None = None,
@@ -42,31 +47,61 @@ def build_program(
     limit: int | None = None,
     range_images: int = 32,
     entropy_from: Literal["quantised", "float"] = "quantised",
+    share_windows: bool = False,
 ) -> tuple[Program, dict[str, Any]]:
-    """The integer program of a float model, its attention weights frozen as chosen, and its provenance.
+    """The integer program of a float model, its attention weights frozen as chosen or as a budget allows, and its provenance.
 
     spec, weights, random_init, allow_pickle: as `reference.models.load_model`; calib: as
-    `eamsim.images.open_images`, of which at most `limit` images give the entropies and `range_images` the quantisers' ranges.
-    Raises UserError and BadFile.
+    `eamsim.images.open_images`, of which at most `limit` images give the entropies and `range_images` the quantisers' ranges;
+    share_windows: of a Swin, one map for all windows of a block instead of one for each. Raises UserError and BadFile.
     """
     model = load_model(spec, weights, random_init, allow_pickle)
-    images = open_images(calib, model.preprocessing, limit)
+    maps = maps_of(model.network, share_windows)
+    labels = model.label_names if isinstance(freezing, Budget) else None  # else labels decide nothing
+    images = open_images(calib, model.preprocessing, limit, labels)
     range_images = min(range_images, len(images))
     with progress("ranges", range_images) as advance:
         calibrated = calibrate_on(model, images, range_images)
         advance(range_images)
     source = model if entropy_from == "float" else calibrated
-    change = OutputChange(source.vit) if freezing.order == "output" else None
-    frozen = frozen_maps(attention_statistics(source, images, progress, change), freezing, change) if freezing.tau else None
-    origin = asdict(freezing) | {
-        "softmax": softmax,
+    if isinstance(freezing, Budget):
+        judged = open_images(freezing.validation, model.preprocessing, labels=labels) if freezing.validation else images
+        program, choice = _within(freezing, calibrated, source, images, judged, progress)
+    else:
+        change = OutputChange(source.network, maps) if freezing.order == "output" else None
+        statistics = attention_statistics(source, images, progress, change, share_windows) if freezing.tau else None
+        frozen = frozen_maps(statistics, freezing, change) if statistics else None
+        program, choice = lower(calibrated, frozen, softmax), asdict(freezing) | {"softmax": softmax}
+    origin = choice | {
         "entropy_from": entropy_from,
+        "share_windows": share_windows,
         "random_init": random_init,
         "model_sha256": parameters_sha256(model.module),
         "calibration_images": len(images),
         "calibration_sha256": images.sha256,
     }
-    return lower(calibrated, frozen, softmax), provenance(calibrated) | origin
+    return program, provenance(calibrated) | origin
+
+
+def _within(
+    budget: Budget, calibrated: Calibrated, source: Model | Calibrated, images: ImageSet, judged: ImageSet, progress: Progress
+) -> tuple[Program, dict[str, Any]]:
+    """The program that the search finds, and how it was found; the order is `output`."""
+    if isinstance(source.network, Swin):
+        raise UserError("--keep-accuracy and --save-macs: expected a ViT, got a Swin, whose blocks differ in heads; choose --tau instead")
+    labelled = has_labels(judged, calibrated.model.module.num_classes)
+    if budget.validation and not labelled:
+        raise UserError("--validation: expected images with labels of the model's classes; leave it out to judge by the calibration images")
+    change = OutputChange(source.network)
+    statistics = attention_statistics(source, images, progress, change)
+    units = [Freezing(0, granularity, "model", "output") for granularity in budget.granularities]
+    rungs = make_rungs({each.granularity: scores(statistics, each, change) for each in units})
+    dense = lower(calibrated, softmax="renormalised")
+    bench = Bench(dense, calibrated.attention, means(statistics), logit_scale(calibrated, dense), rungs, budget.macs)
+    program, found = build_within(bench, budget, images, judged, progress)
+    judges = {"images": len(judged), "sha256": judged.sha256, "labelled": labelled}
+    settings = {name: getattr(budget, name) for name in ("keep_accuracy", "save_macs", "granularities", "evaluations")}
+    return program, {"softmax": "renormalised", "order": "output", "budget": settings | {"judged": judges} | found}
 
 
 def calibrate_on(model: Model, images: ImageSet, range_images: int, mode: Mode = "hardware") -> Calibrated:
@@ -75,14 +110,19 @@ def calibrate_on(model: Model, images: ImageSet, range_images: int, mode: Mode =
 
 
 def attention_statistics(
-    model: Model | Calibrated, images: ImageSet, progress: Progress, change: OutputChange | None = None
+    model: Model | Calibrated,
+    images: ImageSet,
+    progress: Progress,
+    change: OutputChange | None = None,
+    share_windows: bool = False,
 ) -> AttentionStatistics:
     """Histograms and means of every attention weight of every block, over all images; `change`, if given, is fed in the same pass."""
-    vit = model.vit
-    tokens = len(vit.prefix) + len(vit.position)
-    statistics = AttentionStatistics(range(len(vit.blocks)), (vit.heads, tokens, tokens), len(images))
+    network = model.network
+    statistics = AttentionStatistics(dict(enumerate(maps_of(network, share_windows))), len(images))
 
     def consume(block: int, maps: Tensor, values: Tensor) -> None:
+        if share_windows and isinstance(network, Swin):
+            maps, values = network.share(block, maps), network.share(block, values)
         statistics.add(block, maps.numpy())
         if change:
             change.add(block, maps, values)
@@ -94,14 +134,38 @@ def attention_statistics(
     return statistics
 
 
+def maps_of(network: Network, share_windows: bool) -> tuple[Maps, ...]:
+    """The maps that are measured and frozen; UserError for windows shared where there are none."""
+    if not share_windows:
+        return network.maps
+    if not isinstance(network, Swin):
+        raise UserError("--share-windows: expected a Swin, got a model without windows; leave it out")
+    return network.shared_maps
+
+
 def frozen_maps(statistics: AttentionStatistics, freezing: Freezing, change: OutputChange | None = None) -> list[FrozenMap]:
     """The chosen attention weights, block by block (Eq. 15); `change` is what the order `output` needs."""
-    blocks = statistics.counts
-    scores = [_scores(block, statistics, freezing, change) for block in blocks]
-    return freeze(scores, [statistics.mean(block) for block in blocks], freezing)
+    return freeze(scores(statistics, freezing, change), means(statistics), freezing)
 
 
-def _scores(block: int, statistics: AttentionStatistics, freezing: Freezing, change: OutputChange | None) -> np.ndarray:
+def scores(statistics: AttentionStatistics, freezing: Freezing, change: OutputChange | None = None) -> list[np.ndarray]:
+    """What `freeze` looks for the lowest of, block by block: it depends on the order and the granularity alone.
+
+    An excluded pair's is infinite: its weight is 0 anyway, and to freeze it would only swell the share.
+    """
+    found = []
+    for block, maps in statistics.maps.items():
+        score = _block_scores(block, statistics, freezing, change)
+        found.append(score if maps.excluded is None else np.where(maps.excluded, np.inf, score))
+    return found
+
+
+def means(statistics: AttentionStatistics) -> list[np.ndarray]:
+    """The mean map of every block."""
+    return [statistics.mean(block) for block in statistics.counts]
+
+
+def _block_scores(block: int, statistics: AttentionStatistics, freezing: Freezing, change: OutputChange | None) -> np.ndarray:
     match freezing.order:
         case "entropy":
             return statistics.entropy(block)

@@ -12,13 +12,13 @@ SMOOTHING = 1 / BINS
 
 
 def divergence(reference: AttentionStatistics, quantised: AttentionStatistics, layer: int) -> np.ndarray:
-    """D_KL(p || q) = sum_k p(k) log2(p(k) / q(k)) of every attention weight in bits (Eq. 14): float32 [heads, tokens, tokens], >= 0.
+    """D_KL(p || q) = sum_k p(k) log2(p(k) / q(k)) of every attention weight in bits (Eq. 14): float32 [maps, tokens, tokens], >= 0.
 
     p is the reference's histogram as it is: an empty bin adds 0. q is (count + 1/256) / (images + 1), so that a bin that only the
     quantised model leaves empty costs log2(256 (images + 1)) bits at most, not infinity; equal histograms diverge by at most
     log2(1 + 1/images). Raises UserError if either layer has been given no image.
     """
-    out = np.empty(reference.shape, np.float32)
+    out = np.empty(reference.maps[layer].shape, np.float32)
     p_counts, q_counts = (statistics.counts[layer].reshape(-1, BINS) for statistics in (reference, quantised))
     _divergence(p_counts, reference.images_of(layer), q_counts, quantised.images_of(layer), out.reshape(-1))
     return out

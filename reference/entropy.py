@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 from numba import njit, prange
 
 from eamsim.errors import UserError
+from reference.maps import Maps
 
 BINS = 256
 """2^b of Eq. 12 with the paper's b = 8."""
@@ -20,36 +21,39 @@ BLOCK_WEIGHTS = 64
 class AttentionStatistics:
     """Histogram, sum and sum of squares of the attention weights of some layers, fed with their maps batch by batch.
 
-    layers: the layers to hold, any subset of the model's, so that several passes can share the memory (`layer_bytes`);
-    shape: (heads, tokens, tokens); images: the most that any layer will be given.
+    maps: the layers to hold, any subset of the model's, so that several passes can share the memory (`layer_bytes`);
+    images: the most that any layer will be given.
     """
 
-    def __init__(self, layers: Iterable[int], shape: tuple[int, int, int], images: int):
-        self.shape = shape
-        self.capacity = images
-        self.counts = {layer: np.zeros((*shape, BINS), counter(images)) for layer in layers}
-        self.sums = {layer: np.zeros(shape, np.float64) for layer in self.counts}
-        self.squares = {layer: np.zeros(shape, np.float64) for layer in self.counts}
-        self.seen = dict.fromkeys(self.counts, 0)
+    def __init__(self, maps: Mapping[int, Maps], images: int):
+        self.maps = dict(maps)
+        self.capacity = {layer: each.per_image * images for layer, each in maps.items()}
+        self.counts = {layer: np.zeros((*each.shape, BINS), counter(self.capacity[layer])) for layer, each in maps.items()}
+        self.sums = {layer: np.zeros(each.shape, np.float64) for layer, each in maps.items()}
+        self.squares = {layer: np.zeros(each.shape, np.float64) for layer, each in maps.items()}
+        self.seen = dict.fromkeys(maps, 0)
 
     @property
     def images(self) -> int:
         """Images every held layer has been given; the least, while a batch is on its way through the layers."""
-        return min(self.seen.values())
+        return min(seen // self.maps[layer].per_image for layer, seen in self.seen.items())
 
     def add(self, layer: int, maps: np.ndarray) -> None:
-        """Count one batch of a layer's attention maps: softmax values in [0, 1], float32 [batch, heads, tokens, tokens] (Eq. 11).
+        """Count one batch of a layer's attention maps: softmax values in [0, 1], float32 [batch, maps, tokens, tokens] (Eq. 11).
 
-        A layer this object does not hold is passed over. Raises UserError for maps of another shape, for more images than
-        announced, and for values outside [0, 1] or NaN (the layer's statistics are then unusable).
+        A layer this object does not hold is passed over; where windows share maps, the batch is one of windows. Raises UserError for
+        maps of another shape, for more images than announced, and for values outside [0, 1] or NaN (the layer's statistics are then
+        unusable).
         """
         if layer not in self.counts:
             return
-        if maps.dtype != np.float32 or maps.ndim != 4 or maps.shape[1:] != self.shape:
-            raise UserError(f"layer {layer} attention maps: must be float32 {('batch', *self.shape)}, got {maps.dtype} {maps.shape}")
+        shape = self.maps[layer].shape
+        if maps.dtype != np.float32 or maps.ndim != 4 or maps.shape[1:] != shape:
+            raise UserError(f"layer {layer} attention maps: must be float32 {('batch', *shape)}, got {maps.dtype} {maps.shape}")
         self.seen[layer] += len(maps)
-        if self.seen[layer] > self.capacity:
-            raise UserError(f"layer {layer} attention maps: {self.seen[layer]} images, expected at most {self.capacity}; announce them all")
+        if self.seen[layer] > self.capacity[layer]:
+            found, expected = self.seen[layer], self.capacity[layer]
+            raise UserError(f"layer {layer} attention maps: {found} images, expected at most {expected}; announce them all")
         valid = _count(
             np.ascontiguousarray(maps).reshape(len(maps), -1),
             self.counts[layer].reshape(-1, BINS),
@@ -60,23 +64,23 @@ class AttentionStatistics:
             raise UserError(f"layer {layer} attention maps: must lie in [0, 1], got a value outside or NaN; check the model's weights")
 
     def entropy(self, layer: int) -> np.ndarray:
-        """H = -sum_k p(k) log2 p(k) of every attention weight in bits (Eq. 13): float32 [heads, tokens, tokens], in [0, 8].
+        """H = -sum_k p(k) log2 p(k) of every attention weight in bits (Eq. 13): float32 [maps, tokens, tokens], in [0, 8].
 
         Raises UserError if the layer has been given no image.
         """
-        out = np.empty(self.shape, np.float32)
+        out = np.empty(self.maps[layer].shape, np.float32)
         _entropy(self.counts[layer].reshape(-1, BINS), self.images_of(layer), out.reshape(-1))
         return out
 
     def mean(self, layer: int) -> np.ndarray:
-        """A^mu, the mean of every attention weight (Eq. 15): float32 [heads, tokens, tokens], in [0, 1], summed in float64.
+        """A^mu, the mean of every attention weight (Eq. 15): float32 [maps, tokens, tokens], in [0, 1], summed in float64.
 
         Raises UserError if the layer has been given no image.
         """
         return (self.sums[layer] / self.images_of(layer)).astype(np.float32)
 
     def variance(self, layer: int) -> np.ndarray:
-        """Population variance of every attention weight: float32 [heads, tokens, tokens], in [0, 1/4], from sums in float64.
+        """Population variance of every attention weight: float32 [maps, tokens, tokens], in [0, 1/4], from sums in float64.
 
         The squares of float32 values are exact in float64. Raises UserError if the layer has been given no image.
         """
@@ -85,7 +89,7 @@ class AttentionStatistics:
         return variance.clip(min=0).astype(np.float32)  # a constant weight's may round to less than 0
 
     def images_of(self, layer: int) -> int:
-        """Images a layer has been given; UserError if none."""
+        """Images (or windows, where they share maps) a layer has been given; UserError if none."""
         if not self.seen[layer]:
             raise UserError(f"layer {layer} attention maps: must be of at least one image, got none; the calibration data are empty")
         return self.seen[layer]

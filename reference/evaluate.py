@@ -1,4 +1,4 @@
-"""Accuracy of float and fake-quantised models."""
+"""Accuracy of float and fake-quantised models and of integer programs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eamsim import engine
 from eamsim.errors import UserError
-from eamsim.program import Softmax
+from eamsim.program import Program, Softmax
 from reference.fakequant import predict
 from reference.freeze import FrozenMap
 from reference.models import Model
@@ -41,5 +42,14 @@ def evaluate(
     softmax: Softmax = "paper",
 ) -> Accuracy:
     """Accuracy of `predict` over batches of uint8 images [batch, height, width, 3]."""
-    logits = [predict(model, images, frozen, softmax) for images in batches]
+    return _accuracy([predict(model, images, frozen, softmax) for images in batches], labels)
+
+
+def evaluate_program(program: Program, batches: Iterable[np.ndarray], labels: np.ndarray, threads: int | None = None) -> Accuracy:
+    """Accuracy of the integer engine over batches of uint8 images [batch, height, width, 3]; threads: as `engine.load`."""
+    run = engine.load(program, threads).run
+    return _accuracy([run(images) for images in batches], labels)
+
+
+def _accuracy(logits: list[np.ndarray], labels: np.ndarray) -> Accuracy:
     return accuracy(np.concatenate(logits) if logits else np.empty((0, 0)), labels)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from eamsim.program import Softmax
 from reference.freeze import FrozenMap
+from reference.layers import Attend, Site, keep
 from reference.models import Model
+from reference.networks import Network
 from reference.quantisers import LogSqrt2
 from reference.repq import Calibrated
-from reference.vit import Attend, Site, Vit, forward, keep
 
 MAX_FROZEN_MASS = 1 - 2.0**-10  # a row that is not wholly frozen keeps some mass, and its logarithm stays finite
 
@@ -27,8 +28,8 @@ def predict(
     softmax: `paper` is Eq. 15 to the letter; `renormalised` takes the softmax over the unfrozen pairs alone and scales it by
     what the frozen ones leave of 1.
     """
-    vit, site, quantise = _parts(model)
-    maps = None if frozen is None else [_Frozen(layer) for layer in frozen]
+    network, site, quantise = _parts(model)
+    maps = None if frozen is None else [_Frozen(layer, each.shape[0]) for layer, each in zip(frozen, network.maps, strict=True)]
 
     def attend(block: int, scores: Tensor) -> Tensor:
         if maps is None:
@@ -40,13 +41,13 @@ def predict(
             weights = scores.softmax(dim=-1)
         return torch.where(layer.mask, layer.values, quantise(block, weights))
 
-    return forward(vit, torch.from_numpy(images), site, attend).numpy()
+    return network(torch.from_numpy(images), site, attend).numpy()
 
 
 def collect_maps(model: Model | Calibrated, batches: Iterable[np.ndarray], consume: Callable[[int, np.ndarray], None]) -> None:
     """Call `consume(block, maps)` for every block of every batch of uint8 images [batch, height, width, 3].
 
-    maps: the softmax of Eq. 11, float32 [batch, heads, tokens, tokens], in a quantised model before it is put on the attention
+    maps: the softmax of Eq. 11, float32 [batch, *Maps.shape], in a quantised model before it is put on the attention
     grid (the entropy of section 4.3 is that of the quantised network's maps, not of their sixteen codes).
     """
     collect_attention(model, batches, lambda block, maps, values: consume(block, maps.numpy()))
@@ -55,9 +56,9 @@ def collect_maps(model: Model | Calibrated, batches: Iterable[np.ndarray], consu
 def collect_attention(model: Model | Calibrated, batches: Iterable[np.ndarray], consume: Callable[[int, Tensor, Tensor], None]) -> None:
     """As `collect_maps`, but `consume(block, maps, values)` sees what the maps are multiplied with too.
 
-    values: V of Eq. 1 as the network uses it, float32 [batch, heads, tokens, head_dim].
+    values: V of Eq. 1 as the network uses it, float32 [batch, maps, tokens, head_dim].
     """
-    vit, site, quantise = _parts(model)
+    network, site, quantise = _parts(model)
     values = torch.empty(0)
 
     def keep_values(name: str, x: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def collect_attention(model: Model | Calibrated, batches: Iterable[np.ndarray], 
         return quantise(block, maps)
 
     for images in batches:
-        forward(vit, torch.from_numpy(images), keep_values, attend)
+        network(torch.from_numpy(images), keep_values, attend)
 
 
 def quantise_frozen(calibrated: Calibrated, frozen: Sequence[FrozenMap]) -> list[FrozenMap]:
@@ -87,20 +88,23 @@ def on_grid(frozen: FrozenMap, grid: LogSqrt2) -> FrozenMap:
 
 
 def frozen_mass(frozen: FrozenMap) -> np.ndarray:
-    """F: the sum of each row's frozen values, at most MAX_FROZEN_MASS; float64 [heads, tokens]."""
+    """F: the sum of each row's frozen values, at most MAX_FROZEN_MASS; float64 [maps, tokens]."""
     return np.where(frozen.mask, frozen.mean, 0).sum(axis=2, dtype=np.float64).clip(max=MAX_FROZEN_MASS)
 
 
 class _Frozen:
-    def __init__(self, frozen: FrozenMap):
-        self.mask, self.values = torch.from_numpy(frozen.mask), torch.from_numpy(frozen.mean)
-        self.remaining = torch.from_numpy(1 - frozen_mass(frozen)).float()[:, :, None]
+    """A block's frozen maps as tensors [maps, tokens, tokens], repeated for every window where windows share them."""
+
+    def __init__(self, frozen: FrozenMap, maps: int):
+        remaining = (1 - frozen_mass(frozen)).astype(np.float32)[:, :, None]
+        each = (frozen.mask, frozen.mean, remaining)
+        self.mask, self.values, self.remaining = (torch.from_numpy(array).repeat(maps // len(array), 1, 1) for array in each)
 
 
-def _parts(model: Model | Calibrated) -> tuple[Vit, Site, Attend]:
+def _parts(model: Model | Calibrated) -> tuple[Network, Site, Attend]:
     """The network, what stands at its sites, and what is done to its attention weights."""
     if isinstance(model, Model):
-        return model.vit, keep, lambda block, maps: maps
+        return model.network, keep, lambda block, maps: maps
 
     def site(name: str, x: Tensor) -> Tensor:
         return model.activations[name](x) if name in model.activations else x

@@ -1,156 +1,85 @@
-"""From real numbers to the integers of a program: ratios and tables, correctly rounded, once and for all consumers."""
+"""A calibrated network as an integer program."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal, localcontext
-from fractions import Fraction
-
-import numpy as np
+from dataclasses import asdict
+from typing import Any, assert_never
 
 from eamsim.errors import UserError
-from eamsim.program import Datapath, Overflow, Rounding
+from eamsim.program import Program, Softmax, Value
+from reference.freeze import FrozenMap
+from reference.lower_frozen import with_frozen
+from reference.lower_layers import DEFAULTS, Lowering, LoweringConfig
+from reference.lower_swin import swin_operations
+from reference.lower_vit import vit_operations
+from reference.repq import Calibrated
+from reference.swin import Swin
+from reference.vit import Vit
 
-MAX_SHIFT = 40  # a ratio too small to be normalised within it keeps fewer bits; the residual stream still fits in 63 bits
-DIGITS = 100  # of every irrational number: the series of erf loses at most 32 of them
+LEAST_EXPONENT = -24  # of values that are always 0
 
 
-@dataclass(frozen=True)
-class LoweringConfig:
-    """Widths of the lowered program (docs/datapath.md); all in bits.
+def lower(
+    calibrated: Calibrated,
+    frozen: Sequence[FrozenMap] | None = None,
+    softmax: Softmax = "paper",
+    config: LoweringConfig = DEFAULTS,
+) -> Program:
+    """The integer program of a model calibrated in `hardware` mode, one frozen map per block where there are any.
 
-    exponent_bits: fraction of the base-2 exponents of the softmax; log2_index_bits: index of its logarithm table;
-    headroom: how far beyond the largest calibrated value the residual stream reaches before it saturates.
+    Frozen means become codes of the block's own attention grid. Under `renormalised` a wholly frozen head loses its q and k
+    columns. Raises UserError for a model calibrated `published` and where a constant does not fit its width.
     """
-
-    residual_bits: int = 16
-    multiplier_bits: int = 16
-    accumulator_bits: int = 32
-    norm_fraction_bits: int = 12
-    reciprocal_bits: int = 15
-    exponent_bits: int = 8
-    exp2_bits: int = 15
-    log2_index_bits: int = 8
-    gelu_index_bits: int = 8
-    headroom: float = 2.0
-    rounding: Rounding = "half_up"
-    overflow: Overflow = "error"
-
-    @property
-    def datapath(self) -> Datapath:
-        return Datapath(self.rounding, self.multiplier_bits, self.accumulator_bits, self.overflow)
+    if calibrated.mode != "hardware":
+        raise UserError("lowering needs a model calibrated in 'hardware' mode; the published grid has 17 levels and fractional zero points")
+    lowering = Lowering(calibrated, config, softmax, _stream_exponents(calibrated, config))
+    preprocessing, network = calibrated.model.preprocessing, calibrated.network
+    image = Value("image", (preprocessing.height, preprocessing.width, 3), 8)
+    match network:
+        case Vit():
+            operations = vit_operations(lowering, network, image)
+        case Swin():
+            operations = swin_operations(lowering, network, image)
+        case _:
+            assert_never(network)
+    program = Program(calibrated.model.name, image, tuple(operations), config.datapath)
+    return program if frozen is None else with_frozen(program, frozen, calibrated.attention)
 
 
-DEFAULTS = LoweringConfig()
+def provenance(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) -> dict[str, Any]:
+    """Where a program comes from, for people and for the preparation of images, as JSON values; no interpreter reads it."""
+    model = calibrated.model
+    scales = {
+        name: {"scale": quantiser.scale.item(), "zero": int(quantiser.zero), "bits": quantiser.bits}
+        for name, quantiser in calibrated.activations.items()
+    }
+    return {
+        "model": model.name,
+        "preprocessing": asdict(model.preprocessing),
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "labels": None if model.label_names is None else list(model.label_names),
+        "calibration": {"method": "RepQ-ViT", "mode": calibrated.mode, "images": calibrated.images},
+        "lowering": asdict(config),
+        "activations": scales,
+        "attention": [asdict(quantiser) for quantiser in calibrated.attention],
+        "stream_log2_scales": _stream_exponents(calibrated, config),
+    }
 
 
-def round_half_up(x: Fraction) -> int:
-    """floor(x + 1/2), exactly."""
-    return math.floor(x + Fraction(1, 2))
-
-
-def ratio(r: Fraction, multiplier_bits: int) -> tuple[int, int]:
-    """(M, S) with M / 2^S nearest to r > 0, M of exactly `multiplier_bits` bits unless that needs S > MAX_SHIFT."""
-    shift = multiplier_bits - _floor_log2(r) - 1
-    if round_half_up(r * Fraction(2) ** shift) >> multiplier_bits:  # rounded up to the next power of two
-        shift -= 1
-    if shift < 0:
-        raise UserError(f"a rescaling by {float(r):.3g} does not fit {multiplier_bits} multiplier bits; calibrate on more images")
-    shift = min(shift, MAX_SHIFT)
-    return round_half_up(r * Fraction(2) ** shift), shift
-
-
-def ratios(numerators: Sequence[Fraction], denominator: Fraction, multiplier_bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """`ratio` of each numerator to the denominator: multiplier and shift, int32."""
-    pairs = np.array([ratio(numerator / denominator, multiplier_bits) for numerator in numerators], np.int32)
-    return pairs[:, 0].copy(), pairs[:, 1].copy()
-
-
-def _floor_log2(r: Fraction) -> int:
-    estimate = r.numerator.bit_length() - r.denominator.bit_length()
-    return estimate if r >= Fraction(2) ** estimate else estimate - 1
-
-
-def over_sqrt2(multiplier: int) -> int:
-    """round(multiplier / sqrt(2)), exactly."""
-    return (math.isqrt(2 * multiplier * multiplier) + 1) // 2
-
-
-def log2(x: Fraction) -> Fraction:
-    """log2(x) to far more digits than any table needs; x > 0."""
-    with localcontext(prec=DIGITS):
-        return Fraction((Decimal(x.numerator) / Decimal(x.denominator)).ln() / Decimal(2).ln())
-
-
-def score_ratio(q_scale: Fraction, k_scale: Fraction, head_dim: int) -> Fraction:
-    """What turns an integer score into a base-2 exponent: dq * dk * log2(e) / sqrt(head_dim)."""
-    with localcontext(prec=DIGITS):
-        return q_scale * k_scale * Fraction(1 / (Decimal(2).ln() * Decimal(head_dim).sqrt()))
-
-
-def exp2_table(fraction_bits: int, value_bits: int) -> np.ndarray:
-    """round(2^value_bits * 2^(-i / 2^fraction_bits)): int32 [2^fraction_bits]."""
-    with localcontext(prec=DIGITS):
-        entries = [Decimal(2) ** (value_bits - Decimal(i) / (1 << fraction_bits)) for i in range(1 << fraction_bits)]
-        return np.array([_nearest(entry) for entry in entries], np.int32)
-
-
-def log2_table(index_bits: int, fraction_bits: int) -> np.ndarray:
-    """round(2^fraction_bits * log2(1 + i / 2^index_bits)): int32 [2^index_bits]."""
-    entries = [log2(1 + Fraction(i, 1 << index_bits)) * (1 << fraction_bits) for i in range(1 << index_bits)]
-    return np.array([round_half_up(entry) for entry in entries], np.int32)
-
-
-def gelu_table(step: Fraction, index_zero: int, index_bits: int, scale: Fraction, zero: int, bits: int) -> np.ndarray:
-    """Codes of GELU at `(i - index_zero) * step`: uint8 [2^index_bits]."""
-    real = [gelu((i - index_zero) * step) for i in range(1 << index_bits)]
-    return np.array([_code(x / scale, zero, bits) for x in real], np.uint8)
-
-
-def gelu_index(scale: float, zero: int, bits: int, index_bits: int) -> tuple[float, int]:
-    """(step, zero) of an index that covers the inputs between which GELU's code changes, and one step on either side."""
-    top = (1 << bits) - 1
-    x = np.linspace(-10, max(10, (top + 1) * scale), 1 << 16)
-    phi = np.vectorize(math.erf)(x / math.sqrt(2)) / 2 + 0.5
-    changes = np.flatnonzero(np.diff(np.clip(np.rint(x * phi / scale) + zero, 0, top)))
-    low, high = (float(x[changes[0]]), float(x[changes[-1] + 1])) if len(changes) else (-1.0, 1.0)
-    step = (high - low) / ((1 << index_bits) - 3)
-    return step, 1 - round(low / step)
-
-
-def gelu(x: Fraction) -> Fraction:
-    """x * (1 + erf(x / sqrt(2))) / 2 to more than 30 digits."""
-    if abs(x) > 12:  # the tail is below 1e-31
-        return max(x, Fraction(0))
-    with localcontext(prec=DIGITS):
-        value = Decimal(x.numerator) / Decimal(x.denominator)
-        term, total, n = value, value, 0
-        while abs(term) > Decimal(10) ** (-DIGITS // 2):  # Phi(x) - 1/2 = 1/sqrt(2 pi) * sum (-1)^n x^(2n+1) / (2^n n! (2n+1))
-            n += 1
-            term *= -value * value / (2 * n)
-            total += term / (2 * n + 1)
-        return Fraction(value * (Decimal("0.5") + total / (2 * _pi()).sqrt()))
-
-
-def _pi() -> Decimal:
-    """Machin's formula, to the digits of the current context."""
-    return 4 * (4 * _arctan_inverse(5) - _arctan_inverse(239))
-
-
-def _arctan_inverse(n: int) -> Decimal:
-    term, total, k = Decimal(1) / n, Decimal(1) / n, 1
-    while abs(term) > Decimal(10) ** (-DIGITS):
-        term /= -n * n
-        k += 2
-        total += term / k
-    return total
-
-
-def _code(x: Fraction, zero: int, bits: int) -> int:
-    return min(max(round_half_up(x) + zero, 0), (1 << bits) - 1)
-
-
-def _nearest(x: Decimal) -> int:
-    return int(x.to_integral_value(ROUND_HALF_UP))
+def _stream_exponents(calibrated: Calibrated, config: LoweringConfig) -> dict[str, int]:
+    """log2 of the scale of every signed value: large enough for `headroom` times its calibrated maximum, never below its operand's."""
+    largest = dict(calibrated.stream_max)
+    if isinstance(calibrated.network, Vit):  # Embed adds in one scale
+        largest["patch_embed"] = largest["embed"] = max(largest["patch_embed"], largest["embed"])
+    limit = (1 << (config.residual_bits - 1)) - 1
+    exponents, current = {}, LEAST_EXPONENT
+    for name, maximum in largest.items():
+        if name.endswith(".merge.reduction"):
+            exponents[name.removesuffix(".reduction")] = current  # the neighbours that are reduced
+        operand = current if name.endswith((".attn.proj", ".mlp.fc2")) else LEAST_EXPONENT
+        needed = math.ceil(math.log2(config.headroom * maximum / limit)) if maximum > 0 else operand
+        current = exponents[name] = max(operand, needed)
+    return exponents | ({"cls": current} if isinstance(calibrated.network, Vit) else {})

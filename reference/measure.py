@@ -18,6 +18,7 @@ from reference.build import Progress, calibrate_on, parameters_sha256
 from reference.divergence import divergence
 from reference.entropy import AttentionStatistics, layer_bytes
 from reference.fakequant import collect_maps
+from reference.maps import Maps
 from reference.models import Model, load_model
 from reference.repq import Calibrated
 from reference.statistics_file import Header, Source, read_progress, write_progress, write_statistics
@@ -85,11 +86,10 @@ def measure(
     a run with equal ones continues from `PATH.progress`, which holds the histograms of all layers begun. Returns images per
     second, decoding included, an image counted once a forward pass; 0 if nothing was left to do. Raises UserError and BadFile.
     """
-    vit = next(iter(models.values())).vit
-    tokens = len(vit.prefix) + len(vit.position)
-    header = Header(len(vit.blocks), (vit.heads, tokens, tokens), len(images), tuple(models), histograms, origin, command)
+    maps = next(iter(models.values())).network.maps
+    header = Header(tuple(each.shape for each in maps), len(images), tuple(models), histograms, origin, command)
     groups = layer_groups(header, memory_bytes)
-    run = _Run(path.with_name(path.name + ".progress"), models, images, header, len(groups[0]))
+    run = _Run(path.with_name(path.name + ".progress"), models, images, header, groups)
 
     write_statistics(path, header, (arrays for group in groups for arrays in run.results(group, progress, last=group is groups[-1])))
     shutil.rmtree(run.folder, ignore_errors=True)
@@ -98,21 +98,27 @@ def measure(
 
 def layer_groups(header: Header, memory_bytes: int) -> list[range]:
     """The layers in groups whose statistics, of all models, take at most so much memory; UserError if one layer takes more."""
-    needed = layer_bytes(header.shape, header.images) * len(header.sources)
-    size = memory_bytes // needed
-    if not size:
-        gib = (needed / GIB, memory_bytes / GIB)
+    needed = [layer_bytes(shape, header.images) * len(header.sources) for shape in header.shapes]
+    if max(needed) > memory_bytes:
+        gib = (max(needed) / GIB, memory_bytes / GIB)
         raise UserError(f"--memory: expected at least {gib[0]:.3f} GiB, what one layer needs, got {gib[1]:.3f}; raise it")
-    return [range(first, min(first + size, header.layers)) for first in range(0, header.layers, size)]
+    groups = [range(0)]
+    for layer in range(header.layers):
+        group = range(groups[-1].start, layer + 1)
+        if sum(needed[each] for each in group) <= memory_bytes:
+            groups[-1] = group
+        else:
+            groups.append(range(layer, layer + 1))
+    return groups
 
 
 class _Run:
     """A measurement in progress; passes, seconds: images that went through a model so far, and the time it took."""
 
-    def __init__(self, folder: Path, models: Mapping[Source, Model | Calibrated], images: ImageSet, header: Header, layers_at_once: int):
+    def __init__(self, folder: Path, models: Mapping[Source, Model | Calibrated], images: ImageSet, header: Header, groups: list[range]):
         self.folder, self.models, self.images = folder, models, images
         self.passes, self.seconds = 0, 0.0
-        self.header = dataclasses.replace(header, origin=header.origin | {"layers_at_once": layers_at_once})
+        self.header = dataclasses.replace(header, origin=header.origin | {"groups": [len(group) for group in groups]})
 
     def results(self, group: range, progress: Progress, last: bool) -> Iterator[dict[str, np.ndarray]]:
         """What a file of results holds, layer by layer; the memory is free once the last layer has been taken."""
@@ -124,7 +130,7 @@ class _Run:
         """The statistics of some layers over all images, as far as possible from the last saving; keep: save them at the end too."""
         statistics: dict[Source, AttentionStatistics] = {}
         for source in self.models:
-            statistics[source] = AttentionStatistics(group, self.header.shape, len(self.images))
+            statistics[source] = AttentionStatistics({layer: Maps(self.header.shapes[layer]) for layer in group}, len(self.images))
         file = self.folder / f"from_layer{group[0]}.h5"
         done = read_progress(file, self.header, statistics) if file.exists() else 0
         if done == len(self.images):

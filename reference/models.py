@@ -1,4 +1,4 @@
-"""Float models: timm names, `local-dir:` folders and `hf-hub:` repositories, as checked parameters of a plain ViT."""
+"""Float models: timm names, `local-dir:` folders and `hf-hub:` repositories, as checked parameters of a plain ViT or Swin."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
-from timm.layers.attention import Attention
-from timm.layers.patch_embed import PatchEmbed
-from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from eamsim.errors import BadFile, UserError
 from eamsim.images import Preprocessing
-from reference.vit import Block, Dense, Norm, Vit
+from reference.networks import Network, check_supported, network_of
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 SAFE_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
@@ -34,18 +32,22 @@ OFFLINE = f"give --weights FILE, use {LOCAL}DIR, or build untrained with --rando
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A float model: timm's module in eval mode, its parameters as `vit`, and how its images are prepared.
+    """A float model: timm's module in eval mode, its parameters as `network`, and how its images are prepared.
 
     label_names: one per class, or None where the model does not name them.
     """
 
     name: str
-    module: VisionTransformer
-    vit: Vit
+    module: VisionTransformer | SwinTransformer
+    network: Network
     preprocessing: Preprocessing
     mean: tuple[float, ...]
     std: tuple[float, ...]
     label_names: tuple[str, ...] | None
+
+    @property
+    def vit(self):
+        return self.network
 
 
 def load_model(spec: str, weights: str | None = None, random_init: int | None = None, allow_pickle: bool = False) -> Model:
@@ -70,19 +72,19 @@ def load_model(spec: str, weights: str | None = None, random_init: int | None = 
 
 
 def as_model(module: nn.Module, name: str) -> Model:
-    """A timm module as a Model; UserError names the first feature that is not a plain ViT's."""
-    module = _check_supported(module, name)
-    cfg: Any = module.pretrained_cfg
+    """A timm module as a Model; UserError names the first feature that is not a plain ViT's or Swin's."""
+    plain: Any = check_supported(module, name)
+    cfg = plain.pretrained_cfg
     labels = cfg.get("label_names")
-    preprocessing, mean, std = _preprocessing(name, cfg, module.patch_embed.img_size)
+    preprocessing, mean, std = _preprocessing(name, cfg, plain.patch_embed.img_size)
     return Model(
         name,
-        module,
-        _vit(module, mean, std),
+        plain,
+        network_of(plain, mean, std),
         preprocessing,
         mean,
         std,
-        tuple(map(str, labels)) if labels is not None and len(labels) == module.num_classes else None,
+        tuple(map(str, labels)) if labels is not None and len(labels) == plain.num_classes else None,
     )
 
 
@@ -124,7 +126,7 @@ def _is_timm_name(spec: str) -> bool:
 
 
 def _download(name: str) -> nn.Module:
-    _check_supported(_create(name), name)  # before the long download
+    check_supported(_create(name), name)  # before the long download
     try:
         return timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -201,89 +203,3 @@ def _load(module: nn.Module, path: Path) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _check_supported(module: nn.Module, name: str) -> VisionTransformer:
-    """The module itself, if it is a plain ViT; UserError names the first feature that is not."""
-    if type(module) is not VisionTransformer:
-        kind = type(module).__name__
-        raise UserError(
-            f"model {name!r}: {kind} is not yet supported; expected a plain timm VisionTransformer, such as deit_tiny_patch16_224"
-        )
-    unsupported = _unsupported_features(module)
-    if unsupported:
-        raise UserError(f"model {name!r}: {unsupported[0]} is not supported; expected a plain ViT, such as deit_tiny_patch16_224")
-    return module
-
-
-def _unsupported_features(module: VisionTransformer) -> list[str]:
-    embed = module.patch_embed
-    plain_embed = type(embed) is PatchEmbed and isinstance(embed.norm, nn.Identity) and embed.proj.in_channels == 3
-    features = {
-        "a model without class token": not module.has_class_token,
-        "register tokens": module.num_reg_tokens > 0,
-        "a position table that leaves the class token out": module.pos_embed is None or module.no_embed_class,
-        "a dynamic image size": module.dynamic_img_size,
-        "this patch embedding": not plain_embed,
-        "a norm before the blocks (pre_norm)": not isinstance(module.norm_pre, nn.Identity),
-        f"pooling by {module.global_pool!r}": module.global_pool != "token" or not isinstance(module.fc_norm, nn.Identity),
-        "this final norm": not isinstance(module.norm, nn.LayerNorm),
-        "a model without classifier": not isinstance(module.head, nn.Linear),
-    }
-    for block in module.blocks:
-        features |= _block_features(block)
-    return [feature for feature, present in features.items() if present]
-
-
-def _block_features(block: Any) -> dict[str, bool]:
-    if type(block) is not TimmBlock or type(block.attn) is not Attention:
-        return {f"a block of kind {type(block).__name__}": True}
-    attn, mlp = block.attn, block.mlp
-    return {
-        "layer scale": not (isinstance(block.ls1, nn.Identity) and isinstance(block.ls2, nn.Identity)),
-        "query and key norm (qk_norm)": not (isinstance(attn.q_norm, nn.Identity) and isinstance(attn.k_norm, nn.Identity)),
-        "a norm inside attention or MLP": not (isinstance(attn.norm, nn.Identity) and isinstance(mlp.norm, nn.Identity)),
-        "gated attention": attn.gate is not None,
-        "an attention width other than the model's": attn.attn_dim != attn.qkv.in_features,
-        f"the activation {mlp.act}": not isinstance(mlp.act, nn.GELU) or mlp.act.approximate != "none",
-        "this norm": not (isinstance(block.norm1, nn.LayerNorm) and isinstance(block.norm2, nn.LayerNorm)),
-    }
-
-
-def _vit(module: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Vit:
-    conv, position = module.patch_embed.proj, module.pos_embed[0].detach()
-    pixels = conv.weight.detach().permute(0, 2, 3, 1).flatten(1)
-    return Vit(
-        patch_size=module.patch_embed.patch_size[0],
-        heads=module.blocks[0].attn.num_heads,
-        mean=torch.tensor(mean),
-        std=torch.tensor(std),
-        patch_embed=Dense(pixels, _bias(conv)),
-        prefix=module.cls_token[0].detach() + position[:1],
-        position=position[1:],
-        blocks=tuple(
-            Block(
-                _norm(block.norm1),
-                _dense(block.attn.qkv),
-                _dense(block.attn.proj),
-                _norm(block.norm2),
-                _dense(block.mlp.fc1),
-                _dense(block.mlp.fc2),
-            )
-            for block in module.blocks
-        ),
-        norm=_norm(module.norm),
-        head=_dense(module.head),
-    )
-
-
-def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
-    return torch.zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach()
-
-
-def _dense(layer: nn.Linear) -> Dense:
-    return Dense(layer.weight.detach(), _bias(layer))
-
-
-def _norm(layer: nn.LayerNorm) -> Norm:
-    return Norm(layer.weight.detach(), layer.bias.detach(), layer.eps)

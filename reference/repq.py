@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reference.layers import Dense, Norm
 from reference.models import Model
+from reference.networks import Network
 from reference.quantisers import Affine, LogSqrt2, search_affine, search_log
-from reference.vit import Dense, Norm, Vit, forward
+from reference.swin import Swin, Windows
 
 Mode = Literal["hardware", "published"]
 INPUT_BITS = 8
@@ -22,35 +24,58 @@ INPUT_BITS = 8
 class Calibrated:
     """A quantised model: the re-parametrised float network and all its quantisers.
 
-    activations: per tensor, under the name of the quantised value (reference/vit.py); weights: per output channel, under the
-    name of the layer's output; attention: one per block; stream_max: the largest magnitude seen in each residual value.
+    activations: per tensor, under the name of the quantised value (the networks' `__call__` lists them); weights: per output
+    channel, under the name of the layer's output; attention: one per block; stream_max: the largest magnitude seen in each value
+    that is not quantised to codes.
     """
 
     model: Model
     mode: Mode
-    vit: Vit
+    network: Network
     activations: dict[str, Affine]
     weights: dict[str, Affine]
     attention: tuple[LogSqrt2, ...]
     stream_max: dict[str, float]
     images: int
 
+    @property
+    def vit(self):
+        return self.network
+
     @cached_property
-    def quantised(self) -> Vit:
+    def denses(self) -> dict[str, Dense]:
+        """Every linear layer of the float network under the name of its output value."""
+        return _denses(self.network)
+
+    @cached_property
+    def quantised(self) -> Network:
         """The network with quantised and dequantised weights; in `hardware` mode its biases are integers of the accumulator too."""
-        vit = _quantise_weights(self.vit, self.weights)
+        network = _quantise_weights(self.network, self.weights)
         if self.mode == "published":
-            return vit
-        biases = {name: (self.bias_codes(name) * self.acc_scales(name)).float() for name in vit.denses}
-        return vit.with_denses({name: replace(dense, bias=biases[name]) for name, dense in vit.denses.items()})
+            return network
+        biases = {name: (self.bias_codes(name) * self.acc_scales(name)).float() for name in self.denses}
+        network = network.with_layers({name: replace(dense, bias=biases[name]) for name, dense in _denses(network).items()})
+        if isinstance(network, Swin):
+            scaled = [(self.logit_bias_codes(i, each) * self.score_scale(i)).float() for i, each in enumerate(network.windows)]
+            windows = [replace(each, logit_bias=bias) for each, bias in zip(network.windows, scaled, strict=True)]
+            network = replace(network, windows=tuple(windows))
+        return network
 
     def acc_scales(self, name: str) -> Tensor:
         """Scale of a linear layer's accumulator: float64 [out_channels], exact, being the product of two float32."""
-        return self.activations[self.vit.sources[name]].scale.double() * self.weights[name].scale.flatten().double()
+        return self.activations[self.network.sources[name]].scale.double() * self.weights[name].scale.flatten().double()
 
     def bias_codes(self, name: str) -> Tensor:
         """A linear layer's bias in units of its accumulator: float64 integers [out_channels]."""
-        return torch.round(self.vit.denses[name].bias.double() / self.acc_scales(name))
+        return torch.round(self.denses[name].bias.double() / self.acc_scales(name))
+
+    def score_scale(self, block: int) -> float:
+        """Scale of the products of a block's q and k codes, exact."""
+        return self.activations[f"block{block}.attn.q"].scale.item() * self.activations[f"block{block}.attn.k"].scale.item()
+
+    def logit_bias_codes(self, block: int, windows: Windows) -> Tensor:
+        """The relative position bias in units of the block's scores: float64 integers [heads, tokens, tokens]."""
+        return torch.round(windows.logit_bias.double() / self.score_scale(block))
 
 
 def calibrate(model: Model, images: np.ndarray, mode: Mode = "hardware", weight_bits: int = 4, activation_bits: int = 4) -> Calibrated:
@@ -61,18 +86,20 @@ def calibrate(model: Model, images: np.ndarray, mode: Mode = "hardware", weight_
     the weights behind them are quantised anew. Attention and patches: `activation_bits` and INPUT_BITS.
     `published` keeps a fractional zero point and seventeen attention levels; `hardware` has neither.
     """
-    ranges = _Ranges(mode, activation_bits)
-    float_weights = _search_weights(model.vit, weight_bits, mode)
-    forward(_quantise_weights(model.vit, float_weights), torch.from_numpy(images), ranges.site, ranges.attend)
-    vit, activations = _reparametrise(model.vit, ranges.activations, mode)
-    weights = _search_weights(vit, weight_bits, mode)
-    return Calibrated(model, mode, vit, activations, weights, tuple(ranges.attention), ranges.stream_max, len(images))
+    ranges = _Ranges(model.network, mode, activation_bits)
+    float_weights = _search_weights(model.network, weight_bits, mode)
+    _quantise_weights(model.network, float_weights)(torch.from_numpy(images), ranges.site, ranges.attend)
+    network, activations = _reparametrise(model.network, ranges.activations, mode)
+    weights = _search_weights(network, weight_bits, mode)
+    return Calibrated(model, mode, network, activations, weights, tuple(ranges.attention), ranges.stream_max, len(images))
 
 
 class _Ranges:
-    """Finds a quantiser for each value that passes, and passes it on quantised."""
+    """Finds a quantiser for each value that linear layers and attention read, and passes it on quantised."""
 
-    def __init__(self, mode: Mode, bits: int):
+    def __init__(self, network: Network, mode: Mode, bits: int):
+        self.per_channel = set(_folds(network).values())
+        self.read = set(network.sources.values())
         self.hardware = mode == "hardware"
         self.bits = bits
         self.activations: dict[str, Affine] = {}
@@ -81,13 +108,13 @@ class _Ranges:
         self.v = torch.empty(0)
 
     def site(self, name: str, x: Tensor) -> Tensor:
-        if name.endswith(("embed", "proj", "fc2")):
+        if name in self.per_channel:
+            quantiser = search_affine(x, self.bits, contain_zero=False, channel_axis=x.ndim - 1)
+        elif name in self.read or name.endswith((".q", ".k", ".v")):
+            quantiser = search_affine(x, INPUT_BITS if name == "input" else self.bits, contain_zero=self.hardware)
+        else:
             self.stream_max[name] = x.abs().max().item()
             return x
-        if name.endswith(("norm1", "norm2")):
-            quantiser = search_affine(x, self.bits, contain_zero=False, channel_axis=x.ndim - 1)
-        else:
-            quantiser = search_affine(x, INPUT_BITS if name == "input" else self.bits, contain_zero=self.hardware)
         self.activations[name] = quantiser
         quantised = quantiser(x)
         if name.endswith("attn.v"):
@@ -95,24 +122,41 @@ class _Ranges:
         return quantised
 
     def attend(self, block: int, scores: Tensor) -> Tensor:
-        maps = scores.softmax(dim=-1)
+        maps, excluded = scores.softmax(dim=-1), scores == -torch.inf
         if self.hardware:
-            candidates = [search_log(maps, self.bits, last_code_is_zero) for last_code_is_zero in (False, True)]
-            quantiser = min(candidates, key=lambda candidate: ((candidate(maps) - maps) @ self.v).square().mean().item())
+            weights = maps[~excluded]
+            candidates = [search_log(weights, self.bits, last_code_is_zero) for last_code_is_zero in (False, True)]
+
+            def error(candidate: LogSqrt2) -> float:
+                return ((candidate(maps) - maps).masked_fill(excluded, 0) @ self.v).square().mean().item()
+
+            quantiser = min(candidates, key=error)
         else:
             quantiser = search_log(maps, self.bits, last_code_is_zero=True, extra_zero=True)
         self.attention.append(quantiser)
         return quantiser(maps)
 
 
-def _reparametrise(vit: Vit, activations: dict[str, Affine], mode: Mode) -> tuple[Vit, dict[str, Affine]]:
+def _denses(network: Network) -> dict[str, Dense]:
+    return {name: layer for name, layer in network.layers.items() if isinstance(layer, Dense)}
+
+
+def _norms(network: Network) -> dict[str, Norm]:
+    return {name: layer for name, layer in network.layers.items() if isinstance(layer, Norm)}
+
+
+def _folds(network: Network) -> dict[str, str]:
+    """Linear layer -> the norm that it alone reads and is re-parametrised with; the head is not, as published."""
+    norms = _norms(network)
+    return {dense: source for dense, source in network.sources.items() if source in norms and dense != "head"}
+
+
+def _reparametrise(network: Network, activations: dict[str, Affine], mode: Mode) -> tuple[Network, dict[str, Affine]]:
     """Fold the per-channel quantisers of LayerNorm outputs into one per tensor: the norm's affine and the next weights absorb them."""
-    activations, blocks = dict(activations), []
-    for i, block in enumerate(vit.blocks):
-        norm1, qkv, activations[f"block{i}.norm1"] = _fold(block.norm1, block.qkv, activations[f"block{i}.norm1"], mode)
-        norm2, fc1, activations[f"block{i}.norm2"] = _fold(block.norm2, block.fc1, activations[f"block{i}.norm2"], mode)
-        blocks.append(replace(block, norm1=norm1, qkv=qkv, norm2=norm2, fc1=fc1))
-    return replace(vit, blocks=tuple(blocks)), activations
+    denses, norms, activations = _denses(network), _norms(network), dict(activations)
+    for dense, norm in _folds(network).items():
+        norms[norm], denses[dense], activations[norm] = _fold(norms[norm], denses[dense], activations[norm], mode)
+    return network.with_layers(denses | norms), activations
 
 
 def _fold(norm: Norm, dense: Dense, per_channel: Affine, mode: Mode) -> tuple[Norm, Dense, Affine]:
@@ -127,9 +171,9 @@ def _fold(norm: Norm, dense: Dense, per_channel: Affine, mode: Mode) -> tuple[No
     return Norm(norm.gain / r, norm.bias / r - b, norm.eps), Dense(weight, dense.bias + weight @ b), target
 
 
-def _search_weights(vit: Vit, bits: int, mode: Mode) -> dict[str, Affine]:
-    return {name: search_affine(dense.weight, bits, mode == "hardware", channel_axis=0) for name, dense in vit.denses.items()}
+def _search_weights(network: Network, bits: int, mode: Mode) -> dict[str, Affine]:
+    return {name: search_affine(dense.weight, bits, mode == "hardware", channel_axis=0) for name, dense in _denses(network).items()}
 
 
-def _quantise_weights(vit: Vit, weights: dict[str, Affine]) -> Vit:
-    return vit.with_denses({name: Dense(weights[name](dense.weight), dense.bias) for name, dense in vit.denses.items()})
+def _quantise_weights(network: Network, weights: dict[str, Affine]) -> Network:
+    return network.with_layers({name: Dense(weights[name](dense.weight), dense.bias) for name, dense in _denses(network).items()})

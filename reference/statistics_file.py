@@ -1,8 +1,8 @@
 """The statistics of attention weights in guarded HDF5 files (eamsim/container.py): results to keep, and progress to take up again.
 
 A file of results holds `manifest`, canonical JSON in unsigned bytes with the fields of `Header`, and for every layer and every
-model measured ("float", "quantised") `layer3.float.entropy`, `.mean` and `.variance`, float32 [heads, tokens, tokens]; where the
-header says so `.counts`, uint16 or uint32 [heads, tokens, tokens, 256]; and for two models `layer3.divergence`, float32.
+model measured ("float", "quantised") `layer3.float.entropy`, `.mean` and `.variance`, float32 [maps, tokens, tokens]; where the
+header says so `.counts`, uint16 or uint32 [maps, tokens, tokens, 256]; and for two models `layer3.divergence`, float32.
 A file of progress holds the same `manifest` with `images` done, and `.counts`, `.sums`, `.squares` of some layers.
 """
 
@@ -25,33 +25,38 @@ from reference.entropy import BINS, AttentionStatistics, counter
 Source = Literal["float", "quantised"]
 SOURCES: tuple[tuple[Source, ...], ...] = (("float",), ("quantised",), ("float", "quantised"))
 
-FORMAT, VERSION = "eam-statistics", 1
+FORMAT, VERSION = "eam-statistics", 2
 MANIFEST_LIMIT_BYTES = 1 << 20
-EXTENT_LIMITS = {"layers": 1 << 10, "heads": 1 << 10, "rows": 1 << 16, "columns": 1 << 16, "images": 1 << 32}
+MAX_LAYERS = 1 << 10
+EXTENT_LIMITS = {"images": 1 << 32, "maps": 1 << 20, "rows": 1 << 16, "columns": 1 << 16}
 LIMITS = {"entropy": math.log2(BINS), "mean": 1.0, "variance": 0.25, "divergence": math.inf}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What was measured, and how: shape is (heads, tokens, tokens) of every layer; origin: hashes of model and data, settings."""
+    """What was measured, and how: shapes are (maps, tokens, tokens) of each layer; origin: hashes of model and data, settings."""
 
-    layers: int
-    shape: tuple[int, int, int]
+    shapes: tuple[tuple[int, int, int], ...]
     images: int
     sources: tuple[Source, ...]
     histograms: bool
     origin: dict[str, Any]
     command: str
 
+    @property
+    def layers(self) -> int:
+        return len(self.shapes)
+
     def arrays(self, layer: int) -> dict[str, tuple[Stored, tuple[int, ...]]]:
         """Name -> type and shape of every array that a file of results holds for a layer."""
         found: dict[str, tuple[Stored, tuple[int, ...]]] = {}
+        shape = self.shapes[layer]
         for source in self.sources:
-            found |= {f"layer{layer}.{source}.{quantity}": ("float32", self.shape) for quantity in ("entropy", "mean", "variance")}
+            found |= {f"layer{layer}.{source}.{quantity}": ("float32", shape) for quantity in ("entropy", "mean", "variance")}
             if self.histograms:
-                found[f"layer{layer}.{source}.counts"] = (self.counter, (*self.shape, BINS))
+                found[f"layer{layer}.{source}.counts"] = (self.counter, (*shape, BINS))
         if len(self.sources) == 2:
-            found[f"layer{layer}.divergence"] = ("float32", self.shape)
+            found[f"layer{layer}.divergence"] = ("float32", shape)
         return found
 
     @property
@@ -61,7 +66,7 @@ class Header:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """A file of results in memory, but for its histograms: per layer float32 [heads, tokens, tokens]."""
+    """A file of results in memory, but for its histograms: per layer float32 [maps, tokens, tokens]."""
 
     header: Header
     entropy: dict[Source, list[np.ndarray]]
@@ -96,7 +101,7 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def read_histogram(path: Path, source: Source, layer: int) -> np.ndarray:
-    """Counts of Eq. 12 of one layer: uint16 or uint32 [heads, tokens, tokens, 256]. Raises BadFile, and UserError if it has none."""
+    """Counts of Eq. 12 of one layer: uint16 or uint32 [maps, tokens, tokens, 256]. Raises BadFile, and UserError if it has none."""
     name = f"layer{layer}.{source}.counts"
     with _checked(path) as (header, file):
         if name in _names(header):
@@ -145,7 +150,7 @@ def _state(statistics: Mapping[Source, AttentionStatistics]) -> Iterator[tuple[s
 
 def _expect_same_run(path: Path, header: Header, found: Header) -> None:
     """UserError names the first setting in which two runs differ; what is not listed here does not change a histogram."""
-    ours, theirs = ({"layers": each.layers, "shape": each.shape, "sources": each.sources} | each.origin for each in (header, found))
+    ours, theirs = ({"shapes": each.shapes, "sources": each.sources} | each.origin for each in (header, found))
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             expected, got = ours.get(name), theirs.get(name)
@@ -192,17 +197,23 @@ def _take_manifest(file: h5py.File) -> Header:
         raise Refused("/manifest format and version", (FORMAT, VERSION), kind, "use the eamsim that wrote it, or measure again")
     if sorted(tree) != sorted(field.name for field in fields(Header)):
         raise Refused("/manifest", f"the fields {[field.name for field in fields(Header)]}", sorted(tree))
-    shape = tree["shape"] if isinstance(tree["shape"], list) else []
-    extents, limits = [tree["layers"], *shape, tree["images"]], EXTENT_LIMITS.values()
-    if len(shape) != 3 or not all(type(extent) is int and 1 <= extent <= limit for extent, limit in zip(extents, limits, strict=True)):
-        raise Refused("/manifest layers, shape, images", f"numbers from 1 to at most {EXTENT_LIMITS}", extents)
+    shapes = tree["shapes"] if isinstance(tree["shapes"], list) else []
+    extents = [[tree["images"], *shape] if isinstance(shape, list) else [] for shape in shapes]
+    if not 1 <= len(shapes) <= MAX_LAYERS or not all(map(_within_limits, extents)):
+        raise Refused("/manifest shapes, images", f"1 to {MAX_LAYERS} shapes of numbers from 1 to at most {EXTENT_LIMITS}", shapes)
     if tree["sources"] not in [list(sources) for sources in SOURCES]:
         raise Refused("/manifest sources", f"one of {SOURCES}", tree["sources"])
     kinds = {"histograms": bool, "origin": dict, "command": str}
     if any(type(tree[name]) is not kind for name, kind in kinds.items()):
         raise Refused("/manifest histograms, origin, command", "true or false, an object and text", [tree[name] for name in kinds])
-    tree |= {"shape": tuple(shape), "sources": tuple(tree["sources"])}
+    tree |= {"shapes": tuple(map(tuple, shapes)), "sources": tuple(tree["sources"])}
     return Header(**tree)
+
+
+def _within_limits(extents: list[Any]) -> bool:
+    limits = EXTENT_LIMITS.values()
+    known = len(extents) == len(limits)
+    return known and all(type(extent) is int and 1 <= extent <= limit for extent, limit in zip(extents, limits, strict=True))
 
 
 def _read(file: h5py.File, header: Header, name: str) -> np.ndarray:

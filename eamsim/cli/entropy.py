@@ -91,7 +91,7 @@ def head_rows(statistics: Statistics) -> list[dict[str, Any]]:
     """Per layer and head and model measured: mean, min and max of the entropy in bits, share of weights where it is zero; divergence."""
     rows = []
     for layer in range(statistics.header.layers):
-        for head in range(statistics.header.shape[0]):
+        for head in range(statistics.header.shapes[layer][0]):
             row: dict[str, Any] = {"layer": layer, "head": head}
             for source in statistics.header.sources:
                 bits = statistics.entropy[source][layer][head]

@@ -147,7 +147,7 @@ def interrupted(tmp_path, monkeypatch):
     ("change", "name"),
     [
         ({"limit": 60}, "calibration_sha256"),
-        ({"memory_bytes": ONE_LAYER_BYTES}, "layers_at_once 1, got 3"),
+        ({"memory_bytes": ONE_LAYER_BYTES}, r"groups \[1, 1, 1\], got \[3\]"),
         ({"of": "float"}, "range_images"),
     ],
 )
@@ -188,7 +188,7 @@ def test_the_command_prints_every_head_and_writes_a_manifest(tmp_path):
     assert result["images"] == 40
     assert result["images_per_second"] > 0
     assert "attention maps, layers 0-2: 80/80" in done.err
-    layers, heads = statistics.header.layers, statistics.header.shape[0]
+    layers, heads = statistics.header.layers, statistics.header.shapes[0][0]
     assert [(row["layer"], row["head"]) for row in result["heads"]] == [(layer, head) for layer in range(layers) for head in range(heads)]
     last, bits, moved = result["heads"][-1], statistics.entropy["quantised"][-1][-1], statistics.divergence
     assert last["quantised"] == {"mean": bits.mean(), "min": bits.min(), "max": bits.max(), "zero": (bits == 0).mean()}
@@ -295,12 +295,14 @@ HOSTILE = {
     "negative divergence": (replace_array("layer2.divergence", put_value(-1)), r"divergence: expected finite values in \[0, inf\]"),
     "infinite divergence": (replace_array("layer2.divergence", put_value(np.inf)), r"divergence: expected finite values in \[0, inf\]"),
     "format": (edit_manifest(format="eam"), "/manifest format and version: expected .*; use the eamsim that wrote it"),
-    "version": (edit_manifest(version=2), "/manifest format and version: expected .*; use the eamsim that wrote it"),
+    "version": (edit_manifest(version=1), "/manifest format and version: expected .*; use the eamsim that wrote it"),
     "extra field": (edit_manifest(more=1), "/manifest: expected the fields"),
-    "huge shape": (edit_manifest(shape=[1 << 40, 2, 2]), "/manifest layers, shape, images: expected numbers from 1 to at most"),
-    "no shape": (edit_manifest(shape=3), "/manifest layers, shape, images: expected numbers from 1 to at most"),
-    "many layers": (edit_manifest(layers=1 << 20), "/manifest layers, shape, images: expected numbers from 1 to at most"),
-    "boolean images": (edit_manifest(images=True), "/manifest layers, shape, images: expected numbers from 1 to at most"),
+    "huge shape": (edit_manifest(shapes=[[1 << 40, 2, 2]]), "/manifest shapes, images: expected 1 to 1024 shapes of numbers"),
+    "two axes": (edit_manifest(shapes=[[4, 17]]), "/manifest shapes, images: expected 1 to 1024 shapes of numbers"),
+    "no shape": (edit_manifest(shapes=3), "/manifest shapes, images: expected 1 to 1024 shapes of numbers"),
+    "no layers": (edit_manifest(shapes=[]), "/manifest shapes, images: expected 1 to 1024 shapes of numbers"),
+    "many layers": (edit_manifest(shapes=[[1, 1, 1]] * 1025), "/manifest shapes, images: expected 1 to 1024 shapes of numbers"),
+    "boolean images": (edit_manifest(images=True), "/manifest shapes, images: expected 1 to 1024 shapes of numbers"),
     "sources": (edit_manifest(sources=["float", "float"]), "/manifest sources: expected one of"),
     "histograms": (edit_manifest(histograms=1), "/manifest histograms, origin, command: expected true or false"),
     "command": (edit_manifest(command=None), "/manifest histograms, origin, command: expected true or false"),

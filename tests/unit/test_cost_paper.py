@@ -20,7 +20,12 @@ TOTALS = {  # parameters (timm), Eq. 9 and full scope MACs, W4 bytes, map elemen
     SMALL: (22_050_664, 4_540_695_552, 4_598_882_304, 10_956_288, 2_794_248),
     BASE: (86_567_656, 17_447_454_720, 17_563_828_224, 43_146_240, 5_588_496),
 }
-TOTALS |= {"vit_small_patch16_224": TOTALS[SMALL], "vit_base_patch16_224": TOTALS[BASE]}
+PLAIN = TOTALS | {"vit_small_patch16_224": TOTALS[SMALL], "vit_base_patch16_224": TOTALS[BASE]}
+SWIN = {
+    "swin_tiny_patch4_window7_224": (28_288_354, 4_301_939_712, 4_490_566_656, 14_099_712, 2_189_712),
+    "swin_small_patch4_window7_224": (49_606_258, 8_552_248_320, 8_740_875_264, 24_716_544, 3_572_688),
+}
+TOTALS = PLAIN | SWIN
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -28,8 +33,17 @@ TOTALS |= {"vit_small_patch16_224": TOTALS[SMALL], "vit_base_patch16_224": TOTAL
 def test_published_totals(name, softmax):
     model, dense = architecture(name), estimate(architecture(name), 0, softmax)
     assert (model.parameters, dense.macs.paper, dense.macs.full, dense.weight_bytes, model.map_elements) == TOTALS[name]
-    assert dense.macs.paper == model.depth * layer_macs(model.tokens, model.width)
+    assert dense.macs.paper == sum(
+        4 * layer.tokens * layer.width**2 + 2 * layer.pairs * layer.width + mlp_macs(layer.tokens, layer.width) for layer in model.layers
+    )
     assert dense.map_bytes == 0
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_eq_9_of_a_plain_vit(name):
+    model = architecture(name)
+    assert isinstance(model, Architecture)
+    assert estimate(model, 0, "paper").macs.paper == model.depth * layer_macs(model.tokens, model.width)
 
 
 @pytest.mark.parametrize(("name", "percent"), [(TINY, 7.13), (SMALL, 3.89), (BASE, 2.04)])
@@ -47,14 +61,15 @@ def test_equations_of_the_paper():
 
 def test_unknown_models_are_refused_with_the_known_names():
     with pytest.raises(
-        UserError, match=r"cost: expected one of vit_small_patch16_224, .*deit_base_patch16_224 or an \.eam file, got 'resnet50'"
+        UserError, match=r"cost: expected one of vit_small_patch16_224, .*swin_small_patch4_window7_224 or an \.eam file, got 'resnet50'"
     ):
         architecture("resnet50")
 
 
-@given(st.sampled_from(sorted(ARCHITECTURES)), st.floats(0, 1))
+@given(st.sampled_from(sorted(PLAIN)), st.floats(0, 1))
 def test_tau_saves_scores_of_the_renormalised_softmax_only(name, tau):
     model = architecture(name)
+    assert isinstance(model, Architecture)
     dense, paper, renormalised = estimate(model, 0, "paper"), estimate(model, tau, "paper"), estimate(model, tau, "renormalised")
     frozen = round(tau * model.tokens**2)
     assert paper.macs == dense.macs

@@ -6,12 +6,13 @@ import pytest
 from eamsim.errors import UserError
 from reference.divergence import divergence
 from reference.entropy import AttentionStatistics
+from reference.maps import Maps
 
 SHAPE = (2, 3, 3)
 
 
 def statistics(maps, layer=0):
-    stats = AttentionStatistics([layer], maps.shape[1:], len(maps))
+    stats = AttentionStatistics({layer: Maps(maps.shape[1:])}, len(maps))
     stats.add(layer, maps)
     return stats
 
@@ -73,4 +74,4 @@ def test_a_bin_that_only_the_float_model_leaves_empty_costs_nothing_itself():
 
 def test_no_images_are_refused():
     with pytest.raises(UserError, match="layer 0 attention maps: must be of at least one image, got none"):
-        divergence(statistics(random_maps(4, 1, 1)), AttentionStatistics([0], SHAPE, 4), 0)
+        divergence(statistics(random_maps(4, 1, 1)), AttentionStatistics({0: Maps(SHAPE)}, 4), 0)

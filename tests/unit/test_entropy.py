@@ -3,6 +3,7 @@ import pytest
 
 from eamsim.errors import UserError
 from reference.entropy import AttentionStatistics, layer_bytes
+from reference.maps import Maps
 
 SHAPE = (2, 5, 5)
 EDGES = (np.arange(257) / 256).astype(np.float32)
@@ -21,7 +22,7 @@ def numpy_entropy(counts):
 
 
 def statistics(maps, batch=7):
-    stats = AttentionStatistics([0], maps.shape[1:], len(maps))
+    stats = AttentionStatistics({0: Maps(maps.shape[1:])}, len(maps))
     for start in range(0, len(maps), batch):
         stats.add(0, maps[start : start + batch])
     return stats
@@ -114,7 +115,7 @@ def test_weights_beyond_whole_blocks_are_counted(tokens):
 
 def test_memory_is_what_layer_bytes_says():
     for images in (65_535, 65_536):
-        stats = AttentionStatistics([0], SHAPE, images)
+        stats = AttentionStatistics({0: Maps(SHAPE)}, images)
         assert layer_bytes(SHAPE, images) == sum(kept[0].nbytes for kept in (stats.counts, stats.sums, stats.squares))
 
 
@@ -137,7 +138,7 @@ def test_maps_of_any_memory_order_are_counted():
 
 def test_a_subset_of_the_layers_ignores_the_others():
     maps = special_maps()
-    stats = AttentionStatistics([1, 3], SHAPE, 600)
+    stats = AttentionStatistics({1: Maps(SHAPE), 3: Maps(SHAPE)}, 600)
     for layer in range(4):
         stats.add(layer, maps[: 100 * layer])
 
@@ -148,7 +149,7 @@ def test_a_subset_of_the_layers_ignores_the_others():
 
 @pytest.mark.parametrize(("images", "counter"), [(65_535, np.uint16), (65_536, np.uint32)])
 def test_counters_are_as_wide_as_the_images_need(images, counter):
-    stats = AttentionStatistics([0], (1, 1, 1), images)
+    stats = AttentionStatistics({0: Maps((1, 1, 1))}, images)
     stats.add(0, np.full((images, 1, 1, 1), 0.5, np.float32))
 
     assert stats.counts[0].dtype == counter
@@ -160,17 +161,17 @@ def test_values_that_are_no_softmax_are_refused(value):
     maps = np.full((2, *SHAPE), value, np.float32)
 
     with pytest.raises(UserError, match=r"layer 0 attention maps: must lie in \[0, 1\], got a value outside or NaN"):
-        AttentionStatistics([0], SHAPE, 2).add(0, maps)
+        AttentionStatistics({0: Maps(SHAPE)}, 2).add(0, maps)
 
 
 @pytest.mark.parametrize("maps", [np.zeros((1, 2, 5, 4), np.float32), np.zeros((2, 5, 5), np.float32), np.zeros((1, *SHAPE))])
 def test_maps_of_another_shape_or_type_are_refused(maps):
     with pytest.raises(UserError, match=r"layer 0 attention maps: must be float32 \('batch', 2, 5, 5\), got float"):
-        AttentionStatistics([0], SHAPE, 2).add(0, maps)
+        AttentionStatistics({0: Maps(SHAPE)}, 2).add(0, maps)
 
 
 def test_more_images_than_announced_are_refused():
-    stats = AttentionStatistics([0], SHAPE, 3)
+    stats = AttentionStatistics({0: Maps(SHAPE)}, 3)
 
     with pytest.raises(UserError, match="layer 0 attention maps: 4 images, expected at most 3"):
         stats.add(0, np.zeros((4, *SHAPE), np.float32))
@@ -179,4 +180,4 @@ def test_more_images_than_announced_are_refused():
 @pytest.mark.parametrize("method", ["entropy", "mean", "variance"])
 def test_statistics_of_no_image_are_refused(method):
     with pytest.raises(UserError, match="layer 0 attention maps: must be of at least one image, got none"):
-        getattr(AttentionStatistics([0], SHAPE, 3), method)(0)
+        getattr(AttentionStatistics({0: Maps(SHAPE)}, 3), method)(0)

@@ -18,7 +18,7 @@ from eamsim.program import Attention  # noqa: E402
 from reference.build import attention_statistics, calibrate_on, frozen_maps  # noqa: E402
 from reference.fakequant import collect_attention  # noqa: E402
 from reference.freeze import Freezing  # noqa: E402
-from reference.lower_vit import lower  # noqa: E402
+from reference.lower import lower  # noqa: E402
 from reference.models import load_model  # noqa: E402
 from reference.output_change import OutputChange  # noqa: E402
 
@@ -39,7 +39,7 @@ def measured():
     model = load_model(f"local-dir:{DIGITS}")
     images = open_images([DIGITS / "digits_calib.npz"], model.preprocessing, 48)
     calibrated = calibrate_on(model, images, 32)
-    change = OutputChange(calibrated.vit)
+    change = OutputChange(calibrated.network)
     statistics = attention_statistics(calibrated, images, progress, change)
     seen = []
     collect_attention(calibrated, images.batches(48), lambda block, maps, values: seen.append((maps.double(), values.double())))
@@ -48,7 +48,7 @@ def measured():
 
 def contributions(calibrated, block: int, values):
     """V W of every head: [images, heads, tokens, channels]."""
-    weight = calibrated.vit.blocks[block].proj.weight.double().unflatten(1, (calibrated.vit.heads, -1))
+    weight = calibrated.network.blocks[block].proj.weight.double().unflatten(1, (calibrated.network.blocks[0].heads, -1))
     return torch.einsum("nhjc,ohc->nhjo", values, weight)
 
 
@@ -56,7 +56,7 @@ def test_rows_are_the_exact_mean_squared_change(measured):
     calibrated, statistics, change, seen = measured
     rng = np.random.default_rng(0)
     for block, (maps, values) in enumerate(seen):
-        frozen = statistics.mean(block) + rng.normal(0, 0.01, statistics.shape)
+        frozen = statistics.mean(block) + rng.normal(0, 0.01, statistics.maps[0].shape)
         difference = (maps - torch.from_numpy(frozen)) @ contributions(calibrated, block, values)
         expected = difference.square().sum(dim=3).mean(dim=0).numpy()
         if block == len(seen) - 1:
@@ -79,7 +79,7 @@ def test_weights_are_the_variance_times_the_mean_squared_norm_of_what_they_multi
 
 def test_rows_of_the_last_block_that_nothing_reads_are_frozen_for_free(measured):
     calibrated, statistics, change, _ = measured
-    unread = (statistics.shape[1] - 1) / statistics.shape[1] / len(calibrated.vit.blocks)
+    unread = (statistics.maps[0].shape[1] - 1) / statistics.maps[0].shape[1] / len(calibrated.network.blocks)
     frozen = frozen_maps(statistics, Freezing(unread, "row", "model", "output"), change)
 
     assert [layer.mask.mean() for layer in frozen[:-1]] == [0] * (len(frozen) - 1)
@@ -104,7 +104,7 @@ def test_every_granularity_runs_bit_exactly(measured, choice, softmax):
             np.testing.assert_array_equal(found[name][n], expected, name)
     if choice.granularity == "head":
         kept = sum(len(op.score_heads) for op in program.operations if isinstance(op, Attention))
-        heads = len(calibrated.vit.blocks) * calibrated.vit.heads
+        heads = len(calibrated.network.blocks) * calibrated.network.blocks[0].heads
         assert kept == (heads if softmax == "paper" else heads - round(choice.tau * heads))
 
 

@@ -17,14 +17,12 @@ from eamsim import golden  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
 from eamsim.program import Attention, LayerNorm, Linear, Requant, Residual  # noqa: E402
 from eamsim.verify import verify  # noqa: E402
-from reference import lower as numbers  # noqa: E402
+from reference import constants as numbers  # noqa: E402
 from reference.fakequant import predict, quantise_frozen  # noqa: E402
 from reference.freeze import FrozenMap  # noqa: E402
-from reference.lower import LoweringConfig  # noqa: E402
-from reference.lower_vit import lower, provenance  # noqa: E402
+from reference.lower import LoweringConfig, lower, provenance  # noqa: E402
 from reference.models import as_model, load_model  # noqa: E402
 from reference.repq import calibrate  # noqa: E402
-from reference.vit import forward  # noqa: E402
 
 BLOCKS, HEADS, TOKENS, CHANNELS = 2, 3, 17, 48
 WIDE = LoweringConfig(
@@ -164,7 +162,7 @@ def fake_quantised_codes(calibrated, images):
         codes[name] = calibrated.activations[name].codes(x)
         return calibrated.activations[name](x)
 
-    forward(calibrated.quantised, torch.from_numpy(images), site, lambda block, scores: calibrated.attention[block](scores.softmax(dim=-1)))
+    calibrated.quantised(torch.from_numpy(images), site, lambda block, scores: calibrated.attention[block](scores.softmax(dim=-1)))
     return codes
 
 

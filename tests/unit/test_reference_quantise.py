@@ -13,7 +13,6 @@ from reference.freeze import FrozenMap  # noqa: E402
 from reference.models import as_model  # noqa: E402
 from reference.quantisers import Affine, LogSqrt2, search_affine, search_log  # noqa: E402
 from reference.repq import calibrate  # noqa: E402
-from reference.vit import forward  # noqa: E402
 
 BLOCKS, HEADS, TOKENS = 2, 2, 17
 
@@ -103,7 +102,7 @@ def test_the_log_search_takes_the_scale_of_least_error():
 
 
 def test_reparametrisation_leaves_the_float_network_as_it_was(model, images, calibrated):
-    before, after = (forward(vit, torch.from_numpy(images)) for vit in (model.vit, calibrated.vit))
+    before, after = (network(torch.from_numpy(images)) for network in (model.network, calibrated.network))
 
     np.testing.assert_allclose(after, before, atol=1e-3 * before.abs().max().item())
 
@@ -141,7 +140,7 @@ def test_an_empty_mask_changes_nothing(calibrated, images):
 
 def test_a_wholly_frozen_map_is_its_mean_under_both_meanings(model, images):
     frozen = maps_of(1 / TOKENS)
-    uniform = forward(model.vit, torch.from_numpy(images), attend=lambda block, scores: torch.full_like(scores, 1 / TOKENS))
+    uniform = model.network(torch.from_numpy(images), attend=lambda block, scores: torch.full_like(scores, 1 / TOKENS))
 
     for softmax in ("paper", "renormalised"):
         np.testing.assert_allclose(predict(model, images, frozen, softmax), uniform, rtol=1e-5)
@@ -159,7 +158,7 @@ def test_the_renormalised_rows_keep_their_mass(model, images):
         scored.append(scores)
         return seen[block]
 
-    np.testing.assert_allclose(forward(model.vit, torch.from_numpy(images), attend=attend), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(model.network(torch.from_numpy(images), attend=attend), expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(seen[1].sum(dim=-1), 1, rtol=1e-5)
 
 
@@ -169,7 +168,7 @@ def test_the_paper_meaning_keeps_the_whole_softmax(model, images):
     def attend(block, scores):
         return torch.where(torch.from_numpy(frozen[block].mask), 0.3, scores.softmax(dim=-1))
 
-    np.testing.assert_array_equal(forward(model.vit, torch.from_numpy(images), attend=attend), predict(model, images, frozen, "paper"))
+    np.testing.assert_array_equal(model.network(torch.from_numpy(images), attend=attend), predict(model, images, frozen, "paper"))
 
 
 def test_quantised_means_lie_on_the_grid_of_their_block(calibrated):

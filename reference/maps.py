@@ -1,0 +1,21 @@
+"""Which attention maps a block has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """The attention maps of one block.
+
+    shape: (maps, tokens, tokens), a map for each head, or for each head of each window, the windows one after the other; per_image:
+    samples that an image gives of each map, more than one where windows share it; excluded: bool of that shape, the pairs of
+    tokens that take no part, whose attention weight is 0 whatever the image, or None.
+    """
+
+    shape: tuple[int, int, int]
+    per_image: int = 1
+    excluded: np.ndarray | None = None
