@@ -1,21 +1,26 @@
-"""`eamsim verify`: engine == golden at every tap, for every instruction set, thread count and batch size."""
+"""`eamsim verify`: engine == golden at every tap, for every instruction set, thread count and batch size.
+
+On request, what others execute is compared as well: the ONNX export in two runtimes, and the C export once compiled.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
 
-from eamsim import golden
+from eamsim import c_export, golden
 from eamsim.cli.output import Advance, Json, emit, progress
 from eamsim.cli.run import ModelFile, load_engine, read_model
-from eamsim.errors import UserError
+from eamsim.errors import MissingExtra, UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.program import Program
 from eamsim.trace import Taps, first_difference
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
 THREAD_COUNTS = "1" if os.cpu_count() == 1 else "1,2"
 UNTAPPED = "logits without taps"
 
+Run = Callable[[np.ndarray], Taps]
+
 
 def verify(
     model: ModelFile,
@@ -34,6 +41,9 @@ def verify(
     isa: Annotated[str, typer.Option(envvar="EAMSIM_ISA", help="Instruction set, or `all` this machine has.")] = "all",
     threads: Annotated[str, typer.Option(help="Thread counts, with commas between.")] = THREAD_COUNTS,
     batch: Annotated[str, typer.Option(help="Batch sizes, with commas between.")] = "1,3,8",
+    with_: Annotated[
+        str, typer.Option("--with", metavar="onnxruntime,onnx,c", help="Compare these readers of the export too, with commas between.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Engine == golden at every tap. Compares every integer; exit code 1 and the first that differs otherwise."""
@@ -43,17 +53,19 @@ def verify(
     program, preprocessing, labels = read_model(model)
     image_set = open_images(data, preprocessing, images, labels)
     names = instruction_sets.detect() if isa == "all" else [isa]
-    runs = len(image_set) * (1 + len(names) * len(thread_counts) * len(batches))
-    with progress("runs compared", runs) as advance:
-        result = compare(program, image_set, names, thread_counts, batches, advance)
+    with tempfile.TemporaryDirectory() as scratch:
+        others = {name: load_reader(name, program, Path(scratch)) for name in with_.split(",") if with_}
+        total = len(image_set) * (1 + len(others) + len(names) * len(thread_counts) * len(batches))
+        with progress("runs compared", total) as advance:
+            result = compare(program, image_set, names, thread_counts, batches, advance, others)
     found = result["first_difference"]
     settings = f"{', '.join(names)}; threads {threads}; batches {batch}"
     emit(
         result,
         as_json,
-        f"bit-exact: engine == golden at all {result['taps']} taps of {result['images']} images ({settings})"
+        f"bit-exact: {' == '.join(result['interpreters'])} == golden at all {result['taps']} taps of {result['images']} images ({settings})"
         if found is None
-        else f"NOT bit-exact: {found['image']} with {found['isa']}, {found['threads']} threads, batch {found['batch']}: {found['text']}",
+        else f"NOT bit-exact: {found['image']} with {describe(found)}: {found['text']}",
     )
     raise typer.Exit(0 if found is None else 1)
 
@@ -66,25 +78,69 @@ def parse_counts(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def load_reader(name: str, program: Program, folder: Path) -> Run:
+    """The program exported, and what executes the export; the folder is for the files of `c`."""
+    if name == "c":
+        return c_export.runtime(program, folder)
+    if name not in ("onnxruntime", "onnx"):
+        raise UserError(f"--with: expected some of onnxruntime, onnx, c with commas between, got {name!r}")
+    try:
+        from eamsim import onnx_export
+
+        model = onnx_export.export(program, taps=True)
+        return onnx_export.runtime_onnxruntime(model) if name == "onnxruntime" else onnx_export.runtime_reference(model)
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnx", f"eamsim verify --with {name}") from error
+
+
 def compare(
-    program: Program, images: ImageSet, isas: Sequence[str | None], threads: Sequence[int | None], batches: Sequence[int], advance: Advance
+    program: Program,
+    images: ImageSet,
+    isas: Sequence[str | None],
+    threads: Sequence[int | None],
+    batches: Sequence[int],
+    advance: Advance,
+    others: Mapping[str, Run] = MappingProxyType({}),
 ) -> dict:
-    """Keys bit_exact, taps, images, first_difference (None, or where and what); golden runs once per image."""
+    """Keys bit_exact, interpreters, taps, images, first_difference (None, or where and what); golden runs once per image."""
     engines = {(isa, count): load_engine(program, count, isa) for isa, count in product(isas, threads)}
-    taps = done = 0
+    result = {"bit_exact": True, "interpreters": ["engine", *others], "taps": 0, "images": len(images), "first_difference": None}
+    done = 0
     for chunk in images.batches(max(batches)):
         expected = [golden_taps(program, image, advance) for image in chunk]
-        taps = len(expected[0])
-        for ((isa, count), executable), batch in product(engines.items(), batches):
-            for index, found in enumerate(engine_taps(executable, chunk, batch)):
-                difference = first_difference(expected[index], found)
-                if difference is not None:
-                    where = {"image": images.names[done + index], "isa": isa, "threads": count, "batch": batch}
-                    first = where | asdict(difference) | {"text": str(difference)}
-                    return {"bit_exact": False, "taps": taps, "images": len(images), "first_difference": first}
-                advance(1)
+        result["taps"] = len(expected[0])
+        for settings, index, found in runs(engines, others, chunk, batches):
+            wanted = expected[index] if UNTAPPED in found else without_logits(expected[index])
+            difference = first_difference(wanted, found)
+            if difference is not None:
+                first = {"image": images.names[done + index]} | settings | asdict(difference) | {"text": str(difference)}
+                return result | {"bit_exact": False, "first_difference": first}
+            advance(1)
         done += len(chunk)
-    return {"bit_exact": True, "taps": taps, "images": len(images), "first_difference": None}
+    return result
+
+
+def runs(
+    engines: Mapping[tuple[str | None, int | None], Engine], others: Mapping[str, Run], images: np.ndarray, batches: Sequence[int]
+) -> Iterator[tuple[dict, int, Taps]]:
+    """What ran, the image's index and its taps, for every engine and batch size and for every other interpreter."""
+    for ((isa, count), engine), batch in product(engines.items(), batches):
+        for index, found in enumerate(engine_taps(engine, images, batch)):
+            yield {"interpreter": "engine", "isa": isa, "threads": count, "batch": batch}, index, found
+    for name, run in others.items():
+        for index, image in enumerate(images):
+            yield {"interpreter": name}, index, run(image)
+
+
+def describe(found: dict) -> str:
+    if found["interpreter"] != "engine":
+        return found["interpreter"]
+    return f"{found['isa']}, {found['threads']} threads, batch {found['batch']}"
+
+
+def without_logits(taps: Taps) -> Taps:
+    """For an interpreter that publishes the taps in its only call."""
+    return {name: integers for name, integers in taps.items() if name != UNTAPPED}
 
 
 def golden_taps(program: Program, image: np.ndarray, advance: Advance) -> Taps:
