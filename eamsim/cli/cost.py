@@ -9,11 +9,15 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from cost_model.architectures import Architecture, architecture
-from cost_model.counts import Cost, Macs, count, frozen_share, granularity
+from cost_model.architectures import Architecture, Swin, architecture
+from cost_model.counts import Cost, Macs, constant_share, count, frozen_share, granularity
+from cost_model.hardware import Hardware, Level, load
+from cost_model.masks import check_encoding
 from cost_model.memory import constant_bytes
 from cost_model.paper import architecture_of, estimate
+from cost_model.skeleton import skeleton
 from eamsim import artifact
+from eamsim.cli.cost_hardware import add_hardware, hardware_report
 from eamsim.cli.output import Json, emit, table
 from eamsim.errors import UserError
 from eamsim.program import Attention, Program, Softmax
@@ -28,10 +32,17 @@ def cost(
         str | None, typer.Option(help=f"Shares of frozen attention weights, in [0, 1]. A model's default: {DEFAULT_TAUS}")
     ] = None,
     softmax: Annotated[Literal["paper", "renormalised", "both"], typer.Option(help="What freezing means.")] = "both",
+    hw: Annotated[
+        str | None, typer.Option(metavar="H.yaml|PRESET", help="A hardware description: adds cycles, energy and traffic (docs/cost.md).")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images that share one fetch of weights and maps.", min=1, max=1 << 20)] = 1,
+    encoding: Annotated[str, typer.Option(help="How frozen maps are stored: auto, bitmap, ... (docs/cost.md).")] = "auto",
+    maps: Annotated[Level | None, typer.Option(help="The memory that holds the frozen maps, instead of the description's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """MACs and bytes of one image. From the masks of an .eam file, or estimated per tau; weights, activations and frozen maps."""
+    """MACs and bytes of one image; on a chip, cycles and energy. From the masks of an .eam file, or estimated per tau."""
     meanings = MEANINGS if softmax == "both" else (softmax,)
+    chip = described(hw, maps, batch, encoding)
     if Path(model).suffix == ".eam" or Path(model).is_file():
         program, _ = artifact.read(model)
         facts = {"constant_bytes": constant_bytes(program)}
@@ -40,9 +51,27 @@ def cost(
             rows += estimated_rows(architecture_of(program), parse_taus(tau), meanings)
     else:
         published = architecture(model)
+        program = skeleton(published)
         facts = {"parameters": published.parameters, "map_elements": published.map_elements}
+        if isinstance(published, Swin):
+            facts["shared_map_elements"] = published.shared_map_elements
         rows = estimated_rows(published, parse_taus(DEFAULT_TAUS if tau is None else tau), meanings)
-    emit({"model": model, **facts, "rows": rows}, as_json, *report(model, facts, rows))
+    result, lines = {"model": model, **facts, "rows": rows}, report(model, facts, rows)
+    if chip is not None:
+        dense = add_hardware(rows, program, chip, batch, encoding)
+        result |= {"hardware": chip.model_dump(), "batch": batch, "dense": dense}
+        lines += hardware_report(rows, dense, chip, batch)
+    emit(result, as_json, *lines)
+
+
+def described(hw: str | None, maps: Level | None, batch: int, encoding: str) -> Hardware | None:
+    """The chip that --hw names, with its maps where --maps wants them; UserError for options that need a chip without one."""
+    check_encoding(encoding)
+    if hw is None:
+        if maps is not None or batch != 1 or encoding != "auto":
+            raise UserError("--maps, --batch and --encoding describe how a chip is used; name it with --hw")
+        return None
+    return load(hw) if maps is None else load(hw).with_maps_in(maps)
 
 
 def parse_taus(text: str) -> list[float]:
@@ -59,7 +88,7 @@ def parse_taus(text: str) -> list[float]:
     return taus
 
 
-def estimated_rows(model: Architecture, taus: list[float], meanings: tuple[Softmax, ...]) -> list[dict]:
+def estimated_rows(model: Architecture | Swin, taus: list[float], meanings: tuple[Softmax, ...]) -> list[dict]:
     """One row per tau and meaning, for scattered weights."""
     return [
         {"tau": tau, "softmax": meaning, "granularity": "weight", "estimated": True, **figures(estimate(model, tau, meaning))}
@@ -72,6 +101,7 @@ def own_row(program: Program) -> dict:
     """The row of the program's own masks."""
     return {
         "tau": frozen_share(program),
+        "tau_with_excluded": constant_share(program),
         "softmax": "+".join(sorted({op.softmax for op in program.operations if isinstance(op, Attention)})),
         "granularity": granularity(program),
         "estimated": False,

@@ -1,0 +1,50 @@
+"""Energies per operation as published: low, nominal and high, for they spread fourfold, each with its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import add
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Picojoules by three readings of the literature, kept apart: all low figures together, all nominal, all high."""
+
+    low_pj: float = 0.0
+    nominal_pj: float = 0.0
+    high_pj: float = 0.0
+
+    def __add__(self, other: Energy) -> Energy:
+        return Energy(*map(add, vars(self).values(), vars(other).values()))
+
+    def __mul__(self, times: float) -> Energy:
+        return Energy(*(times * energy for energy in vars(self).values()))
+
+    def __sub__(self, other: Energy) -> Energy:
+        return self + other * -1
+
+
+class Figure(BaseModel):
+    """Picojoules per operation or bit at `node_nm`; estimated: scaled or chosen by us rather than printed in the source."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    low: float = Field(ge=0)
+    nominal: float = Field(ge=0)
+    high: float = Field(ge=0)
+    source: str = Field(min_length=1)
+    node_nm: float = Field(gt=0)
+    estimated: bool
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Figure:
+        if not self.low <= self.nominal <= self.high:
+            raise ValueError(f"expected low <= nominal <= high, got {self.low}, {self.nominal}, {self.high}")
+        return self
+
+    @property
+    def energy(self) -> Energy:
+        """Of one operation or one bit."""
+        return Energy(self.low, self.nominal, self.high)
