@@ -1,0 +1,141 @@
+"""`eamsim sweep`: accuracy of models over shares of frozen weights, variants and seeds, in units that survive an interruption."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from decimal import Decimal
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from eamsim import __version__, artifact
+from eamsim.cli.build import VERSIONED, import_reference, manifest_path, write_manifest
+from eamsim.cli.cost import parse_taus
+from eamsim.cli.evaluate import Data, check_labels
+from eamsim.cli.output import Json, emit, note, progress, table
+from eamsim.errors import BadFile, UserError
+
+if TYPE_CHECKING:
+    from reference.sweep_table import Row
+
+LEAST_STEP = Decimal("0.001")
+
+
+def sweep(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Timm names, local-dir:DIR or hf-hub:ID.")],
+    calib: Annotated[list[Path], typer.Option(help="Calibration images: folders, image files, .npz files. May be repeated.")],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for sweep.csv, its manifest and units/.")],
+    tau: Annotated[str, typer.Option(help="Shares to freeze: first:last:step, or numbers with commas between.")] = "0:0.9:0.1",
+    variant: Annotated[
+        str, typer.Option(help="What a frozen weight becomes (float mean or 4-bit code), and who chooses it (EAM or chance).")
+    ] = "eam-fp32,eam-4bits,random-4bits",
+    softmax: Annotated[str, typer.Option(help="Eq. 15 to the letter, or over unfrozen pairs alone.")] = "paper,renormalised",
+    seeds: Annotated[str, typer.Option(help="Of random-4bits, one unit each.")] = "0,1,2",
+    granularity: Annotated[
+        str, typer.Option(metavar="weight|row|column|head|tile:RxC", help="As `eamsim build`; commas between.")
+    ] = "weight",
+    scope: Annotated[str, typer.Option(metavar="head|layer|model", help="As `eamsim build`; commas between.")] = "head",
+    order: Annotated[str, typer.Option(metavar="entropy|variance|output", help="Of eam-*; as `eamsim build`.")] = "entropy",
+    on: Annotated[Literal["engine", "fakequant"], typer.Option(help="What runs the 4-bit variants: integers, or torch.")] = "engine",
+    images: Annotated[int | None, typer.Option(help="At most so many of --data, evenly spaced.", min=1)] = None,
+    calib_images: Annotated[int, typer.Option(help="So many of --calib set the ranges of the quantisers.", min=1)] = 32,
+    random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue in DIR: finished units do not run again.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes, each with one thread; one per core unless given.", min=1)] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Run on this Dask cluster instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy over tau. Every combination of the choices as one unit of work, kept in DIR; then one table, DIR/sweep.csv."""
+    taus, drawn = parse_range(tau), parse_seeds(seeds)
+    if workers and scheduler:
+        raise UserError("--workers and --scheduler: expected at most one of them, got both; a cluster has its own workers")
+    check_folder(out, resume)
+    import_reference("eamsim sweep")
+    from reference import workers as places
+    from reference.sweep import Choices, open_subject
+    from reference.sweep import sweep as run_units
+    from reference.sweep_table import write_sweep
+
+    choices = Choices(taus, split(variant), split(softmax), split(granularity), split(scope), split(order), drawn, on)
+    place = places.cluster(scheduler) if scheduler else places.processes(workers or os.cpu_count() or 1)
+    units = {spec: choices.units(spec) for spec in models}
+    subjects = [open_subject(spec, calib, data, random_init=random_init, range_images=calib_images, images=images) for spec in units]
+    for subject in subjects:
+        check_labels(subject.data, subject.model.module.num_classes)
+    make_folder(out / "units")
+    try:
+        rows = [row for subject in subjects for row in run_units(subject, units[subject.spec], out / "units", place, progress, note)]
+    except KeyboardInterrupt:
+        note(f"interrupted: the finished units are kept in {out}; the same command with --resume continues")
+        raise
+    path = out / "sweep.csv"
+    write_sweep(path, rows)
+    output = {"file": str(path), "bytes": path.stat().st_size, "sha256": artifact.sha256(path)}
+    versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in VERSIONED}}
+    manifest: dict[str, Any] = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions}
+    manifest |= {"models": {subject.spec: subject.origin for subject in subjects}, "units": len(rows), "output": output}
+    write_manifest(manifest_path(path), manifest)
+    emit(manifest | {"rows": [asdict(row) for row in rows]}, as_json, row_table(rows), f"{path}: {len(rows)} units")
+
+
+def parse_range(text: str) -> list[float]:
+    """`first:last:step`, both ends included, exact in decimals; or as `eamsim cost --tau`. Each share once; UserError otherwise."""
+    if ":" not in text:
+        return list(dict.fromkeys(parse_taus(text)))
+    try:
+        first, last, step = map(Decimal, text.split(":"))
+        if 0 <= first <= last <= 1 and step >= LEAST_STEP:
+            return [float(first + number * step) for number in range(int((last - first) / step) + 1)]
+    except (ValueError, ArithmeticError):
+        pass
+    raise UserError(f"--tau: expected first:last:step within 0 to 1, the step at least {LEAST_STEP}, such as 0:0.9:0.1, got {text!r}")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Whole numbers with commas between; UserError otherwise."""
+    try:
+        return [int(part) for part in split(text)]
+    except ValueError:
+        raise UserError(f"--seeds: expected whole numbers with commas between, such as 0,1,2, got {text!r}") from None
+
+
+def split(text: str) -> list[Any]:
+    """The parts between commas, each once."""
+    return list(dict.fromkeys(text.split(",")))
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """UserError unless `out` is new or empty, or with `resume` a folder of a sweep."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file, expected a folder; choose another")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not resume:
+        raise UserError(f"--out: {out} is not empty; continue the sweep in it with --resume, or choose a new folder")
+    if not (out / "units").is_dir():
+        raise UserError(f"--out: {out} holds no sweep to resume (no folder units); choose the folder of the sweep, or a new one")
+
+
+def make_folder(folder: Path) -> None:
+    """BadFile where it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadFile(f"{folder}: cannot be made ({error.strerror}); choose another --out") from error
+
+
+def row_table(rows: Sequence[Row]) -> Table:
+    """A line a row: what differs between the rows, and the fractions in %."""
+    names = ("model", "variant", "runner", "softmax", "granularity", "scope", "order", "seed")
+    shown = [name for name in names if len({getattr(row, name) for row in rows} - {"", None}) > 1] + ["tau"]
+    lines = [["" if getattr(row, name) is None else getattr(row, name) for name in shown] for row in rows]
+    percent = [[f"{row.top1:.2%}", f"{row.top5:.2%}"] for row in rows]
+    return table((*shown, "top-1", "top-5"), [line + ends for line, ends in zip(lines, percent, strict=True)])
