@@ -16,8 +16,12 @@ from eamsim.cli.demo import demo
 from eamsim.cli.doctor import cache_folder, doctor
 from eamsim.cli.entropy import entropy
 from eamsim.cli.evaluate import evaluate
+from eamsim.cli.export import export
 from eamsim.cli.output import note
+from eamsim.cli.plot import app as plots
+from eamsim.cli.reproduce import reproduce
 from eamsim.cli.run import run
+from eamsim.cli.sweep import sweep
 from eamsim.cli.verify import verify
 from eamsim.errors import UserError
 
@@ -37,10 +41,14 @@ COMMANDS = {
     "verify": verify,
     "cost": cost,
     "entropy": entropy,
+    "export": export,
+    "sweep": sweep,
+    "reproduce": reproduce,
     "doctor": doctor,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.add_typer(plots, name="plot")
 
 
 def _print_version(wanted: bool) -> None:

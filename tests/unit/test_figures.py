@@ -1,0 +1,411 @@
+"""`eamsim plot`: what is drawn equals the data, files are legible and reproducible, and what cannot be drawn is refused."""
+
+import dataclasses
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import eamsim
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+
+pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
+
+from eamsim import artifact
+from eamsim.errors import BadFile, UserError
+from reference import figures, figures_curves, figures_maps
+from reference.budget import Trial, mark, write_front
+from reference.curves import ablation_panels, accuracy_panels, read_sweeps, short_name
+from reference.front import read_front
+from reference.statistics_file import Header, Statistics, read_statistics, write_statistics
+from reference.sweep_table import Row, write_sweep
+from reference.table1 import table1
+
+DIGITS = Path(str(files("eamsim") / "data" / "digits"))
+LAYERS, HEADS, TOKENS = 3, 2, 10
+COLUMN_PIXELS, PAGE_PIXELS = 1020, 2100
+MODEL = "local-dir:models/tiny"
+
+
+def write_maps(path: Path, sources=("float", "quantised"), tokens=TOKENS) -> Statistics:
+    """Statistics of random maps at `path`."""
+    rng = np.random.default_rng(0)
+    header = Header(((HEADS, tokens, tokens),) * LAYERS, 50, sources, False, {}, "eamsim entropy")
+    limits = {"entropy": 8, "mean": 1, "variance": 0.25, "divergence": 3}
+    shape = (HEADS, tokens, tokens)
+    layers = [
+        {name: (rng.random(shape) * limits[name.rpartition(".")[2]]).astype(np.float32) for name in header.arrays(layer)}
+        for layer in range(LAYERS)
+    ]
+    write_statistics(path, header, layers)
+    return read_statistics(path)
+
+
+def unit(variant: Any, runner: Any, softmax: Any = "", order: Any = "", seed=None, tau=0.0, model=MODEL, granularity="weight") -> Row:
+    chosen: tuple[str, Any] = ("", "") if variant == "baseline" else (granularity, "head")
+    return Row(model, variant, runner, softmax, *chosen, order, seed, tau, 200, 0.5, 1.0)
+
+
+def sweep_rows(model=MODEL, softmaxes=("paper", "renormalised"), seeds=(0, 1, 2)) -> list[Row]:
+    """A sweep with an accuracy of its own in every row, the taus not in order."""
+    rng = np.random.default_rng(len(model))
+    rows = [unit("baseline", runner, model=model) for runner in ("float", "fakequant", "engine")]
+    for tau in (0.2, 0.1, 0.9):
+        for softmax in softmaxes:
+            rows.append(unit("eam-fp32", "fakequant", softmax, "entropy", None, tau, model=model))
+            rows.append(unit("eam-4bits", "engine", softmax, "entropy", None, tau, model=model))
+            rows += [unit("random-4bits", "engine", softmax, "random", seed, tau, model=model) for seed in seeds]
+    return [dataclasses.replace(row, top1=round(float(value), 4)) for row, value in zip(rows, rng.random(len(rows)), strict=True)]
+
+
+TRIALS = mark([Trial("none", 0, 0, 0.8, 300, 0), Trial("row", 0.1, 0.02, 0.7, 300, 0.1), Trial("head", 0.2, 0.03, 0.75, 300, 0.1)], 2)
+
+
+@pytest.fixture
+def inputs(tmp_path) -> dict[str, Path]:
+    """A file of statistics, of a sweep and of a budget search."""
+    paths = {name: tmp_path / name for name in ("stats.h5", "sweep.csv", "front.csv")}
+    write_maps(paths["stats.h5"])
+    write_sweep(paths["sweep.csv"], sweep_rows())
+    write_front(paths["front.csv"], TRIALS)
+    return paths
+
+
+FILES = {
+    "fig2": ("stats.h5", PAGE_PIXELS, ["entropy (bits)", "layer 0, head 0", "layer 2, head 1"]),
+    "fig3": ("stats.h5", COLUMN_PIXELS, ["entropy (bits)", "query token", "key token"]),
+    "fig4": ("stats.h5", COLUMN_PIXELS, ["divergence (bits)", "layer (from left to right heads 0 to 1 of each)", "mean", "maximum"]),
+    "fig5": (
+        "sweep.csv",
+        COLUMN_PIXELS,
+        [
+            *("top-1 accuracy (%)", "frozen attention weights, τ (%)", "tiny", "200 images", "RepQ-ViT, integers", "full precision"),
+            *("EAM FP32, renormalised softmax, fake-quantised", "EAM 4 bits, softmax of Eq. 15, integers"),
+        ],
+    ),
+    "fig6": ("sweep.csv", PAGE_PIXELS, ["top-1 accuracy (%)", "200 images, softmax of Eq. 15", "EAM 4 bits", "random 4 bits"]),
+    "front": ("front.csv", COLUMN_PIXELS, ["top-1 accuracy (%)", "multiply-accumulates saved (%)", "row", "chosen"]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_whole_named_with_units_and_the_same_every_time(inputs, tmp_path, name):
+    source, width, texts = FILES[name]
+    runs = [tmp_path / "a", tmp_path / "new" / "b"]
+    for out in runs:
+        finished = eamsim("plot", name, inputs[source], "-o", out, "--json")
+        assert (finished.code, finished.err) == (0, "")
+    first = runs[0]
+    with Image.open(first / f"{name}.png") as image:
+        image.load()
+        assert image.width == width
+    svg = ElementTree.parse(first / f"{name}.svg").getroot()
+    drawn = {"".join(element.itertext()) for element in svg.iter("{http://www.w3.org/2000/svg}text")}
+    assert drawn >= set(texts)
+    for kind in ("png", "svg"):
+        assert (first / f"{name}.{kind}").read_bytes() == (runs[1] / f"{name}.{kind}").read_bytes()
+    manifest = json.loads((runs[1] / f"{name}.json").read_text())
+    assert manifest == json.loads(finished.out)
+    assert [file["sha256"] for file in manifest["output"]] == [artifact.sha256(runs[1] / f"{name}.{kind}") for kind in ("png", "svg")]
+    assert manifest["input"][0]["sha256"] == artifact.sha256(inputs[source])
+    assert sorted(path.name for path in first.iterdir()) == [f"{name}.{kind}" for kind in ("json", "png", "svg")]
+
+
+def images(figure) -> list[np.ndarray]:
+    return [np.asarray(image.get_array()) for axis in figure.axes for image in axis.images]
+
+
+def test_entropy_maps_are_those_of_the_file(tmp_path):
+    statistics = write_maps(tmp_path / "stats.h5")
+    entropy = statistics.entropy["quantised"]
+
+    first_heads = images(figures_maps.class_entropy(statistics, "quantised", 3))
+    whole = images(figures_maps.full_entropy(statistics, "quantised", [(2, 1), (0, 0)]))
+
+    assert_array_equal(first_heads, [entropy[layer][head][0, 1:].reshape(3, 3) for layer, head in ((0, 0), (0, 1), (1, 0))])
+    assert_array_equal(whole, [entropy[2][1], entropy[0][0]])
+
+
+def test_maps_of_one_figure_share_their_scale(tmp_path):
+    statistics = write_maps(tmp_path / "stats.h5")
+    figure = figures_maps.class_entropy(statistics, "float", 6)
+
+    assert len({image.get_clim() for axis in figure.axes for image in axis.images}) == 1
+
+
+def test_without_a_choice_the_heads_of_least_and_greatest_mean_are_drawn(tmp_path):
+    statistics = write_maps(tmp_path / "stats.h5")
+    entropy = np.concatenate(statistics.entropy["float"])
+    means = entropy.mean(axis=(1, 2))
+
+    assert_array_equal(images(figures_maps.full_entropy(statistics, "float", [])), entropy[[means.argmin(), means.argmax()]])
+
+
+def test_divergence_is_summed_up_over_the_patches_of_the_class_token(tmp_path):
+    statistics = write_maps(tmp_path / "stats.h5")
+    assert statistics.divergence
+    rows = np.concatenate(statistics.divergence)[:, 0, 1:]
+
+    figure = figures_maps.divergence(statistics, [(1, 0)])
+
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    assert_array_equal(lines["mean"], rows.mean(axis=1))
+    assert_array_equal(lines["maximum"], rows.max(axis=1))
+    assert_array_equal(images(figure), [rows[2].reshape(3, 3)])
+
+
+def test_attention_lies_over_the_whole_image(tmp_path):
+    rng = np.random.default_rng(0)
+    maps = {name: rng.random((7, TOKENS, TOKENS)) for name in ("float", "quantised")}
+
+    figure = figures_maps.attention_over_image(np.zeros((30, 30, 3), np.uint8), maps, 4)
+
+    overlays = [axis.images[1] for axis in figure.axes if len(axis.images) == 2]
+    expected = [head[0, 1:].reshape(3, 3) for weights in maps.values() for head in weights]
+    assert_array_equal([np.asarray(overlay.get_array()) for overlay in overlays], expected)
+    assert {tuple(overlay.get_extent()) for overlay in overlays} == {(-0.5, 29.5, 29.5, -0.5)}
+
+
+def lines(figure) -> dict[tuple[str, str], list[list[float]]]:
+    """(title, label) -> x and y of every line."""
+    return {
+        (axis.get_title(), str(line.get_label())): np.asarray(line.get_xydata()).T.tolist() for axis in figure.axes for line in axis.lines
+    }
+
+
+def test_curves_hold_the_rows_of_the_table():
+    rows = sweep_rows()
+    drawn = lines(figures_curves.accuracy_figure(accuracy_panels(rows)))
+
+    eam = {(row.variant, row.softmax, row.tau): 100 * row.top1 for row in rows if row.variant.startswith("eam")}
+    title = "tiny\n200 images"
+    for variant, runner in (("eam-fp32", "fake-quantised"), ("eam-4bits", "integers")):
+        for softmax, words in (("paper", "softmax of Eq. 15"), ("renormalised", "renormalised softmax")):
+            name = "EAM FP32" if variant == "eam-fp32" else "EAM 4 bits"
+            x, y = drawn.pop((title, f"{name}, {words}, {runner}"))
+            assert_allclose(x, [10, 20, 90], rtol=1e-15)
+            assert y == [eam[variant, softmax, tau] for tau in (0.1, 0.2, 0.9)]
+    baselines = {label: y[0] for (_, label), (_, y) in drawn.items()}
+    names = ["full precision", "RepQ-ViT, fake-quantised", "RepQ-ViT, integers"]
+    assert baselines == {name: 100 * row.top1 for name, row in zip(names, rows[:3], strict=True)}
+
+
+def test_random_fixing_is_drawn_as_mean_and_range_of_its_seeds():
+    rows = sweep_rows(softmaxes=("paper",))
+    figure = figures_curves.accuracy_figure(ablation_panels(rows))
+
+    seeds = np.array([[row.top1 for row in rows if (row.variant, row.tau) == ("random-4bits", tau)] for tau in (0.1, 0.2, 0.9)])
+    assert_allclose(lines(figure)["tiny\n200 images", "random 4 bits"][1], 100 * seeds.mean(axis=1), rtol=1e-14)
+    (band,) = figure.axes[0].collections
+    outline = np.asarray(band.get_paths()[0].vertices)
+    for tau, values in zip((10, 20, 90), seeds, strict=True):
+        at_tau = outline[np.isclose(outline[:, 0], tau), 1]
+        assert_allclose([at_tau.min(), at_tau.max()], [100 * values.min(), 100 * values.max()], rtol=1e-14)
+
+
+def test_models_and_choices_of_what_is_frozen_have_panels_of_their_own():
+    rows = sweep_rows() + sweep_rows("hf-hub:timm/other") + [unit("eam-4bits", "engine", "paper", "entropy", tau=0.1, granularity="row")]
+
+    titles = ["tiny\n200 images, weight", "other\n200 images, weight", "tiny\n200 images, row"]
+    assert [panel.title for panel in accuracy_panels(rows)] == titles
+    softmaxes = ["softmax of Eq. 15", "renormalised softmax"]
+    assert [panel.title for panel in ablation_panels(rows)] == [f"{m}\n200 images, {s}" for m in ("tiny", "other") for s in softmaxes]
+
+
+def test_random_rows_stand_beside_every_order():
+    rows = sweep_rows(softmaxes=("paper",)) + [unit("eam-4bits", "engine", "paper", "output", tau=tau) for tau in (0.1, 0.2)]
+    panels = ablation_panels(rows)
+
+    assert [panel.title for panel in panels] == ["tiny\n200 images, entropy", "tiny\n200 images, output"]
+    assert [[curve.variant for curve in panel.curves] for panel in panels] == [["eam-4bits", "random-4bits"]] * 2
+
+
+def test_the_front_holds_the_trials():
+    figure = figures_curves.front_figure(TRIALS)
+    (axis,) = figure.axes
+
+    (steps,) = axis.lines
+    assert_array_equal(steps.get_xydata(), [[0, 80], [3, 75]])
+    points = {tuple(map(float, point)) for marks in axis.collections for point in np.asarray(marks.get_offsets())}
+    assert points == {(0, 80), (2, 70), (3, 75)}
+
+
+@pytest.mark.parametrize(("model", "name"), [("deit", "deit"), ("local-dir:a/b/", "b"), ("hf-hub:timm/vit", "vit"), ("local-dir:c", "c")])
+def test_models_go_by_the_last_part_of_their_name(model, name):
+    assert short_name(model) == name
+
+
+def test_table_1_holds_the_rows_of_its_sweeps(tmp_path):
+    rows = sweep_rows(softmaxes=("paper",)), sweep_rows("other", softmaxes=("paper",))[:6]
+    paths = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for path, part in zip(paths, rows, strict=True):
+        write_sweep(path, part)
+
+    finished = eamsim("plot", "table1", *paths, "-o", tmp_path, "--json")
+
+    assert finished.code == 0
+    found = {(row.model, row.variant, row.runner, row.tau): f"{100 * row.top1:.2f}" for part in rows for row in part}
+
+    def cells(*key) -> list[str]:
+        return [found.get((model, *key), "-") for model in (MODEL, "other")]
+
+    expected = [
+        ["Method", "Prec. (W/A)", "tiny", "other"],
+        ["full precision", "32/32", *cells("baseline", "float", 0)],
+        ["RepQ-ViT, fake-quantised", "4/4", *cells("baseline", "fakequant", 0)],
+        ["RepQ-ViT, integers", "4/4", *cells("baseline", "engine", 0)],
+        ["EAM 4 bits, τ = 10 %", "4/4", *cells("eam-4bits", "engine", 0.1)],
+        ["EAM 4 bits, τ = 20 %", "4/4", *cells("eam-4bits", "engine", 0.2)],
+        ["Images", "", "200", "200"],
+    ]
+    assert cells("eam-4bits", "engine", 0.1)[1] == "-"
+    markdown = [[cell.strip() for cell in line.strip("|").split("|")] for line in (tmp_path / "table1.md").read_text().splitlines()]
+    assert markdown == [expected[0], ["---", "---", "---:", "---:"], *expected[1:]]
+    assert (tmp_path / "table1.csv").read_text().splitlines()[4] == ",".join(['"EAM 4 bits', ' τ = 10 %"', *expected[4][1:]])
+    outputs = json.loads(finished.out)["output"]
+    assert [file["sha256"] for file in outputs] == [artifact.sha256(tmp_path / f"table1.{kind}") for kind in ("md", "csv")]
+
+
+def test_table_1_names_what_differs():
+    rows = [*sweep_rows(), unit("eam-4bits", "fakequant", "paper", "entropy", tau=0.1)]
+
+    assert [line[0] for line in table1(rows, [0.1])[4:-1]] == [
+        "EAM 4 bits, τ = 10 %, softmax of Eq. 15, integers",
+        "EAM 4 bits, τ = 10 %, renormalised softmax, integers",
+        "EAM 4 bits, τ = 10 %, softmax of Eq. 15, fake-quantised",
+    ]
+
+
+def test_attention_of_the_digits_over_their_image(tmp_path):
+    pytest.importorskip("timm", reason="needs the extra 'reference'")
+    data = DIGITS / "digits_calib.npz"
+
+    finished = eamsim("plot", "fig1", f"local-dir:{DIGITS}", "--image", data, "--index", 3, "--calib", data, "-o", tmp_path, "--json")
+
+    assert finished.code == 0
+    assert {"calibration_sha256", "command", "images_sha256", "model_sha256", "output", "versions"} == set(json.loads(finished.out))
+    text = (tmp_path / "fig1.svg").read_text()
+    for label in ("image", "attention weight", "layer 2", "head 3", "quantised"):
+        assert f">{label}<" in text
+
+
+STATISTICS_ERRORS = {
+    "layer": (["fig3", "--layer", 3, "--head", 0], "--layer: expected 0 to 2, got 3"),
+    "head": (["fig4", "--layer", 0, "--head", 2], "--head: expected 0 to 1, the heads of layer 0, got 2"),
+    "pairs": (["fig3", "--layer", 1], "--layer and --head: expected one of each for every map, got 1 and 0"),
+}
+
+
+@pytest.mark.parametrize("case", STATISTICS_ERRORS)
+def test_heads_that_do_not_exist_are_refused(inputs, tmp_path, case):
+    (name, *options), message = STATISTICS_ERRORS[case]
+    finished = eamsim("plot", name, inputs["stats.h5"], *options, "-o", tmp_path / "out")
+
+    assert (finished.code, finished.out, finished.err) == (2, "", f"error: {message}\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics_of_one_model_have_no_divergence_and_no_other_model(tmp_path):
+    statistics = write_maps(tmp_path / "stats.h5", ("quantised",))
+
+    with pytest.raises(UserError, match="hold no divergence, as only the quantised model was measured; measure with `eamsim ent"):
+        figures_maps.divergence(statistics, [])
+    with pytest.raises(UserError, match=r"--of: expected a model that was measured \(quantised\), got float; measure it"):
+        figures_maps.class_entropy(statistics, "float", 6)
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 49])
+def test_maps_without_a_class_token_and_a_square_of_patches_are_refused(tmp_path, tokens):
+    statistics = write_maps(tmp_path / "stats.h5", tokens=tokens)
+
+    with pytest.raises(UserError, match=f"expected a class token and a square of patches, got {tokens} tokens; take a ViT's"):
+        figures_maps.class_entropy(statistics, "float", 6)
+
+
+def test_tables_that_do_not_belong_together_are_refused(tmp_path):
+    path, rows = tmp_path / "sweep.csv", sweep_rows()
+    write_sweep(path, [])
+    with pytest.raises(UserError, match=r"sweep\.csv: expected at least one row, got none; run `eamsim sweep`"):
+        read_sweeps([path])
+    write_sweep(path, [*rows, dataclasses.replace(rows[0], top1=0.125)])
+    with pytest.raises(UserError, match=rf"one unit with two accuracies, {rows[0].top1} and 0\.125: Unit\(model='{MODEL}'"):
+        read_sweeps([path])
+    write_sweep(path, [rows[0], dataclasses.replace(rows[1], images=100)])
+    with pytest.raises(UserError, match=f"{MODEL} was evaluated on 200 and on 100 images; give one of the tables"):
+        read_sweeps([path])
+    write_sweep(path, rows)
+    assert read_sweeps([path, path]) == rows
+
+
+def test_tables_without_the_rows_of_a_figure_are_refused():
+    baselines, eam = sweep_rows()[:3], [row for row in sweep_rows() if row.variant != "random-4bits"]
+
+    with pytest.raises(UserError, match="expected rows of the variants eam-fp32 or eam-4bits, got none; run `eamsim sweep`"):
+        accuracy_panels(baselines)
+    with pytest.raises(UserError, match="expected rows of eam-4bits and random-4bits that differ in the order alone, got none; run"):
+        ablation_panels(eam)
+    with pytest.raises(UserError, match=r"expected rows of eam-4bits at tau 0\.3, 0\.4, got none; give other --tau"):
+        table1(eam, [0.3, 0.4])
+
+
+FRONT_HEADER = ",".join(field.name for field in dataclasses.fields(Trial))
+FRONTS = {
+    "column": ("granularity,tau,macs_saved\nrow,1,1\n", r"expected the columns granularity,tau,.*,chosen and at least one row, got gran"),
+    "empty": ("", "expected the columns .* got  and 0 rows; make the table again"),
+    "no rows": ("granularity,tau,macs_saved,top1,images,loss_change,pareto,chosen\n", "expected .*, got granularity,.*,chosen and 0 rows"),
+    "number": (",0.1,x,0.5,9,0,true,false", "row 1: expected granularity, tau, .*, got row,0.1,x,0.5"),
+    "flag": (",0.1,0.1,0.5,9,0,yes,false", "row 1: expected granularity, tau, .*, got row,0.1"),
+    "short": (",0.1", "row 1: expected granularity, tau, .*, got row,0.1; make the table again"),
+    "range": (",0.1,1.5,0.5,9,0,true,false", "row 1: expected fractions from 0 to 1, got macs_saved 1.5, top1 0.5"),
+    "negative": (",0.1,-0.5,0.5,9,0,true,false", "row 1: expected fractions from 0 to 1, got macs_saved -0.5, top1 0.5"),
+    "nan": (",0.1,nan,0.5,9,0,true,false", "row 1: expected fractions from 0 to 1, got macs_saved nan, top1 0.5"),
+}
+
+
+@pytest.mark.parametrize("case", FRONTS)
+def test_a_front_that_cannot_be_read_is_refused(tmp_path, case):
+    text, message = FRONTS[case]
+    path = tmp_path / "front.csv"
+    path.write_text(f"{FRONT_HEADER}\nrow{text}" if text.startswith(",") else text)
+
+    with pytest.raises(BadFile, match=rf"^{path}: {message}"):
+        read_front(path)
+
+
+def test_a_front_is_read_as_it_was_written(tmp_path):
+    write_front(tmp_path / "front.csv", TRIALS)
+
+    assert read_front(tmp_path / "front.csv") == TRIALS
+
+
+def test_a_folder_that_cannot_be_made_is_refused(inputs, tmp_path):
+    (tmp_path / "file").touch()
+    finished = eamsim("plot", "fig5", inputs["sweep.csv"], "-o", tmp_path / "file" / "out")
+
+    assert finished.code == 3
+    assert finished.err.startswith(f"error: {tmp_path / 'file' / 'out'}: cannot be made (Not a directory)")
+
+
+def test_without_matplotlib_the_extra_is_named(inputs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for arguments in (["plot", "fig5", inputs["sweep.csv"]], ["plot", "fig2", inputs["stats.h5"]]):
+        finished = eamsim(*arguments, "-o", tmp_path)
+        assert (finished.code, finished.err) == (4, "error: eamsim plot needs the extra 'plot': pip install '.[plot]' in the checkout\n")
+    assert eamsim("plot", "table1", inputs["sweep.csv"], "-o", tmp_path).code == 0
+
+
+def test_a_figure_that_cannot_be_saved_leaves_nothing(tmp_path, monkeypatch):
+    figure = figures.new_figure(1, 1)
+
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figure, "savefig", fail)
+    with pytest.raises(BadFile, match=rf"^{tmp_path}: fig cannot be written \(No space left on device\); choose another folder"):
+        figures.save(figure, tmp_path, "fig")
+    assert list(tmp_path.iterdir()) == []
