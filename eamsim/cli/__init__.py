@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from eamsim import __version__
+from eamsim.cli.bench import bench
 from eamsim.cli.build import build
 from eamsim.cli.cost import cost
 from eamsim.cli.demo import demo
@@ -43,6 +44,7 @@ COMMANDS = {
     "entropy": entropy,
     "export": export,
     "sweep": sweep,
+    "bench": bench,
     "reproduce": reproduce,
     "doctor": doctor,
 }
