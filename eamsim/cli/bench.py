@@ -11,7 +11,6 @@ from statistics import median, quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numba
 import numpy as np
 import typer
 from rich.table import Table
@@ -58,6 +57,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Speed beside other runtimes. Same images, same threads, interleaved; medians, quartiles, ratios, share of the peak, memory."""
+    import numba  # slow to import, like the engine
+
     from eamsim.engine.isa import select
     from eamsim.engine.peak import peak_macs_per_second
 

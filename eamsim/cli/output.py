@@ -5,12 +5,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from eamsim.errors import BadFile
 
@@ -54,21 +56,28 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     return result
 
 
+class Rate(ProgressColumn):
+    """Steps a second, of late."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.1f}/s")
+
+
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """Yields `advance(steps)`: a bar on a terminal, otherwise a plain line each tenth of the way."""
+    """Yields `advance(steps)`: a bar with steps a second on a terminal, otherwise a plain line each tenth of the way."""
     if stderr.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
         with Progress(*columns, console=stderr) as bar:
             task = bar.add_task(what, total=total)
             yield lambda steps: bar.advance(task, steps)
         return
-    done = 0
+    done, start = 0, perf_counter()
 
     def advance(steps: int) -> None:
         nonlocal done
         tenths, done = 10 * done // total, done + steps
         if 10 * done // total > tenths:
-            note(f"{what}: {done}/{total}")
+            note(f"{what}: {done}/{total}, {done / (perf_counter() - start):,.1f}/s")
 
     yield advance
