@@ -33,14 +33,25 @@ def emulated_step(builder: ir.IRBuilder, sums, row, column):
     return sums
 
 
-@pytest.fixture(params=[*isa.detect(), "emulated"])
-def tag(request, monkeypatch):
-    if request.param != "emulated":
-        return isa.ISAS[request.param]
+@pytest.fixture
+def emulated(monkeypatch):
     vnni = isa.VECTORS[isa.Avx512Vnni]
-    emulated = tile.Vectors(vnni.lanes, vnni.panels, vnni.sums, emulated_step, vnni.fold)
-    monkeypatch.setitem(isa.VECTORS, EmulatedVnni, emulated)
+    monkeypatch.setitem(isa.VECTORS, EmulatedVnni, tile.Vectors(vnni.lanes, vnni.panels, vnni.sums, emulated_step, vnni.fold))
     return EmulatedVnni()
+
+
+def tagged(*names: str):
+    """Runs a test with each of these instruction sets, or `emulated`, as its argument `tag`."""
+
+    def tag(request):
+        return request.getfixturevalue("emulated") if request.param == "emulated" else isa.ISAS[request.param]
+
+    return pytest.fixture(params=names)(tag)
+
+
+tag = tagged(*isa.detect(), "emulated")
+tiled = tagged(*(name for name in isa.detect() if name != "portable"), "emulated")
+native = tagged(*isa.detect())
 
 
 def product(tag, a: np.ndarray, weight: np.ndarray, bias: np.ndarray, safe_steps: int) -> np.ndarray:
@@ -119,10 +130,8 @@ def rounded(name: str, x: np.ndarray, shift: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("tapped", [False, True])
 @pytest.mark.parametrize("name", ROUNDINGS)
 @pytest.mark.parametrize("kind", FINISHES)
-def test_a_finished_tile_is_the_rounded_ratio_of_its_sums(tag, kind, name, tapped):
+def test_a_finished_tile_is_the_rounded_ratio_of_its_sums(tiled, kind, name, tapped):
     """Rows that are no multiple of a tile's, shifts from 0 to 32, products of both signs, ties."""
-    if isinstance(tag, isa.Portable):
-        pytest.skip("portable finishes rows, not tiles")
     rng, (finish, dtype) = np.random.default_rng(len(name)), FINISHES[kind]
     rows, depth, columns, change = 13, 70, 80, 1
     a = rng.integers(0, 16, (rows, depth), dtype=np.uint8)
@@ -144,7 +153,7 @@ def test_a_finished_tile_is_the_rounded_ratio_of_its_sums(tag, kind, name, tappe
     safe = linear.safe_steps(15, 15) // 20  # several runs
     item, panels = out.itemsize, linear.pack(weight).ravel()
     finish_tiles(
-        tag, ROUNDINGS[name], finish, left, depth, panels, columns // tile.PANEL, bias, rows, steps, safe,
+        tiled, ROUNDINGS[name], finish, left, depth, panels, columns // tile.PANEL, bias, rows, steps, safe,
         out.ravel(), item, constants, operand.ravel(), limits, tap,
     )  # fmt: skip
     np.testing.assert_array_equal(out, expected)
@@ -158,14 +167,13 @@ def look_up(tag, table, entries, source, target):
 
 @pytest.mark.parametrize("entries", [16, 48, 256])
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 400])
-def test_look_up_reads_a_table_and_gives_0_beyond_it(tag, entries, size):
-    if isinstance(tag, EmulatedVnni):
-        pytest.skip("needs byte shuffles of 512 bits; tests/emulated runs them")
+def test_look_up_reads_a_table_and_gives_0_beyond_it(native, entries, size):
+    """The byte shuffles of 512 bits run in tests/emulated."""
     rng = np.random.default_rng(size)
     table = rng.integers(1, 256, entries, dtype=np.uint8)
     source = rng.permutation(np.resize(np.arange(256, dtype=np.uint8), size))
     target = np.zeros_like(source)
-    look_up(tag, table, entries, source, target)
+    look_up(native, table, entries, source, target)
     np.testing.assert_array_equal(target, np.pad(table, (0, 256 - entries))[source])
 
 
