@@ -14,7 +14,7 @@ from eamsim.errors import BadFile, UserError
 from eamsim.program import Program
 from reference.freeze import Freezing, freeze
 
-RATES = (0.1, 0.3, 0.5)
+RATES = (0.25, 0.5)
 """Shares of a head's weights that may be frozen, besides all of them."""
 WIDTH = 6
 """Moves that are measured before the best of them is made."""
@@ -148,9 +148,11 @@ def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) ->
     reached = damage(state)
     expected = rungs.shares * [damage(_moved(state, head, whole)) - reached for head in heads]
 
-    def price(move: tuple[int, int]) -> float:
+    def price(move: tuple[int, int]) -> tuple[float, float, float]:
+        """Damage per MAC; of moves that seem to do none, or even good, those that save most come first, then those that do most good."""
         head, rung = move
-        return (expected[rung, head] - expected[state[head], head]) / (gains[rung, head] - gains[state[head], head])
+        gain, damage = gains[rung, head] - gains[state[head], head], expected[rung, head] - expected[state[head], head]
+        return max(damage, 0) / gain, -gain, damage
 
     while moves := [(head, rung) for head in heads for rung in _above(rungs.masks[:, head], gains[:, head], state[head])]:
         measured = {move: damage(_moved(state, *move)) for move in sorted(moves, key=price)[:WIDTH]}

@@ -45,10 +45,6 @@ class Model:
     std: tuple[float, ...]
     label_names: tuple[str, ...] | None
 
-    @property
-    def vit(self):
-        return self.network
-
 
 def load_model(spec: str, weights: str | None = None, random_init: int | None = None, allow_pickle: bool = False) -> Model:
     """The model `spec` (a timm name, `local-dir:DIR` or `hf-hub:ID`) with trained, given or random weights.

@@ -19,10 +19,10 @@ class OutputChange:
     W: the columns of the output projection that read the head. With F in place of A, the squared change of output row i is
     (A - F)_i G (A - F)_i^T, G = (V W)(V W)^T; its mean over the images follows from those of G, of A G and of the diagonal of
     A G A^T, whatever F is. Of a ViT's last block the classifier reads the class token alone: all its other rows change nothing.
+    maps: of every block, where they are not the network's own but shared by windows, which all change then.
     """
 
     def __init__(self, network: Network, maps: Sequence[Maps] | None = None):
-        """maps: of every block, where they are not the network's own."""
         shapes = [each.shape for each in maps or network.maps]
         self.gram = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
         self.cross = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]

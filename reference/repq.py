@@ -38,10 +38,6 @@ class Calibrated:
     stream_max: dict[str, float]
     images: int
 
-    @property
-    def vit(self):
-        return self.network
-
     @cached_property
     def denses(self) -> dict[str, Dense]:
         """Every linear layer of the float network under the name of its output value."""

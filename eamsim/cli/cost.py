@@ -139,6 +139,7 @@ def report(model: str, facts: dict[str, int], rows: list[dict]) -> tuple[str | T
         "\n" + "\n".join(f"{name.replace('_', ' ')}: {size:,}" for name, size in sizes.items()),
         "\nWhat freezing buys (M = 10^6 MACs, saved: of the full scope):\n",
         saving_table(rows),
+        *excluded_note(rows[0]),
         footnote(dense),
     )
 
@@ -146,7 +147,9 @@ def report(model: str, facts: dict[str, int], rows: list[dict]) -> tuple[str | T
 def layer_table(dense: Macs) -> Table:
     """MACs of the dense network by layer, and both totals."""
     totals = {"Eq. 9 (paper scope)": dense.paper, "full scope": dense.full}
-    rows = [(name, f"{macs:,}", f"{2 * macs:,}", f"{100 * macs / dense.full:.2f}") for name, macs in (asdict(dense) | totals).items()]
+    rows = [
+        (name, f"{macs:,}", f"{2 * macs:,}", f"{100 * macs / dense.full:.2f}") for name, macs in (asdict(dense) | totals).items() if macs
+    ]
     return table(("layer", "MACs", "2x (FLOPs)", "share %"), rows)
 
 
@@ -160,6 +163,16 @@ def saving_table(rows: list[dict]) -> Table:
         source = "estimate" if row["estimated"] else "masks"
         lines.append((row["softmax"], f"{row['tau']:.4g}", f"{saved:.2f}", *millions, *stored, source))
     return table(("softmax", "tau", "saved %", "full, M", "Eq. 9, M", "weights MB", "map bytes", "from"), lines)
+
+
+def excluded_note(row: dict) -> tuple[str, ...]:
+    """tau with the excluded pairs of shifted windows, where there are any."""
+    constant = row.get("tau_with_excluded", row["tau"])
+    if constant == row["tau"]:
+        return ()
+    return (
+        f"\nPairs that shifted windows exclude are 0 whatever the image, and no part of tau; counted as frozen, tau is {constant:.4g}.",
+    )
 
 
 def footnote(dense: Macs) -> str:
