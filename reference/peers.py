@@ -78,8 +78,8 @@ def onnxruntime_int8(module: nn.Module, images: np.ndarray, threads: int) -> Cal
 def openvino_int8(module: nn.Module, images: np.ndarray, threads: int) -> Call:
     """OpenVINO, quantised by NNCF with its transformer scheme."""
     try:
-        import nncf
-        import openvino
+        import nncf  # pyright: ignore[reportMissingImports] (only the extra bench brings it)
+        import openvino  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise MissingExtra("bench", FEATURE) from error
     converted = openvino.convert_model(module, example_input=torch.from_numpy(images))
