@@ -167,8 +167,9 @@ def emit_finish(builder: ir.IRBuilder, rounding: str, v: Vectors, sums: Sums, f:
     multiplier = [signed_halves(builder, load(builder, narrow, f.multiplier, at)) for at in offsets]
     shift = [load(builder, narrow, f.shift, at) for at in offsets]
     down = [unsigned_halves(builder, s) for s in shift]
-    change, one = broadcast(builder, builder.trunc(f.exponent_change, I32), narrow), ir.Constant(narrow, [1] * v.lanes)
-    power = [signed_halves(builder, builder.shl(one, builder.sub(s, change))) for s in shift]
+    if residual:
+        change, one = broadcast(builder, builder.trunc(f.exponent_change, I32), narrow), ir.Constant(narrow, [1] * v.lanes)
+        power = [signed_halves(builder, builder.shl(one, builder.sub(s, change))) for s in shift]
     for i in range(ROWS):
         row = []
         for j, at in enumerate(offsets):

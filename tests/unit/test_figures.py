@@ -21,7 +21,6 @@ from eamsim.errors import BadFile, UserError
 from reference import figures, figures_curves, figures_maps
 from reference.budget import Trial, mark, write_front
 from reference.curves import ablation_panels, accuracy_panels, read_sweeps, short_name
-from reference.front import read_front
 from reference.statistics_file import Header, Statistics, read_statistics, write_statistics
 from reference.sweep_table import Row, write_sweep
 from reference.table1 import table1
@@ -351,36 +350,6 @@ def test_tables_without_the_rows_of_a_figure_are_refused():
         ablation_panels(eam)
     with pytest.raises(UserError, match=r"expected rows of eam-4bits at tau 0\.3, 0\.4, got none; give other --tau"):
         table1(eam, [0.3, 0.4])
-
-
-FRONT_HEADER = ",".join(field.name for field in dataclasses.fields(Trial))
-FRONTS = {
-    "column": ("granularity,tau,macs_saved\nrow,1,1\n", r"expected the columns granularity,tau,.*,chosen and at least one row, got gran"),
-    "empty": ("", "expected the columns .* got  and 0 rows; make the table again"),
-    "no rows": ("granularity,tau,macs_saved,top1,images,loss_change,pareto,chosen\n", "expected .*, got granularity,.*,chosen and 0 rows"),
-    "number": (",0.1,x,0.5,9,0,true,false", "row 1: expected granularity, tau, .*, got row,0.1,x,0.5"),
-    "flag": (",0.1,0.1,0.5,9,0,yes,false", "row 1: expected granularity, tau, .*, got row,0.1"),
-    "short": (",0.1", "row 1: expected granularity, tau, .*, got row,0.1; make the table again"),
-    "range": (",0.1,1.5,0.5,9,0,true,false", "row 1: expected fractions from 0 to 1, got macs_saved 1.5, top1 0.5"),
-    "negative": (",0.1,-0.5,0.5,9,0,true,false", "row 1: expected fractions from 0 to 1, got macs_saved -0.5, top1 0.5"),
-    "nan": (",0.1,nan,0.5,9,0,true,false", "row 1: expected fractions from 0 to 1, got macs_saved nan, top1 0.5"),
-}
-
-
-@pytest.mark.parametrize("case", FRONTS)
-def test_a_front_that_cannot_be_read_is_refused(tmp_path, case):
-    text, message = FRONTS[case]
-    path = tmp_path / "front.csv"
-    path.write_text(f"{FRONT_HEADER}\nrow{text}" if text.startswith(",") else text)
-
-    with pytest.raises(BadFile, match=rf"^{path}: {message}"):
-        read_front(path)
-
-
-def test_a_front_is_read_as_it_was_written(tmp_path):
-    write_front(tmp_path / "front.csv", TRIALS)
-
-    assert read_front(tmp_path / "front.csv") == TRIALS
 
 
 def test_a_folder_that_cannot_be_made_is_refused(inputs, tmp_path):
