@@ -92,6 +92,7 @@ def build(
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
     versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in VERSIONED}}
     manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions, **provenance, "output": output}
+    front_path(out).unlink(missing_ok=True)  # of a budget built to this name before
     found = write_trials(out, provenance["budget"]) if isinstance(freezing, Budget) else ()
     write_manifest(manifest_path(out), manifest)
     emit(manifest, as_json, *found, f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}", f"next: eamsim eval {out} --data ...")

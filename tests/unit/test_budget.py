@@ -322,3 +322,12 @@ def test_without_labels_agreement_judges(tmp_path):
     assert "x.eam.front.csv: " in done.out
     refused = eamsim(*SOURCE, "--validation", tmp_path / "images.npz", "--keep-accuracy", 5, "-o", out)
     assert (refused.code, "--validation: expected images with labels of the model's classes" in refused.err) == (2, True)
+
+
+def test_a_later_build_leaves_no_front_of_another_program(tmp_path):
+    out = tmp_path / "x.eam"
+    (tmp_path / "x.eam.front.csv").touch()
+    done = eamsim(*SOURCE, "--limit", 8, "--tau", 0, "-o", out)
+
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.eam", "x.eam.json"]
