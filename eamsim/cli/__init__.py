@@ -23,6 +23,7 @@ from eamsim.cli.plot import app as plots
 from eamsim.cli.reproduce import reproduce
 from eamsim.cli.run import run
 from eamsim.cli.sweep import sweep
+from eamsim.cli.trace import app as traces
 from eamsim.cli.verify import verify
 from eamsim.errors import UserError
 
@@ -51,6 +52,7 @@ COMMANDS = {
 for name, command in COMMANDS.items():
     app.command(name)(command)
 app.add_typer(plots, name="plot")
+app.add_typer(traces, name="trace")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,10 @@
+"""`eamsim trace`: the integers at every tap, recorded, compared and exported."""
+
+import typer
+
+from eamsim.cli.trace_export import export
+
+app = typer.Typer(help="The integers at every tap: for simulators, for comparison.", no_args_is_help=True, rich_markup_mode=None)
+COMMANDS = {"export": export}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
