@@ -50,10 +50,7 @@ def write(path: PathLike, program: Program, provenance: dict[str, Any]) -> None:
     provenance: anything JSON holds. Raises ProgramError, and ArtifactError where the file cannot be written.
     """
     verify(program)
-    data = bytearray(1)
-    tree = _encode(program, data)
-    manifest = {"format": FORMAT, "version": VERSION, "data_bytes": len(data), "data_sha256": _digest(data), "program": tree}
-    streams = {"manifest": canonical(manifest), "data": bytes(data), "provenance": canonical(provenance)}
+    streams = _program_streams(program) | {"provenance": canonical(provenance)}
     for name, stream in streams.items():
         if len(stream) > LIMITS_BYTES[name]:
             raise ArtifactError(f"{path}: /{name}: expected at most {LIMITS_BYTES[name]} bytes, got {len(stream)}; use a smaller model")
@@ -88,11 +85,23 @@ def sha256(path: PathLike) -> str:
         raise ArtifactError(f"{path}: expected a readable file, got '{error.strerror}'; check the path") from None
 
 
+def program_sha256(program: Program) -> str:
+    """SHA-256 of the manifest, which holds that of the data: equal for equal programs, wherever they come from."""
+    return _digest(_program_streams(program)["manifest"])
+
+
 def _digest(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
 # The program as a JSON tree and a byte stream, driven by the dataclasses: a new operation needs no line here.
+
+
+def _program_streams(program: Program) -> dict[str, bytes]:
+    data = bytearray(1)
+    tree = _encode(program, data)
+    manifest = {"format": FORMAT, "version": VERSION, "data_bytes": len(data), "data_sha256": _digest(data), "program": tree}
+    return {"manifest": canonical(manifest), "data": bytes(data)}
 
 
 def _encode(item: object, data: bytearray) -> object:

@@ -3,8 +3,9 @@
 import typer
 
 from eamsim.cli.trace_export import export
+from eamsim.cli.trace_record import inspect, record
 
 app = typer.Typer(help="The integers at every tap: for simulators, for comparison.", no_args_is_help=True, rich_markup_mode=None)
-COMMANDS = {"export": export}
+COMMANDS = {"record": record, "inspect": inspect, "export": export}
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from time import perf_counter
 from typing import Literal, overload
 
@@ -15,7 +16,7 @@ from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.engine.forward import forward
 from eamsim.engine.isa import ISAS, select
 from eamsim.engine.memory import Memory
-from eamsim.engine.plan import KINDS, PUBLISH, Tap, make_plan
+from eamsim.engine.plan import KINDS, PUBLISH, Plan, Tap, make_plan
 from eamsim.errors import UserError
 from eamsim.program import Program
 
@@ -59,6 +60,23 @@ class Engine:
             return logits
         empty = {tap.name: np.empty((0, *tap.shape), np.int64) for tap in wanted}
         return logits, {name: np.concatenate([none, *(part[1][name] for part in parts)]) for name, none in empty.items()}
+
+    def stream(self, images: np.ndarray, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[dict[str, np.ndarray]]:
+        """The wanted taps of one batch as `run` takes it, operation by operation: int64 [batch, ...] by name, overwritten by the next.
+
+        Memory holds the taps of one operation at a time, and most of them never leave the caches.
+        """
+        plan, batch = self._plan, len(images)
+        steps = [(records, taps, tap_records(records, taps)) for records, taps in operation_steps(plan, wanted)]
+        storage = np.empty(max(size for _, _, (_, _, size) in steps) * batch, np.int64)
+        memory = plan.memory(batch, self.threads)._replace(taps=storage)
+        memory.codes[plan.image * batch :][: images.size] = images.ravel()
+        for _, taps, (records, offsets, size) in steps:
+            storage[: size * batch] = 0  # what the kernels leave out: scores of heads that have none
+            with _one_at_a_time:
+                self._call(records, batch, memory)
+            pieces = (storage[offset * batch :][: int(np.prod(tap.shape)) * batch] for tap, offset in zip(taps, offsets, strict=True))
+            yield {tap.name: piece.reshape(batch, *tap.shape) for tap, piece in zip(taps, pieces, strict=True)}
 
     def profile(self, images: np.ndarray, rounds: int = 5) -> dict[str, float]:
         """Seconds by kind of operation for one batch, at most MAX_BATCH images as `run` takes them: the least of so many rounds.
@@ -114,6 +132,15 @@ def tap_records(records: np.ndarray, wanted: list[Tap]) -> tuple[np.ndarray, lis
         offsets.append(size)
         size += int(np.prod(tap.shape))
     return table[(table["kind"] != PUBLISH) | (table["tap_out"] >= 0)], offsets, size
+
+
+def operation_steps(plan: Plan, wanted: Callable[[str], bool]) -> Iterator[tuple[np.ndarray, list[Tap]]]:
+    """For each operation its records, the last of them its publication, and its wanted taps as if those were the only records."""
+    first = 0
+    for last in np.flatnonzero(plan.records["kind"] == PUBLISH):
+        taps = [replace(tap, record=tap.record - first) for tap in plan.taps if first <= tap.record <= last and wanted(tap.name)]
+        yield plan.records[first : last + 1], taps
+        first = last + 1
 
 
 def load(program: Program, threads: int | None = None, isa: str | None = None) -> Engine:

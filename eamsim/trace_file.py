@@ -1,0 +1,288 @@
+"""The trace file: what one interpreter published for some images, as integers or as digests alone. docs/traces.md is the long form.
+
+A guarded HDF5 file (eamsim/container.py), then 32 bytes: the SHA-256 of all before them.
+
+    /manifest      canonical JSON: {"format": "eam-trace", "version": 1, "program", "interpreter", "images", "taps", ...}
+    /digests       uint8 [images, taps, 32]: SHA-256 of the integers of one tap for one image in the tap's packing
+    /image         uint8 [images, height, width, 3]: what went in
+    /0001.input    [images, ...]: a tap that is kept, its place in the order of execution and its name, in the narrowest integers
+
+The packing of a tap is the first of `eamsim.packing` that holds what no image can exceed, so that a digest of 4-bit codes is of nibbles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+from pydantic import TypeAdapter
+
+from eamsim import artifact
+from eamsim.artifact import PathLike
+from eamsim.container import (
+    COMPRESSED,
+    Refused,
+    canonical,
+    check_form,
+    create,
+    expect_tree,
+    opened,
+    parse_json,
+    put,
+    put_parts,
+    replacing,
+    take,
+    take_part,
+)
+from eamsim.errors import BadFile
+from eamsim.packing import BITS, limits, pack
+from eamsim.program import Program, Value
+from eamsim.tensors import Tap, taps
+
+FORMAT, VERSION = "eam-trace", 1
+MANIFEST, DIGESTS, IMAGE = "manifest", "digests", "image"
+DIGEST_BYTES = 32
+LIMIT_BYTES = 2 << 30
+HASH_THREADS = os.cpu_count() or 1
+RECORD_AGAIN = "copy the file again or record it again with `eamsim trace record`"
+
+Interpreter = Literal["engine", "golden"]
+
+
+class TraceError(BadFile):
+    """A trace that cannot be read or written; the message says where, what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class TapEntry:
+    """A tap in the manifest; stored: whether the file holds its integers."""
+
+    name: str
+    shape: tuple[int, ...]
+    bits: int
+    signed: bool
+    low: int
+    high: int
+    packing: str
+    stored: bool
+
+
+@dataclass(frozen=True)
+class Header:
+    """The manifest: what ran (program_sha256 is `artifact.program_sha256`), on which images (names for people), and the taps in order.
+
+    reason: why a committed trace was recorded, or empty.
+    """
+
+    format: str
+    version: int
+    program: str
+    program_sha256: str
+    interpreter: str
+    versions: dict[str, str]
+    reason: str
+    images: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    taps: tuple[TapEntry, ...]
+
+
+HEADER = TypeAdapter(Header)
+
+
+def digest(integers: np.ndarray, packing: str) -> bytes:
+    """SHA-256 of the packed integers; ValueError where one does not fit, or a wrapped integer might pass for a right one."""
+    if packing == "i64":
+        return hashlib.sha256(np.ascontiguousarray(integers, "<i8").data).digest()
+    low, high = limits(packing)
+    if integers.size and not low <= integers.min() <= integers.max() <= high:
+        raise ValueError(f"{integers.min()}..{integers.max()} does not fit {packing}")
+    return hashlib.sha256(pack(integers, packing)).digest()
+
+
+class Recorder:
+    """An unfinished trace: `put` every tap of every image, in any order."""
+
+    def __init__(self, file: h5py.File, program: Program, names: Sequence[str], images: Sequence[str], stored: bool):
+        declared = taps(program)
+        self.entries = {name: entry_of(declared[name], stored) for name in names}
+        self.digests = np.zeros((len(images), len(names), DIGEST_BYTES), np.uint8)
+        self._pool = ThreadPoolExecutor(HASH_THREADS)
+        shapes = {IMAGE: put_parts(file, IMAGE, (len(images), *program.image.shape), np.dtype(np.uint8))}
+        for index, (name, entry) in enumerate(self.entries.items()):
+            if stored:
+                shapes[name] = put_parts(file, dataset_name(index, name), (len(images), *entry.shape), dtype_of(entry.packing))
+        self._datasets, self._places = shapes, {name: index for index, name in enumerate(names)}
+
+    def put_images(self, first: int, images: np.ndarray) -> None:
+        """uint8 [batch, height, width, 3], the first of them number `first`."""
+        self._datasets[IMAGE][first : first + len(images)] = images
+
+    def put(self, first: int, integers: dict[str, np.ndarray]) -> None:
+        """[batch, ...] by tap; TraceError where one exceeds what is proven of its tap: its interpreter is wrong."""
+        jobs = [(name, image, part) for name, batch in integers.items() for image, part in enumerate(batch)]
+        for (name, image, _), found in zip(jobs, self._pool.map(lambda job: self._digest(job[0], job[2]), jobs), strict=True):
+            self.digests[first + image, self._places[name]] = np.frombuffer(found, np.uint8)
+        for name, batch in integers.items():
+            if name in self._datasets:
+                self._datasets[name][first : first + len(batch)] = batch
+
+    def _digest(self, name: str, integers: np.ndarray) -> bytes:
+        entry = self.entries[name]
+        try:
+            return digest(integers, entry.packing)
+        except ValueError as error:
+            raise TraceError(
+                f"{name}: expected {entry.low}..{entry.high} as proven, got {error}; the interpreter that ran is wrong"
+            ) from None
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def entry_of(tap: Tap, stored: bool) -> TapEntry:
+    value = tap.value
+    return TapEntry(value.name, value.shape, value.bits, value.signed, *tap.bound, tap.packing, stored)
+
+
+def dataset_name(index: int, tap: str) -> str:
+    """The place in the order of execution, counted from 1, and the name without what HDF5 takes for a path."""
+    return f"{index + 1:04}.{tap.replace('/', '_')}"
+
+
+def dtype_of(packing: str) -> np.dtype:
+    """The stored integers: packings below a byte take one."""
+    return np.dtype(f"<{packing[0]}{max(BITS[packing] // 8, 1)}")
+
+
+@contextlib.contextmanager
+def recording(
+    path: PathLike,
+    program: Program,
+    names: Sequence[str],
+    images: Sequence[str],
+    interpreter: Interpreter,
+    stored: bool,
+    versions: dict[str, str],
+    reason: str = "",
+) -> Iterator[Recorder]:
+    """A trace that replaces the file at `path` in one step once all is put; names: the taps, in program order."""
+    path = Path(path)
+    try:
+        with replacing(path) as temporary:
+            with create(temporary) as file:
+                recorder = Recorder(file, program, names, images, stored)
+                try:
+                    yield recorder
+                finally:
+                    recorder.close()
+                height, width, channels = program.image.shape
+                entries, shape, ran = (
+                    tuple(recorder.entries.values()),
+                    (height, width, channels),
+                    (program.name, artifact.program_sha256(program)),
+                )
+                header = Header(FORMAT, VERSION, *ran, interpreter, versions, reason, tuple(images), shape, entries)
+                put(file, MANIFEST, np.frombuffer(canonical(asdict(header)), np.uint8))
+                put(file, DIGESTS, recorder.digests.reshape(-1))
+            seal = artifact.sha256(temporary)
+            with temporary.open("ab") as stream:
+                stream.write(bytes.fromhex(seal))
+    except OSError as error:
+        raise TraceError(f"{path}: expected a writable file in an existing folder, got '{error.strerror or error}'") from None
+
+
+class Trace:
+    """A checked trace, open for reading."""
+
+    def __init__(self, path: Path, file: h5py.File, header: Header, digests: np.ndarray):
+        self.path, self.header, self.digests, self._file = path, header, digests, file
+        self.entries = {entry.name: (index, entry) for index, entry in enumerate(header.taps)}
+
+    def image(self, image: int) -> np.ndarray:
+        """uint8 [height, width, 3]."""
+        return self._part(IMAGE, image)
+
+    def digest(self, name: str, image: int) -> str:
+        return self.digests[image, self.entries[name][0]].tobytes().hex()
+
+    def integers(self, name: str, image: int) -> np.ndarray | None:
+        """int64 of the tap's shape, once they have their digest; None where the trace holds digests alone."""
+        index, entry = self.entries[name]
+        if not entry.stored:
+            return None
+        found = self._part(dataset_name(index, name), image).astype(np.int64)
+        if digest(found, entry.packing).hex() != self.digest(name, image):
+            raise TraceError(f"{self.path}: {name} of image {image}: expected the recorded SHA-256; {RECORD_AGAIN}")
+        return found
+
+    def _part(self, dataset: str, index: int) -> np.ndarray:
+        try:
+            return take_part(self._file[dataset], index)
+        except Refused as error:
+            raise TraceError(f"{self.path}: {error}; {RECORD_AGAIN}") from None
+
+
+@contextlib.contextmanager
+def reading(path: PathLike) -> Iterator[Trace]:
+    """The trace at `path`; TraceError for every damaged or foreign file: a single flipped bit is found here."""
+    path = Path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            check_seal(path)
+            with contextlib.ExitStack() as opening:
+                trace = checked(path, opening.enter_context(opened(path, "a trace")))
+                stack.callback(opening.pop_all().close)  # what a caller raises is no fault of the file's
+        except Refused as error:
+            raise TraceError(f"{path}: {error}; {error.advice or RECORD_AGAIN}") from None
+        yield trace
+
+
+def checked(path: Path, file: h5py.File) -> Trace:
+    header = read_header(take(file.get(MANIFEST), "unsigned bytes", 1, 16 << 20).tobytes())
+    names = {IMAGE: ("u8", header.image_shape)}
+    names |= {dataset_name(i, tap.name): (tap.packing, tap.shape) for i, tap in enumerate(header.taps) if tap.stored}
+    expect_tree(file, [MANIFEST, DIGESTS, *names])
+    for name, (packing, shape) in names.items():
+        stored = "unsigned bytes" if dtype_of(packing) == np.uint8 else str(dtype_of(packing))
+        check_form(file[name], stored, (len(header.images), *shape), (1, *shape), COMPRESSED)
+    digests = take(file[DIGESTS], "unsigned bytes", 1, LIMIT_BYTES)
+    if digests.size != len(header.images) * len(header.taps) * DIGEST_BYTES:
+        raise Refused("/digests", f"{DIGEST_BYTES} bytes for each image and tap", digests.size)
+    return Trace(path, file, header, digests.reshape(len(header.images), len(header.taps), DIGEST_BYTES))
+
+
+def check_seal(path: Path) -> None:
+    if not path.is_file():
+        return  # `opened` says what is wrong
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        left = path.stat().st_size - DIGEST_BYTES
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            content.update(block)
+            left -= len(block)
+        seal = file.read()
+    if seal != content.digest():
+        raise Refused("the last 32 bytes", "the SHA-256 of all before them", seal.hex())
+
+
+def read_header(stream: bytes) -> Header:
+    tree = parse_json(stream, "/manifest")
+    if (tree.get("format"), tree.get("version")) != (FORMAT, VERSION):
+        raise Refused("/manifest", f"{FORMAT} {VERSION}", (tree.get("format"), tree.get("version")), "use the eamsim that wrote it")
+    try:
+        header = HEADER.validate_python(tree)
+    except ValueError as error:
+        raise Refused("/manifest", "the fields of a trace", " ".join(str(error).split())) from None
+    for tap in header.taps:
+        sized = len(tap.shape) >= 1 and all(extent > 0 for extent in tap.shape)
+        if tap.packing not in BITS or not sized or Value(tap.name, tap.shape, tap.bits).size * BITS[tap.packing] > LIMIT_BYTES:
+            raise Refused(f"/manifest {tap.name}", "a packing and positive extents", (tap.packing, tap.shape))
+    return header

@@ -1,0 +1,187 @@
+"""The trace file: what is put comes back, memory and files are guarded, no flipped bit passes.
+
+EAMSIM_FLIPS sets the number of bits flipped, one at a time (1,000 once by hand; fewer in every run).
+"""
+
+import hashlib
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from programs import Shape, random_images, random_program
+
+from eamsim import artifact, golden, trace_file
+from eamsim.artifact import ArtifactError
+from eamsim.packing import pack
+from eamsim.tensors import taps
+from eamsim.trace_file import TraceError, reading, recording
+
+FLIPS = int(os.environ.get("EAMSIM_FLIPS", "60"))
+PROGRAM = random_program(Shape(5, freeze="scattered"))
+IMAGES = random_images(PROGRAM, 3, 0)
+NAMES = [name for name in taps(PROGRAM) if name != "image"]
+
+
+def golden_taps(image: np.ndarray) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    golden.run(PROGRAM, image, found)
+    return found
+
+
+def write(path: Path, stored: bool = True) -> None:
+    with recording(path, PROGRAM, NAMES, ["a", "b", "c"], "golden", stored, {"eamsim": "0"}, "because") as recorder:
+        recorder.put_images(0, IMAGES)
+        for number, image in enumerate(IMAGES):
+            recorder.put(number, {name: integers[None] for name, integers in golden_taps(image).items()})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write(tmp_path / "t.h5")
+    return tmp_path / "t.h5"
+
+
+def seal(path: Path) -> None:
+    """Renew the last 32 bytes: damage that a forger would make, not an accident."""
+    content = path.read_bytes()[: -trace_file.DIGEST_BYTES]
+    path.write_bytes(content + hashlib.sha256(content).digest())
+
+
+def everything(path: Path) -> list:
+    with reading(path) as trace:
+        return [trace.integers(name, image).tolist() for name in NAMES for image in range(3)]  # pyright: ignore
+
+
+def test_every_integer_comes_back(path: Path):
+    with reading(path) as trace:
+        assert trace.header.reason == "because"
+        assert trace.header.program_sha256 == artifact.program_sha256(PROGRAM)
+        for number, image in enumerate(IMAGES):
+            np.testing.assert_array_equal(trace.image(number), image)
+            for name, integers in golden_taps(image).items():
+                np.testing.assert_array_equal(trace.integers(name, number), integers)
+                packed = pack(integers, trace.entries[name][1].packing)
+                assert trace.digest(name, number) == hashlib.sha256(packed).hexdigest()
+
+
+def test_digests_alone_are_the_same_digests(path: Path, tmp_path: Path):
+    write(tmp_path / "d.h5", stored=False)
+    with reading(path) as full, reading(tmp_path / "d.h5") as digests:
+        np.testing.assert_array_equal(full.digests, digests.digests)
+        assert digests.integers("head", 0) is None
+        np.testing.assert_array_equal(digests.image(2), IMAGES[2])
+
+
+def test_equal_traces_are_equal_bytes(path: Path, tmp_path: Path):
+    write(tmp_path / "again.h5")
+    assert (tmp_path / "again.h5").read_bytes() == path.read_bytes()
+
+
+def test_other_software_reads_the_integers(path: Path):
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["0001.input"][1], golden_taps(IMAGES[1])["input"])  # pyright: ignore
+
+
+def test_an_interpreter_that_leaves_the_proven_range_is_not_recorded(tmp_path: Path):
+    wrong = golden_taps(IMAGES[0])
+    wrong["input"] = wrong["input"] + 256  # equal once wrapped to a byte
+    with (
+        pytest.raises(TraceError, match=r"^input: expected 0\.\.255 as proven, got \d+\.\.\d+ does not fit u8; the interpreter"),
+        recording(tmp_path / "t.h5", PROGRAM, NAMES, ["a"], "golden", True, {}) as recorder,
+    ):
+        recorder.put(0, {name: integers[None] for name, integers in wrong.items()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_flipped_bit_of_a_trace_passes(path: Path):
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for bit in rng.choice(len(content) * 8, FLIPS, replace=False):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(TraceError), reading(path):
+            pass
+
+
+def test_behind_a_renewed_seal_no_flipped_bit_changes_an_integer(path: Path):
+    content, expected = path.read_bytes(), everything(path)
+    rng = np.random.default_rng(1)
+    refused = 0
+    for bit in rng.choice((len(content) - 32) * 8, FLIPS, replace=False):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        seal(path)
+        try:
+            assert everything(path) == expected
+        except TraceError as error:
+            refused += 1
+            assert "\n" not in str(error)  # noqa: PT017
+    assert refused > FLIPS // 2
+
+
+def test_no_flipped_bit_of_a_program_changes_it(tmp_path: Path):
+    path = tmp_path / "p.eam"
+    artifact.write(path, PROGRAM, {"seed": 1})
+    content, expected = path.read_bytes(), artifact.program_sha256(PROGRAM)
+    rng = np.random.default_rng(2)
+    for bit in rng.choice(len(content) * 8, FLIPS, replace=False):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            program, provenance = artifact.read(path)
+        except ArtifactError:
+            continue
+        assert (artifact.program_sha256(program), provenance) == (expected, {"seed": 1})
+
+
+def test_a_stream_that_inflates_without_end_is_refused(path: Path):
+    with h5py.File(path, "r+", libver=("v110", "v110")) as file:
+        dataset = file["0001.input"]
+        assert isinstance(dataset, h5py.Dataset)
+        bomb = zlib.compress(bytes(1 << 24)) + struct.pack("<I", 0)
+        dataset.id.write_direct_chunk((0,) * len(dataset.shape), bomb)
+    path.write_bytes(path.read_bytes() + bytes(32))
+    seal(path)
+    with reading(path) as trace, pytest.raises(TraceError, match=r"/0001.input\[0\]: expected 48 bytes, compressed, got 49"):
+        trace.integers("input", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.create_dataset("more", data=1), "/: expected the links"),
+        (lambda file: file.pop("0002.patches"), "/: expected the links"),
+        (lambda file: file["head" if "head" in file else "0001.input"].attrs.update(x=1), "attributes: expected"),
+    ],
+)
+def test_another_tree_is_refused(path: Path, change, message: str):
+    with h5py.File(path, "r+", libver=("v110", "v110")) as file:
+        change(file)
+    path.write_bytes(path.read_bytes() + bytes(32))
+    seal(path)
+    with pytest.raises(TraceError, match=message), reading(path):
+        pass
+
+
+def test_what_is_no_trace(tmp_path: Path):
+    with (
+        pytest.raises(TraceError, match=r"none\.h5: file: expected a trace, got 'no such file'; check the path"),
+        reading(tmp_path / "none.h5"),
+    ):
+        pass
+    (tmp_path / "text.h5").write_text("no trace")
+    with (
+        pytest.raises(TraceError, match=r"text\.h5: the last 32 bytes: expected the SHA-256 of all before them"),
+        reading(tmp_path / "text.h5"),
+    ):
+        pass
+    artifact.write(tmp_path / "p.eam", PROGRAM, {})
+    with pytest.raises(TraceError, match=r"p\.eam: the last 32 bytes"), reading(tmp_path / "p.eam"):
+        pass
