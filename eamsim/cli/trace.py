@@ -2,10 +2,11 @@
 
 import typer
 
+from eamsim.cli.trace_diff import diff
 from eamsim.cli.trace_export import export
 from eamsim.cli.trace_record import inspect, record
 
 app = typer.Typer(help="The integers at every tap: for simulators, for comparison.", no_args_is_help=True, rich_markup_mode=None)
-COMMANDS = {"record": record, "inspect": inspect, "export": export}
+COMMANDS = {"record": record, "inspect": inspect, "diff": diff, "export": export}
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from command_line import eamsim, save_data, save_model
 
-from eamsim import golden
+from eamsim import artifact, golden
 from eamsim.program import Program
 from eamsim.vectors import read_hex, read_manifest
 
@@ -55,6 +55,53 @@ def test_export_of_all_taps_in_tiles(model: Path, data: Path, tmp_path: Path):
     assert done.code == 0
     assert "image " in done.out
     assert (tmp_path / "v" / "tensors.npz").exists()
+
+
+@pytest.mark.parametrize("by", ["engine", "golden"])
+def test_record_and_inspect(model: Path, program: Program, data: Path, tmp_path: Path, by: str):
+    out = tmp_path / "t.h5"
+    done = eamsim("trace", "record", model, "--data", data, "--images", 3, "--batch", 2, "--by", by, "-o", out, "--json")
+    assert done.code == 0
+    manifest = json.loads(done.out)
+    assert manifest == json.loads((tmp_path / "t.h5.json").read_text())
+    assert manifest["output"]["sha256"] == artifact.sha256(out)
+    expected: list[dict[str, np.ndarray]] = []
+    for image in np.load(data)["images"][[0, 1, 2]]:
+        expected.append({})
+        golden.run(program, image, expected[-1])
+    taps = json.loads(eamsim("trace", "inspect", out, "--json").out)["taps"]
+    assert list(taps) == list(expected[0])
+    for name, entry in taps.items():
+        integers = np.stack([each[name] for each in expected])
+        assert entry["range"] == [integers.min(), integers.max()]
+        assert entry["elements"] == integers.size
+        if entry["histogram"]:
+            np.testing.assert_array_equal(entry["histogram"], np.bincount(integers.ravel(), minlength=1 << entry["bits"]))
+        if "peak" in entry:
+            assert entry["peak"] == np.abs(integers).max() <= entry["proven"]
+    shown = eamsim("trace", "inspect", out)
+    assert "accumulator" in shown.out
+    assert "block0.attn.scores" in shown.out
+
+
+def test_a_file_is_replaced_only_for_a_reason(model: Path, data: Path, tmp_path: Path):
+    command = ("trace", "record", model, "--data", data, "--images", 1, "--digests", "-o", tmp_path / "t.h5")
+    assert eamsim(*command).code == 0
+    before = (tmp_path / "t.h5").read_bytes()
+    done = eamsim(*command)
+    assert (done.code, done.err.count("\n")) == (USAGE, 1)
+    assert "t.h5 exists; say with --reason why" in done.err
+    assert (tmp_path / "t.h5").read_bytes() == before
+    assert eamsim(*command, "--reason", "retrained").code == 0
+    shown = eamsim("trace", "inspect", tmp_path / "t.h5", "--taps", "head*")
+    assert "reason: retrained" in shown.out
+    assert "sha256 " in shown.out
+
+
+def test_record_refuses(model: Path, data: Path, tmp_path: Path):
+    done = eamsim("trace", "record", model, "--data", data, "-o", tmp_path / "none" / "t.h5")
+    assert done.code == 3
+    assert "expected a writable file in an existing folder" in done.err
 
 
 @pytest.mark.parametrize(

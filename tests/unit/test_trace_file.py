@@ -125,20 +125,17 @@ def test_behind_a_renewed_seal_no_flipped_bit_changes_an_integer(path: Path):
     assert refused > FLIPS // 2
 
 
-def test_no_flipped_bit_of_a_program_changes_it(tmp_path: Path):
+def test_no_flipped_bit_of_a_program_passes(tmp_path: Path):
     path = tmp_path / "p.eam"
     artifact.write(path, PROGRAM, {"seed": 1})
-    content, expected = path.read_bytes(), artifact.program_sha256(PROGRAM)
+    content = path.read_bytes()
     rng = np.random.default_rng(2)
     for bit in rng.choice(len(content) * 8, FLIPS, replace=False):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        try:
-            program, provenance = artifact.read(path)
-        except ArtifactError:
-            continue
-        assert (artifact.program_sha256(program), provenance) == (expected, {"seed": 1})
+        with pytest.raises(ArtifactError):
+            artifact.read(path)
 
 
 def test_a_stream_that_inflates_without_end_is_refused(path: Path):

@@ -1,0 +1,241 @@
+"""`eamsim trace diff`: faults planted in a copy of the golden interpreter are named at their tap, with their cause."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from command_line import Finished, eamsim
+
+from eamsim import artifact, golden, trace_file, vectors
+from eamsim.diagnosis import resemblance
+from eamsim.program import Program
+from eamsim.tensors import taps
+from eamsim.vectors import Layout, Tensor
+
+DIGITS = Path(str(files("eamsim"))) / "data" / "digits"
+PIXELS = np.load(DIGITS / "digits_test.npz")["images"][:2]
+USAGE, BAD_FILE = 2, 3
+
+Run = Callable[[Program, np.ndarray, dict[str, np.ndarray]], np.ndarray]
+
+
+def digits(**datapath: object) -> tuple[Program, dict]:
+    program, provenance = artifact.read(DIGITS / "digits.eam")
+    return replace(program, datapath=replace(program.datapath, **datapath)), provenance  # pyright: ignore[reportArgumentType]
+
+
+def runs(run: Run, program: Program) -> dict[str, np.ndarray]:
+    """[images, ...] by tap."""
+    found: list[dict[str, np.ndarray]] = []
+    for image in PIXELS:
+        found.append({})
+        run(program, image, found[-1])
+    return {name: np.stack([each[name] for each in found]) for name in found[0]}
+
+
+def faulty(old: str, new: str) -> Run:
+    """A copy of the golden interpreter with one piece of its text replaced."""
+    source = Path(golden.__file__).read_text()
+    assert source.count(old) == 1
+    copy = ModuleType("faulty")
+    copy.__dict__["__name__"] = "eamsim.golden"
+    exec(compile(source.replace(old, new), "faulty", "exec"), copy.__dict__)
+    return copy.run
+
+
+class Bench:
+    """A program, its golden trace, and the dumps of others."""
+
+    def __init__(self, folder: Path, **datapath: object):
+        self.folder, (self.program, provenance) = folder, digits(**datapath)
+        self.model, self.trace = folder / "p.eam", folder / "t.h5"
+        artifact.write(self.model, self.program, provenance)
+        self.golden = runs(golden.run, self.program)
+        self.record(self.trace, stored=True)
+
+    def record(self, path: Path, stored: bool) -> None:
+        with trace_file.recording(path, self.program, list(self.golden), ["0", "1"], "golden", stored, {}) as recorder:
+            recorder.put_images(0, PIXELS)
+            recorder.put(0, self.golden)
+
+    def against(self, found: dict[str, np.ndarray], *options: object) -> Finished:
+        np.savez(self.folder / "found.npz", **found)  # pyright: ignore[reportArgumentType]
+        return eamsim("trace", "diff", self.trace, self.folder / "found.npz", "--program", self.model, *options)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"))
+
+
+FAULTS = {
+    "rounding": (
+        "clip(round_shift(scaled, shift, datapath.rounding) + epilogue.zero, op.out)",
+        "clip(round_shift(scaled, shift, 'floor') + epilogue.zero, op.out)",
+        "block0.attn.qkv",
+        "rounding floor instead of half_up",
+    ),
+    "swapped nibbles": (
+        "weight = op.weight.astype(np.int64) - op.weight_zero",
+        "weight = op.weight.astype(np.int64).reshape(-1, 2)[:, ::-1].reshape(op.weight.shape) - op.weight_zero",
+        "patch_embed.acc",
+        "nibble order of the weights (each pair swapped)",
+    ),
+    "missing zero point": ("(x - op.x_zero) @", "x @", "patch_embed.acc", "missing x_zero"),
+    "missing zero point of keys": ("(k - op.k_zero)", "k", "block0.attn.scores", "missing k_zero"),
+    "wrong shift": ("op.out_shift, datapath", "op.out_shift + 1, datapath", "block0.attn", "out_shift wrong by +1"),
+    "wrong shift of a residual": (
+        "shift - epilogue.exponent_change",
+        "shift - epilogue.exponent_change - 1",
+        "block0.attn.proj",
+        "exponent_change wrong by +1",
+    ),
+    "sign extension": (
+        "weight = op.weight.astype(np.int64) - op.weight_zero",
+        "weight = (op.weight.astype(np.int64) ^ 8) - 8 - op.weight_zero",
+        "patch_embed.acc",
+        "weights sign-extended from 4 bits, which are unsigned",
+    ),
+    "transposed weights": (
+        "weight = op.weight.astype(np.int64) - op.weight_zero",
+        "weight = op.weight.T.reshape(op.weight.shape).astype(np.int64) - op.weight_zero",
+        "patch_embed.acc",
+        "transposed weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_named_at_its_tap_with_its_cause(bench: Bench, fault: str):
+    old, new, tap, cause = FAULTS[fault]
+    done = bench.against(runs(faulty(old, new), bench.program), "--json")
+    assert done.code == 1
+    result = json.loads(done.out)
+    first = result["first_difference"]
+    assert not result["equal"]
+    assert first["tap"] == tap
+    assert first["likely_cause"].startswith(f"{cause}: gives exactly what was found")
+    index = (first["image"], *first["index"])
+    assert first["expected"] == bench.golden[tap][index]
+
+
+def test_saturating_instead_of_wrapping(tmp_path: Path):
+    bench = Bench(tmp_path, overflow="wrap", accumulator_bits=10)
+    fault = faulty(
+        "@ weight + op.bias, datapath.accumulator_bits, datapath.overflow", "@ weight + op.bias, datapath.accumulator_bits, 'saturate'"
+    )
+    done = bench.against(runs(fault, bench.program), "--json")
+    first = json.loads(done.out)["first_difference"]
+    assert (done.code, first["tap"]) == (1, "patch_embed.acc")
+    assert first["likely_cause"].startswith("accumulator: saturate instead of wrap: gives exactly what was found")
+    assert first["found"] in (-512, 511)
+
+
+def test_what_is_printed(bench: Bench, tmp_path: Path):
+    found = {name: integers.copy() for name, integers in bench.golden.items()}
+    found["block0.attn.proj"][1, 3, 5] ^= 1
+    expected = int(bench.golden["block0.attn.proj"][1, 3, 5])
+    done = bench.against(found, "--junit", tmp_path / "j.xml")
+    assert done.code == 1
+    epilogue = next(op for op in bench.program.operations if op.out.name == "block0.attn.proj").epilogue  # pyright: ignore
+    for text in (
+        "NOT equal: 1 of 84 taps differ",
+        "block0.attn.proj[3, 5] of image 1: Linear block0.attn.proj",
+        f"expected   {expected} (0x{expected & 0xFFFF:04x})",
+        f"acc {bench.golden['block0.attn.proj.acc'][1, 3, 5]}, M {epilogue.multiplier[5]}, S {epilogue.shift[5]}, residual",
+        "none of those known",
+    ):
+        assert text in done.out
+    suite = ElementTree.parse(tmp_path / "j.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("84", "1")
+    (failure,) = suite.iter("failure")
+    assert "1 of 1088 elements differ, in images [1]" in (failure.get("message") or "")
+
+
+def test_equal_traces_runs_and_dumps(bench: Bench, tmp_path: Path):
+    bench.record(tmp_path / "d.h5", stored=False)
+    for found in (bench.model, tmp_path / "d.h5", bench.trace):
+        done = eamsim("trace", "diff", bench.trace, found, "--json")
+        assert (done.code, json.loads(done.out)["equal"]) == (0, True)
+    assert bench.against(bench.golden).code == 0
+    done = eamsim("trace", "diff", bench.model, bench.model, "--by", "engine", "--data", DIGITS / "digits_test.npz", "--images", 2)
+    assert done.code == 0
+    assert done.out.startswith("equal: 85 taps of 2 images")
+
+
+def test_digests_find_the_tap_and_a_program_the_integer(bench: Bench, tmp_path: Path):
+    bench.record(tmp_path / "d.h5", stored=False)
+    found = {name: integers.copy() for name, integers in bench.golden.items()}
+    found["block1.norm1"][0, 2, 1] ^= 3
+    np.savez(tmp_path / "f.npz", **found)  # pyright: ignore[reportArgumentType]
+    done = eamsim("trace", "diff", tmp_path / "d.h5", tmp_path / "f.npz", "--json")
+    first = json.loads(done.out)["first_difference"]
+    assert (done.code, first["tap"], first["index"]) == (1, "block1.norm1", None)
+    done = eamsim("trace", "diff", tmp_path / "d.h5", tmp_path / "f.npz", "--json", "--program", bench.model)
+    first = json.loads(done.out)["first_difference"]
+    assert (first["index"], first["expected"]) == ([2, 1], bench.golden["block1.norm1"][0, 2, 1])
+
+
+def test_integers_beyond_the_packing_of_a_digest_are_no_accident(bench: Bench, tmp_path: Path):
+    bench.record(tmp_path / "d.h5", stored=False)
+    np.savez(tmp_path / "f.npz", input=bench.golden["input"] + 256)  # the same bytes
+    done = eamsim("trace", "diff", tmp_path / "d.h5", tmp_path / "f.npz", "--json")
+    assert (done.code, json.loads(done.out)["first_difference"]["tap"]) == (1, "input")
+
+
+def test_a_simulators_folder(bench: Bench, tmp_path: Path):
+    names = ["block0.attn.qkv", "block0.attn.scores"]
+    declared = taps(bench.program)
+    tensors = [Tensor("tap", declared[name].value, bench.golden[name]) for name in names]
+    vectors.export(tmp_path / "v", tensors, Layout(32), ("readmemh", "jsonl"), {})
+    assert eamsim("trace", "diff", bench.trace, tmp_path / "v").code == 0
+    assert eamsim("trace", "diff", bench.trace, tmp_path / "v" / "tensors.jsonl").code == 0
+    (tmp_path / "sim").mkdir()
+    text = (tmp_path / "v" / "taps" / "block0.attn.qkv.hex").read_text()
+    (tmp_path / "sim" / "block0.attn.qkv.hex").write_text("// written by a simulator\n" + text)
+    done = eamsim("trace", "diff", bench.trace, tmp_path / "sim", "--layout", tmp_path / "v", "--json")
+    assert (done.code, json.loads(done.out)["taps"]) == (0, 1)
+    swapped = text[:1].translate(str.maketrans("0123456789abcdef", "fedcba9876543210")) + text[1:]
+    (tmp_path / "sim" / "block0.attn.qkv.hex").write_text(swapped)
+    done = eamsim("trace", "diff", bench.trace, tmp_path / "sim", "--layout", tmp_path / "v", "--json")
+    assert (done.code, json.loads(done.out)["first_difference"]["index"]) == (1, [0, 7])
+
+
+def test_refusals(bench: Bench, tmp_path: Path):
+    for arguments, code, message in (
+        ((bench.model, bench.model), USAGE, "expected images to run it on: a trace beside it, or --data"),
+        ((bench.trace, tmp_path), USAGE, "expected manifest.json in it; or give the exported vectors with --layout DIR"),
+        ((bench.trace, tmp_path / "a.vcd"), USAGE, "expected a trace (.h5), a program (.eam), a folder of .hex files"),
+        ((bench.trace, tmp_path / "a.npz"), BAD_FILE, "not a readable .npz"),
+        ((tmp_path / "a.h5", bench.trace), BAD_FILE, "expected a trace, got 'no such file'"),
+    ):
+        done = eamsim("trace", "diff", *arguments)
+        assert (done.code, done.err.count("\n")) == (code, 1)
+        assert message in done.err
+    np.savez(tmp_path / "f.npz", input=bench.golden["input"].astype(float))
+    done = eamsim("trace", "diff", bench.trace, tmp_path / "f.npz")
+    assert "expected integers [images, ...] by tap" in done.err
+    np.savez(tmp_path / "f.npz", input=bench.golden["input"][:1])
+    assert "expected equal numbers of images, got 2 and 1" in eamsim("trace", "diff", bench.trace, tmp_path / "f.npz").err
+
+
+@pytest.mark.parametrize(
+    ("found", "likeness"),
+    [
+        (lambda x: x.T, "looks like a transposition"),
+        (lambda x: x.reshape(-1, 2)[:, ::-1].reshape(x.shape), "looks like nibble order"),
+        (lambda x: np.where(x > 7, x - 16, x), "looks like sign extension, or a width of 4 bits"),
+        (lambda x: np.minimum(x, 12), "looks like saturation"),
+        (lambda x: x + (x % 3 == 1), "looks like rounding"),
+        (lambda x: x + 5, "looks like a missing constant: all errors are 5"),
+    ],
+)
+def test_likenesses_without_a_program(found: Callable[[np.ndarray], np.ndarray], likeness: str):
+    expected = np.random.default_rng(0).integers(0, 16, (8, 8))
+    assert (resemblance(expected, found(expected)) or "").startswith(likeness)
