@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -21,6 +20,7 @@ from eamsim.container import canonical, replacing
 from eamsim.errors import BadFile, UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.program import Softmax
+from eamsim.workers import Workers, results
 from reference.build import Progress, attention_statistics, calibrate_on, means, parameters_sha256, scores
 from reference.evaluate import Accuracy, evaluate, evaluate_program
 from reference.fakequant import quantise_frozen
@@ -102,11 +102,6 @@ class Prepared:
     scores: dict[tuple[str, str], list[np.ndarray]]
 
 
-Submit = Callable[[Unit], Future[Accuracy]]
-Workers = Callable[[Prepared, ImageSet], AbstractContextManager[tuple[Submit, int]]]
-"""Where units run (reference/workers.py): a context that yields `submit` and how many units to submit at once."""
-
-
 def open_subject(
     spec: str, calib: Sequence[Path], data: Sequence[Path], *, random_init: int | None, range_images: int, images: int | None
 ) -> Subject:
@@ -129,9 +124,9 @@ def sweep(
     pending = [unit for unit, accuracy in found.items() if accuracy is None]
     if pending:
         prepared = prepare(subject, pending, progress)
-        with workers(prepared, subject.data) as (submit, at_once), progress(f"units of {subject.spec}", len(found)) as advance:
+        with workers(run_unit, prepared, subject.data) as (submit, at_once), progress(f"units of {subject.spec}", len(found)) as advance:
             advance(len(found) - len(pending))
-            for unit, accuracy in _results(submit, pending, at_once):
+            for unit, accuracy in results(submit, pending, at_once):
                 files[unit].write(accuracy)
                 found[unit] = accuracy
                 advance(1)
@@ -152,7 +147,7 @@ def prepare(subject: Subject, units: Sequence[Unit], progress: Progress) -> Prep
         return Prepared(calibrated, means(statistics), {key: scores(statistics, each, change) for key, each in freezings.items()})
 
 
-def run_unit(prepared: Prepared, unit: Unit, data: ImageSet) -> Accuracy:
+def run_unit(unit: Unit, prepared: Prepared, data: ImageSet) -> Accuracy:
     """The accuracy of one unit, in one thread, so that it is the same wherever and beside whatever else it runs."""
     if data.labels is None:
         raise UserError("--data: expected labelled images, got images alone; give an ImageFolder or an .npz with labels")
@@ -181,17 +176,6 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _results(submit: Submit, units: Sequence[Unit], at_once: int) -> Iterator[tuple[Unit, Accuracy]]:
-    """Every unit with its result as they come. Never more than `at_once` are unsaved: the next starts when the caller is back."""
-    waiting, running = iter(units), {}
-    while True:
-        running |= {submit(unit): unit for unit in islice(waiting, at_once - len(running))}
-        if not running:
-            return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            yield running.pop(future), future.result()
 
 
 class _UnitFile:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from eamsim import workers as places
 from eamsim.cli import plot
 from eamsim.cli.build import import_reference, manifest_path, write_manifest
 from eamsim.cli.evaluate import check_labels
@@ -140,7 +141,6 @@ def swept(protocol: Protocol, name: Swept, on: Literal["engine", "fakequant"], w
     from reference.models import load_model
     from reference.sweep import Choices, Subject, sweep
     from reference.sweep_table import write_sweep
-    from reference.workers import processes
 
     model = load_model(protocol.spec, protocol.weights)
     calibration = protocol.calibration(model.preprocessing)
@@ -151,7 +151,7 @@ def swept(protocol: Protocol, name: Swept, on: Literal["engine", "fakequant"], w
     taus = [tenth / 10 for tenth in range(tenths + 1)]
     choices = Choices(taus, variants, ["paper"], ["weight"], ["head"], ["entropy"], [0, 1, 2], on)
     make_folder(out / "units")
-    rows = sweep(subject, choices.units(protocol.spec), out / "units", processes(workers or os.cpu_count() or 1), progress, note)
+    rows = sweep(subject, choices.units(protocol.spec), out / "units", places.processes(workers or os.cpu_count() or 1), progress, note)
     path = out / f"{name}-sweep.csv"
     write_sweep(path, rows)
     manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "models": {protocol.spec: subject.origin}, "units": len(rows)}

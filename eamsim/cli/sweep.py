@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 
 from eamsim import __version__, artifact
+from eamsim import workers as places
 from eamsim.cli.build import VERSIONED, import_reference, manifest_path, write_manifest
 from eamsim.cli.cost import parse_taus
 from eamsim.cli.evaluate import Data, check_labels
@@ -59,13 +60,12 @@ def sweep(
         raise UserError("--workers and --scheduler: expected at most one of them, got both; a cluster has its own workers")
     check_folder(out, resume)
     import_reference("eamsim sweep")
-    from reference import workers as places
     from reference.sweep import Choices, open_subject
     from reference.sweep import sweep as run_units
     from reference.sweep_table import write_sweep
 
     choices = Choices(taus, split(variant), split(softmax), split(granularity), split(scope), split(order), drawn, on)
-    place = places.cluster(scheduler) if scheduler else places.processes(workers or os.cpu_count() or 1)
+    place = places.cluster(scheduler, "eamsim sweep") if scheduler else places.processes(workers or os.cpu_count() or 1)
     units = {spec: choices.units(spec) for spec in models}
     subjects = [open_subject(spec, calib, data, random_init=random_init, range_images=calib_images, images=images) for spec in units]
     for subject in subjects:

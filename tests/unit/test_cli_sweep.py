@@ -8,9 +8,9 @@ from command_line import eamsim
 pytest.importorskip("torch")
 pytest.importorskip("timm")
 
+from eamsim import workers
 from eamsim.cli.sweep import parse_range
 from eamsim.errors import UserError
-from reference import workers
 
 DIGITS = Path(__file__).parents[2] / "eamsim" / "data" / "digits"
 CALIB = DIGITS / "digits_calib.npz"

@@ -14,13 +14,11 @@ from PIL import Image
 pytest.importorskip("timm", reason="needs the extra 'reference'")
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 
-from eamsim import artifact
+from eamsim import artifact, workers
 from eamsim.cli.reproduce import SWEEPS, Protocol
 from eamsim.images import open_images
-from reference import workers
 from reference.models import load_model
 from reference.statistics_file import read_statistics
-from reference.sweep import run_unit
 from reference.sweep_table import read_sweep
 
 DIGITS = Path(str(files("eamsim") / "data" / "digits"))
@@ -45,10 +43,10 @@ def data(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def in_this_process(prepared, images):
+def in_this_process(run, *common):
     def submit(unit):
         done = Future()
-        done.set_result(run_unit(prepared, unit, images))
+        done.set_result(run(unit, *common))
         return done
 
     yield submit, 1
@@ -134,7 +132,7 @@ def test_the_same_command_continues_in_its_folder(data, tmp_path, quick, monkeyp
     (tmp_path / "table1-sweep.csv").unlink()
 
     @contextmanager
-    def idle(prepared, images):
+    def idle(run, *common):
         yield pytest.fail, 1
 
     monkeypatch.setattr(workers, "processes", lambda count: idle)

@@ -16,11 +16,11 @@ pytest.importorskip("torch")
 psutil = pytest.importorskip("psutil")
 pytest.importorskip("timm")
 
+from eamsim import workers as places  # noqa: E402
 from eamsim.cli.output import progress  # noqa: E402
 from eamsim.images import open_images  # noqa: E402
 from eamsim.program import Softmax  # noqa: E402
 from reference import sweep as library  # noqa: E402
-from reference import workers as places  # noqa: E402
 from reference.build import attention_statistics, build_program, calibrate_on, frozen_maps  # noqa: E402
 from reference.evaluate import Accuracy, evaluate, evaluate_program  # noqa: E402
 from reference.fakequant import quantise_frozen  # noqa: E402
@@ -47,12 +47,12 @@ def options(tmp_path_factory) -> tuple[object, ...]:
 
 
 @contextmanager
-def here(prepared, data):
+def here(run, *common):
     """Runs units in this process, as soon as they are submitted."""
 
     def submit(unit):
         future = Future()
-        future.set_result(library.run_unit(prepared, unit, data))
+        future.set_result(run(unit, *common))
         return future
 
     yield submit, 1
@@ -187,7 +187,7 @@ def test_what_fake_quantisation_freezes(options, monkeypatch, variant):
     subject = library.open_subject(MODEL, calib, data, random_init=None, range_images=8, images=1)
     (unit,) = library.Choices([0.5], [variant], ["paper"], ["weight"], ["head"], ["entropy"], [], "fakequant").units(MODEL)
     prepared = library.prepare(subject, [unit], progress)
-    library.run_unit(prepared, unit, subject.data)
+    library.run_unit(unit, prepared, subject.data)
 
     images = open_images(calib, subject.model.preprocessing)
     maps = frozen_maps(attention_statistics(prepared.calibrated, images, progress), Freezing(0.5))

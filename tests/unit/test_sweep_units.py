@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
+from eamsim import workers as places  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
 from reference import sweep as library  # noqa: E402
-from reference import workers as places  # noqa: E402
 from reference.evaluate import Accuracy  # noqa: E402
 
 
@@ -65,7 +65,7 @@ def test_no_more_units_are_unsaved_than_there_are_workers():
         return submitted[unit]
 
     finished = []
-    for unit, result in library._results(submit, units, 2):
+    for unit, result in places.results(submit, units, 2):
         assert unit == result
         assert len(submitted) - len(finished) <= 2
         finished.append(unit)
@@ -78,13 +78,13 @@ def test_a_dead_worker_is_an_error():
     nothing: Any = None
 
     def kill_the_worker():
-        with places.processes(1)(nothing, nothing) as (submit, _):
+        with places.processes(1)(print, nothing) as (submit, _):
             future = submit(nothing)
             for process in multiprocessing.active_children():
                 process.kill()
             future.result()
 
-    with pytest.raises(UserError, match="a worker process died, perhaps out of memory; continue with --resume and fewer --workers"):
+    with pytest.raises(UserError, match="a worker process died, perhaps out of memory; continue with --resume, with fewer --workers"):
         kill_the_worker()
 
 
