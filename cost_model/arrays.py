@@ -7,14 +7,15 @@ SCALE-Sim (Samajdar et al., ISPASS 2020), for M = rows, N = columns, K = depth o
     ws  ceil(K/R) ceil(N/C) (2R + C + M - 2) - 1    a PE keeps one weight; rows stream
     is  ceil(K/R) ceil(M/C) (2R + C + N - 2) - 1    a PE keeps one input; columns stream
 
-An operand without the streamed axis is touched once per fold, any other in every step. Integers and integer arrays both do.
+An operand without the streamed axis is touched once per fold, any other in every step. Sides are integers, or integer arrays of as
+many designs: then so are the counts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import add
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,6 +59,11 @@ def ceil_div(dividend, divisor):
     return -(-dividend // divisor)
 
 
+def larger(left, right):
+    """The maximum, of integers an integer."""
+    return left + (right - left) * (right > left)
+
+
 def dense_run(rows, columns, depth, dataflow: Dataflow, array_rows, array_columns) -> Run:
     """One product with nothing skipped, by the closed forms."""
     extent = {"rows": rows, "columns": columns, "depth": depth}
@@ -74,13 +80,18 @@ def dense_run(rows, columns, depth, dataflow: Dataflow, array_rows, array_column
     )
 
 
-def run(gemm: Gemm, dataflow: Dataflow, array_rows: int, array_columns: int, skip: Skip) -> Run:
+def run(gemm: Gemm, dataflow: Dataflow, array_rows: Any, array_columns: Any, skip: Skip) -> Run:
     """All products of a Gemm on an R x C array.
 
     none: everything is computed. gate: what is not needed does not toggle, and takes its time all the same. tile: as gate, and
     folds or steps of them that need nothing at all are left out. pair: each row of an os array goes on to its own next needed pair,
     unless it is slower than taking all.
     """
+    if isinstance(array_rows, np.ndarray) and gemm.needed is not None and skip in ("tile", "pair"):
+        sides = zip(map(int, array_rows), map(int, array_columns), strict=True)
+        designs = [vars(run(gemm, dataflow, *side, skip)).values() for side in sides]
+        counts: list[Any] = [np.array(count) for count in zip(*designs, strict=True)]
+        return Run(*counts)
     times = gemm.products * gemm.repeats
     dense = dense_run(gemm.rows, gemm.columns, gemm.depth, dataflow, array_rows, array_columns) * times
     if gemm.needed is None or skip == "none":
@@ -94,7 +105,7 @@ def run(gemm: Gemm, dataflow: Dataflow, array_rows: int, array_columns: int, ski
     return min(paired, gated, key=lambda choice: choice.cycles)
 
 
-def tiled_run(gemm: Gemm, needed: np.ndarray, dataflow: Dataflow, array_rows: int, array_columns: int) -> Run:
+def tiled_run(gemm: Gemm, needed: np.ndarray, dataflow: Dataflow, array_rows: Any, array_columns: Any) -> Run:
     """Every distinct product once, without the steps in which no PE has anything to do.
 
     The mask lies over rows and one more axis; the third axis is dense. `kept` are the blocks of the mask (R or C wide along an
@@ -123,7 +134,7 @@ def tiled_run(gemm: Gemm, needed: np.ndarray, dataflow: Dataflow, array_rows: in
     return Run(int((cycles - (cycles > 0)).sum()), needed_cells * extent, **once, results=results)
 
 
-def paired_run(gemm: Gemm, needed: np.ndarray, array_rows: int, array_columns: int) -> Run:
+def paired_run(gemm: Gemm, needed: np.ndarray, array_rows: Any, array_columns: Any) -> Run:
     """Every distinct product once on an os array whose rows each go on to their own next needed pair.
 
     R rows of a block work in step, so that the longest decides. A key or value is read once for a block and handed to

@@ -1,5 +1,7 @@
 """Cycles and energy of a program on a hardware description, operation by operation.
 
+The sides of a PE array may be integer arrays, one element a design (`cost_model.search`): then so are the figures.
+
 An operation takes the time of its slowest part, t = max(compute, vector, traffic / bandwidth of each memory): on an array these
 overlap, on a SIMD core compute and vector work follow one another. Energy adds up: multiply-accumulates that toggle, vector
 primitives, bits moved, and leakage over the time.
@@ -8,18 +10,20 @@ primitives, bits moved, and leakage over the time.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from math import ceil
 
-from cost_model.arrays import Run, ceil_div, row_balance, run
+from cost_model.arrays import Run, ceil_div, larger, row_balance, run
 from cost_model.gemms import Gemm, gemms
 from cost_model.hardware import Array, Hardware, Simd
-from cost_model.ledger import operation_work, primitives
+from cost_model.ledger import Primitives, operation_work, primitives
 from cost_model.masks import Stored, row_mass_bits, store
 from cost_model.simd import simd_run
 from cost_model.technology import Energy
 from cost_model.traffic import Placement, Traffic, operation_fetches, operation_moves, place
 from eamsim.program import Attention, Linear, Operation, Program
+
+Runs = tuple[tuple[Gemm, Run], ...]
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class OperationCost:
     """
 
     name: str
-    runs: tuple[tuple[Gemm, Run], ...]
+    runs: Runs
     cycles: dict[str, int]
     total_cycles: int
     fetches: Traffic
@@ -120,28 +124,64 @@ class Estimate:
         return dynamic + self.fetch_energy + Energy(leakage_pj, leakage_pj, leakage_pj)
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What a program asks of a chip whatever the batch and the memories: counted once, priced many times.
+
+    runs, map_bits: of each Attention for one image, by the name of its output; steps: of the vector unit, for every operation.
+    """
+
+    program: Program
+    maps: tuple[Stored, ...]
+    map_bits: dict[str, int]
+    runs: dict[str, Runs]
+    steps: dict[str, Primitives]
+
+
 def evaluate(program: Program, hardware: Hardware, batch: int = 1, encoding: str = "auto") -> Estimate:
     """The program on the chip, `batch` images at a time; UserError where it does not fit or a map cannot be stored as asked."""
+    return priced(workload(program, hardware.compute, encoding), hardware, batch)
+
+
+def workload(program: Program, compute: Array | Simd, encoding: str = "auto") -> Workload:
+    """Count the masks; UserError where a map cannot be stored as asked."""
     attentions = [op for op in program.operations if isinstance(op, Attention)]
     stored = {op.frozen: tuple(store(op, encoding)) for op in {op.frozen: op for op in attentions}.values()}
     map_bits = {op.out.name: sum(head.bits for head in stored[op.frozen]) + row_mass_bits(op) for op in attentions}
-    placement = place(program, hardware, batch, sum(map_bits.values()))
+    counted: dict[tuple, tuple[Runs, Primitives]] = {}
+    for op in program.operations:
+        if (key := _work_key(program, op)) not in counted:
+            masked = gemms(program, op, 1, compute.skips_zero_codes) if isinstance(op, Attention) else ()
+            counted[key] = tuple((gemm, compute_run(gemm, compute)) for gemm in masked), primitives(operation_work(program, op))
+    found = {op.out.name: counted[_work_key(program, op)] for op in program.operations}
+    return Workload(
+        program,
+        tuple(head for op in attentions for head in stored[op.frozen]),
+        map_bits,
+        {op.out.name: found[op.out.name][0] for op in attentions},
+        {name: steps for name, (_, steps) in found.items()},
+    )
+
+
+def priced(work: Workload, hardware: Hardware, batch: int = 1) -> Estimate:
+    """The workload on the chip whose `compute` it was counted for; UserError where it does not fit."""
+    program, map_bits = work.program, sum(work.map_bits.values())
+    placement = place(program, hardware, batch, map_bits)
     costs: dict[tuple, OperationCost] = {}
     operations = []
     for op in program.operations:
-        key = _cost_key(program, op, placement)
+        key = (*_work_key(program, op), *(name in placement.spilled for name in (*op.inputs, op.out.name)))
         if key not in costs:
-            costs[key] = operation_cost(program, op, hardware, placement, batch, map_bits.get(op.out.name, 0))
+            costs[key] = operation_cost(work, op, hardware, placement, batch)
         operations.append(replace(costs[key], name=op.out.name))
-    maps = tuple(head for op in attentions for head in stored[op.frozen])
     load = first_load_cycles(program, hardware, placement)
-    return Estimate(hardware, batch, placement, maps, sum(map_bits.values()), load, tuple(operations))
+    return Estimate(hardware, batch, placement, work.maps, map_bits, load, tuple(operations))
 
 
-def _cost_key(program: Program, op: Operation, placement: Placement) -> tuple:
-    """All that the cost of an operation depends on: layers are alike, and masks take long to count."""
+def _work_key(program: Program, op: Operation) -> tuple:
+    """All that the work of an operation depends on: layers are alike, and masks take long to count."""
     values = [program.values[name] for name in (*op.inputs, op.out.name)]
-    key = (type(op), *((value.shape, value.bits, value.name in placement.spilled) for value in values))
+    key = (type(op), *((value.shape, value.bits) for value in values))
     match op:
         case Linear():
             return (*key, op.weight_bits, type(op.epilogue))
@@ -152,18 +192,21 @@ def _cost_key(program: Program, op: Operation, placement: Placement) -> tuple:
             return key
 
 
-def operation_cost(program: Program, op: Operation, hardware: Hardware, placement: Placement, batch: int, map_bits: int) -> OperationCost:
+def operation_cost(work: Workload, op: Operation, hardware: Hardware, placement: Placement, batch: int) -> OperationCost:
     """One operation for the batch."""
-    compute, memories = hardware.compute, hardware.memories.levels
-    runs = tuple((gemm, compute_run(gemm, compute)) for gemm in gemms(program, op, batch, compute.skips_zero_codes))
-    steps = primitives(operation_work(program, op))
+    compute, memories, program = hardware.compute, hardware.memories.levels, work.program
+    if isinstance(op, Attention):
+        runs = tuple((replace(gemm, repeats=batch * gemm.repeats), done * batch) for gemm, done in work.runs[op.out.name])
+    else:
+        runs = tuple((gemm, compute_run(gemm, compute)) for gemm in gemms(program, op, batch))
+    steps, map_bits = work.steps[op.out.name], work.map_bits.get(op.out.name, 0)
     accumulator_bits = compute.accumulator_bits if isinstance(compute, Array) else 32
     fetches = operation_fetches(program, op, placement, batch, map_bits)
     moves = operation_moves(program, op, runs, placement, batch, map_bits, accumulator_bits)
     cycles = {"compute": sum(done.cycles for _, done in runs), "vector": ceil_div(batch * steps.total, hardware.vector.lanes)}
     cycles |= {level: ceil_div(sum((fetches + moves).of(level)), memory.bits_per_cycle) for level, memory in memories.items()}
     serial = isinstance(compute, Simd)
-    total = max(cycles["compute"] + cycles["vector"] if serial else 0, *cycles.values())
+    total = reduce(larger, cycles.values(), cycles["compute"] + cycles["vector"] if serial else 0)
     macs = sum(done.macs for _, done in runs)
     energy = mac_energy(compute) * macs + vector_energy(hardware, batch * steps.multiplies, batch * steps.simple, batch * steps.lookups)
     moved, fetched = (sum((memory.energy(*t.of(level)) for level, memory in memories.items()), Energy()) for t in (moves, fetches))
@@ -198,8 +241,8 @@ def first_load_cycles(program: Program, hardware: Hardware, placement: Placement
     if first is None or placement.weights == "sram":
         return 0
     gemm, compute = gemms(program, first)[0], hardware.compute
-    columns = min(gemm.columns, compute.columns if isinstance(compute, Array) else compute.register_tile)
-    return ceil(gemm.depth * columns * gemm.right_bits / hardware.memories.levels[placement.weights].bits_per_cycle)
+    columns = -larger(-gemm.columns, -(compute.columns if isinstance(compute, Array) else compute.register_tile))
+    return ceil_div(gemm.depth * columns * gemm.right_bits, hardware.memories.levels[placement.weights].bits_per_cycle)
 
 
 def break_even_batch(frozen: Estimate, dense: Estimate) -> int | None:

@@ -22,6 +22,10 @@ from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Line
 SHIFT_BITS = 6  # shifts of ratios are 0..62
 
 
+class DoesNotFit(UserError):
+    """A program needs more memory than a chip has."""
+
+
 @dataclass(frozen=True)
 class Traffic:
     """Bits read from and written to each memory."""
@@ -59,7 +63,7 @@ class Placement:
 def place(program: Program, hardware: Hardware, batch: int, map_bits: int) -> Placement:
     """Residency for a batch; maps that should stay in the SRAM but do not fit beside the activations go behind it.
 
-    UserError where nothing behind the SRAM can take what does not fit.
+    DoesNotFit where nothing behind the SRAM can take what does not fit.
     """
     levels, home = hardware.memories.levels, hardware.home
     live = {name: 8 * batch * bytes_ for name, bytes_ in live_bytes(program).items()}
@@ -72,7 +76,7 @@ def place(program: Program, hardware: Hardware, batch: int, map_bits: int) -> Pl
     free -= map_bits if maps == "sram" else 0
     spilled = values_that_spill(program, live, free)
     if free <= 0 or (spilled and "dram" not in levels):
-        raise UserError(
+        raise DoesNotFit(
             f"{hardware.name}: sram of {hardware.memories.sram.bytes:,} bytes, and no dram behind it, cannot hold the "
             f"{max(live.values()) // 8:,} bytes of activations at batch {batch}; describe more memory or take a smaller batch"
         )

@@ -1,4 +1,4 @@
-"""The same program with other weights frozen: none, as many at random, or as many in whole heads."""
+"""The same program with other weights frozen: none, as many at random, or as many in whole rows, columns, tiles or heads."""
 
 from __future__ import annotations
 
@@ -87,6 +87,22 @@ def whole_heads(program: Program, tau: float) -> Freezer:
         return frozen(tuple((index + 1) * wanted // total > index * wanted // total for index in indices), op.windows, op.tokens)
 
     return freezer
+
+
+def whole_units(tau: float, height: int, width: int, seed: int = 0) -> Freezer:
+    """round(tau * units) rows, columns or tiles of each head at random, one pattern for equal layers; a side of 0 is all tokens."""
+
+    @cache
+    def frozen(windows: int, heads: int, tokens: int) -> Frozen | None:
+        top, left = (np.arange(tokens) // (side or tokens) for side in (height, width))
+        units = (top[-1] + 1) * (left[-1] + 1)
+        order = np.random.default_rng(seed).random((heads, units)).argsort(axis=1)[:, : round(tau * units)]
+        chosen = np.zeros((heads, units), np.bool_)
+        np.put_along_axis(chosen, order, True, axis=1)
+        mask = chosen.reshape(heads, top[-1] + 1, left[-1] + 1)[:, top][:, :, left]
+        return _frozen(np.broadcast_to(mask, (windows, *mask.shape)))
+
+    return lambda op: frozen(op.windows, op.heads, op.tokens)
 
 
 def _frozen(mask: np.ndarray) -> Frozen | None:

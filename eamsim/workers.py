@@ -1,4 +1,4 @@
-"""Where independent units of work run: processes of this machine, or a Dask cluster.
+"""Where independent units of work run: here, in processes of this machine, or on a Dask cluster.
 
 A process must have imported this module before it takes what it is sent, and processes start one after the other: hence no import
 of anything heavy up here.
@@ -30,6 +30,18 @@ Workers = Callable[..., AbstractContextManager[tuple[Submit, int]]]
 
 CONNECT_SECONDS = 20
 RESUME = "continue with --resume"
+
+
+@contextmanager
+def here(run: Callable[..., Any], *common: Any) -> Iterator[tuple[Submit, int]]:
+    """This process: a unit has run when it is submitted."""
+
+    def submit(unit: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(run(unit, *common))
+        return future
+
+    yield submit, 1
 
 
 def processes(count: int, advice: str = RESUME) -> Workers:

@@ -22,6 +22,7 @@ from eamsim.cli.output import note
 from eamsim.cli.plot import app as plots
 from eamsim.cli.reproduce import reproduce
 from eamsim.cli.run import run
+from eamsim.cli.search import search
 from eamsim.cli.sweep import sweep
 from eamsim.cli.trace import app as traces
 from eamsim.cli.verify import verify
@@ -42,6 +43,7 @@ COMMANDS = {
     "eval": evaluate,
     "verify": verify,
     "cost": cost,
+    "search": search,
     "entropy": entropy,
     "export": export,
     "sweep": sweep,

@@ -127,14 +127,14 @@ def test_pair_skipping_equals_loops(gemm, height, width):
 def test_a_simd_core_skips_single_pairs(gemm, lanes, cycles_per_step, register_tile):
     assert gemm.needed is not None
     dense = steps = 0
-    for mask in np.repeat(gemm.needed, gemm.repeats, axis=0):
+    for mask in gemm.needed:
         dense += gemm.rows * gemm.columns * -(-gemm.depth // lanes)
         for row in mask:
             needed = int(row.sum())
             steps += needed * -(-gemm.depth // lanes) if gemm.over == "columns" else gemm.columns * -(-needed // lanes)
-    assert simd_run(gemm, lanes, cycles_per_step, register_tile, False).macs == dense * lanes
+    assert simd_run(gemm, lanes, cycles_per_step, register_tile, False).macs == gemm.repeats * dense * lanes
     skipping = simd_run(gemm, lanes, cycles_per_step, register_tile, True)
-    assert skipping.cycles == min(int(np.ceil(dense * cycles_per_step)), int(np.ceil(steps * cycles_per_step)))
+    assert skipping.cycles == gemm.repeats * min(int(np.ceil(dense * cycles_per_step)), int(np.ceil(steps * cycles_per_step)))
 
 
 def test_a_fold_is_skipped_only_where_all_of_it_is_frozen():

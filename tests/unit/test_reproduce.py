@@ -1,7 +1,6 @@
 """`eamsim reproduce` on a small folder in ImageNet's layout: which images it takes, what it leaves behind, what it misses."""
 
 import json
-from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -42,20 +41,10 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@contextmanager
-def in_this_process(run, *common):
-    def submit(unit):
-        done = Future()
-        done.set_result(run(unit, *common))
-        return done
-
-    yield submit, 1
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """Sweeps of one tau, in this process."""
-    monkeypatch.setattr(workers, "processes", lambda count: in_this_process)
+    monkeypatch.setattr(workers, "processes", lambda count: workers.here)
     for name, (variants, _) in SWEEPS.items():
         monkeypatch.setitem(SWEEPS, name, (variants, 1))
 

@@ -3,7 +3,6 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -46,21 +45,9 @@ def options(tmp_path_factory) -> tuple[object, ...]:
     return MODEL, "--calib", calib, "--data", DIGITS / "digits_test.npz", *CHOICES
 
 
-@contextmanager
-def here(run, *common):
-    """Runs units in this process, as soon as they are submitted."""
-
-    def submit(unit):
-        future = Future()
-        future.set_result(run(unit, *common))
-        return future
-
-    yield submit, 1
-
-
 @pytest.fixture
 def in_process(monkeypatch):
-    monkeypatch.setattr(places, "processes", lambda count: here)
+    monkeypatch.setattr(places, "processes", lambda count: places.here)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +55,7 @@ def whole(options, tmp_path_factory) -> Path:
     """The folder of an uninterrupted sweep."""
     folder = tmp_path_factory.mktemp("whole") / "sweep"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(places, "processes", lambda count: here)
+        patch.setattr(places, "processes", lambda count: places.here)
         done = eamsim("sweep", *options, "-o", folder)
     assert done.code == 0, done.err
     return folder
