@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numba.extending import overload
 from numba.np.ufunc import get_thread_id
 
-from eamsim.engine.attention import COMPUTED, EXCLUDED, key_panels, value_panels
-from eamsim.engine.fixedpoint import bit_length, clip, round_narrow, round_shift
-from eamsim.engine.isa import gemm, look_up
+from eamsim.engine.attention import COMPUTED, EXCLUDED, key_bias, key_panels, value_panels
+from eamsim.engine.fixedpoint import Floor, HalfEven, bit_length, clip, round_narrow, round_shift
+from eamsim.engine.isa import Avx512Vnni, StoreWords, ToContext, exponents_of, gemm, look_up, operands_of, tiles
 from eamsim.engine.memory import keep
-from eamsim.engine.tile import PANEL, STEP
+from eamsim.engine.softmax import LANES, Exponents, Operands
+from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
 
 # Exponents are limited to 2^28 where the code is computed: any code is at its last value long before, and 32 bits suffice.
 MAX_EXPONENT = np.int32(1 << 28)
@@ -30,19 +32,149 @@ def attend(isa, rounding, op, first, last, batch, memory):
 @njit
 def attend_block(isa, rounding, op, window, head, top, rows, batch, memory):
     """Rows [top, top + rows) of one head of one window; `window` counts through all images."""
-    tokens = op.window_tokens
-    columns = (tokens + PANEL - 1) // PANEL * PANEL
+    if in_words(isa, rounding, op, window, head, top, rows, batch, memory):
+        return
+    columns, slot = op.row_bytes, memory.ints[op.slots + head]
     scores = memory.words[get_thread_id()]
-    slot = memory.ints[op.slots + head]
     if slot >= 0:
-        q = memory.codes[op.x * batch + (window * tokens + top) * op.in_channels + slot * op.head_dim :]
+        q = memory.codes[op.x * batch + (window * op.window_tokens + top) * op.in_channels + slot * op.head_dim :]
         keys = memory.panels[key_panels(op, window, slot) :]
-        bias = memory.panel_bias[(window * op.scored + slot) * columns :]
-        steps = (op.head_dim + STEP - 1) // STEP
-        gemm(isa, q, op.in_channels, keys, columns // PANEL, bias, scores, columns, rows, steps, op.safe_key_steps)
+        bias = memory.panel_bias[key_bias(op, window, slot) :]
+        steps, panels = (op.head_dim + STEP - 1) // STEP, (op.window_tokens + PANEL - 1) // PANEL
+        gemm(isa, q, op.in_channels, keys, panels, bias, scores, columns, rows, steps, op.safe_key_steps)
         weigh(rounding, op, window, head, top, rows, scores, columns, batch, memory)
     merge_frozen(op, window, head, top, rows, batch, memory)
     context(isa, rounding, op, window, head, top, rows, batch, memory)
+
+
+def in_words(isa, rounding, op, window, head, top, rows, batch, memory):
+    """The block with scores in 16 bits and the context finished in registers; False, and nothing done, where that cannot be."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(in_words)
+def _in_words(isa, rounding, op, window, head, top, rows, batch, memory):
+    if isa.instance_class is not Avx512Vnni or rounding.instance_class is HalfEven:
+        return lambda isa, rounding, op, window, head, top, rows, batch, memory: False
+
+    def block(isa, rounding, op, window, head, top, rows, batch, memory):
+        tapped = max(op.tap_scores, op.tap_exponents, op.tap_codes, op.tap_log_sum, op.tap_even, op.tap_odd) >= 0
+        if tapped or op.words == 0 or op.narrow_context == 0 or op.head_dim % PANEL != 0 or rows < ROWS:
+            return False
+        slot, thread = memory.ints[op.slots + head], get_thread_id()
+        if slot >= 0:
+            word_scores(isa, op, window, slot, top, rows, batch, memory.words[thread], memory)
+            weigh_words(rounding, op, window, head, top, rows, memory.words[thread], memory.bytes[thread], memory)
+        else:
+            start = row_map_start(op, window, head, top)
+            operands_of_codes(isa, op, memory.tables[start : start + rows * op.row_bytes], rows, memory.bytes[thread], memory)
+        word_context(isa, rounding, op, window, head, top, rows, batch, memory.bytes[thread], memory)
+        return True
+
+    return block
+
+
+@njit
+def word_scores(isa, op, window, slot, top, rows, batch, scores, memory):
+    """Scores int16 [rows, row_bytes] of a block, before what is added by pair."""
+    steps, panels = op.head_dim // STEP, (op.window_tokens + PANEL - 1) // PANEL
+    product = Product(
+        memory.codes.ctypes.data + op.x * batch + (window * op.window_tokens + top) * op.in_channels + slot * op.head_dim,
+        op.in_channels,
+        memory.panels.ctypes.data + key_panels(op, window, slot),
+        steps * STEP_BYTES,
+        memory.panel_bias.ctypes.data + 4 * key_bias(op, window, slot),
+        steps,
+        steps,
+    )
+    finish = Finish(scores.ctypes.data, 2 * op.row_bytes, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    tiles(isa, Floor(), StoreWords(), panels, rows, product, finish, 2)
+
+
+@njit
+def weigh_words(rounding, op, window, head, top, rows, scores, operands, memory):
+    """Scores of a block to the operands of the even and the odd product, uint8 [rows, 2, row_bytes]."""
+    ints, tokens, columns = memory.ints, op.window_tokens, op.row_bytes
+    tables, vectors = memory.tables.ctypes.data, columns // LANES
+    code_half, word_half = (np.int64(0), np.int64(0)) if is_floor(rounding) else (op.word_code_half, op.word_half)
+    if op.logit_bias >= 0:
+        bias = op.logit_bias + window % op.windows * op.logit_bias_window + (head * tokens + top) * tokens
+        add_words(scores.view(np.int16), ints[bias : bias + rows * tokens], tokens, columns)
+    for r in range(rows):
+        pairs = tables + row_map_start(op, window, head, top + r)
+        score, operand = scores.ctypes.data + 2 * columns * r, operands.ctypes.data + 2 * columns * r
+        constants = (op.word_cap, op.word_up, op.word_multiplier, word_half, op.word_down, op.exponent_fraction)
+        exponents = Exponents(score, pairs, vectors, tables + op.word_exp2, *constants)
+        total = exponents_of(exponents)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
+        offset = log2_of(op, total, ints) + op.log2_scale + code_half
+        if op.row_log2 >= 0:
+            offset += np.int64(ints[op.row_log2 + window % op.windows * op.row_log2_window + head * tokens + top + r])
+        offset = min(max(offset, np.int64(-(1 << 15))), np.int64((1 << 15) - 1))
+        down = op.exponent_fraction - 1
+        codes = Operands(score, pairs, vectors, offset, down, op.last_code, tables + op.powers, operand, operand + columns)
+        operands_of(codes)  # pyright: ignore[reportCallIssue]
+
+
+def is_floor(rounding):
+    raise NotImplementedError("compiled code only")
+
+
+@overload(is_floor)
+def _is_floor(rounding):
+    result = rounding.instance_class is Floor
+    return lambda rounding: result
+
+
+@njit
+def add_words(scores, logit_bias, tokens, columns):
+    """What is added by pair; the sums stay within 16 bits."""
+    for r in range(len(logit_bias) // tokens):
+        score, bias = scores[r * columns : r * columns + tokens], logit_bias[r * tokens : (r + 1) * tokens]
+        for j in range(tokens):
+            score[j] = np.int16(np.int32(score[j]) + bias[j])
+
+
+@njit
+def operands_of_codes(isa, op, codes, rows, operands, memory):
+    """The operands of the even and the odd product, uint8 [rows, 2, row_bytes], of codes [rows, row_bytes]."""
+    columns = op.row_bytes
+    for parity in range(2):
+        powers = memory.tables[op.powers + 16 * parity :]
+        for r in range(rows):
+            start = (2 * r + parity) * columns
+            look_up(isa, powers, 16, codes[r * columns : (r + 1) * columns], operands[start : start + columns])
+
+
+@njit
+def word_context(isa, rounding, op, window, head, top, rows, batch, operands, memory):
+    """Even and odd products of a block with the values, requantised before they leave the registers."""
+    ints, token = memory.ints.ctypes.data, window * op.window_tokens + top
+    steps = (op.window_tokens + STEP - 1) // STEP
+    zero = memory.ints.ctypes.data + 4 * op.zeros
+    product = Product(
+        operands.ctypes.data,
+        op.row_bytes,
+        memory.panels.ctypes.data + value_panels(op, window, head),
+        steps * STEP_BYTES,
+        zero,
+        steps,
+        steps,
+    )
+    finish = Finish(
+        memory.codes.ctypes.data + op.out * batch + token * op.channels + head * op.head_dim,
+        op.channels // 2,
+        ints + 4 * op.even,
+        ints + 4 * op.context_shift,
+        ints + 4 * op.context_zero,
+        ints + 4 * op.odd,
+        0,
+        0,
+        op.low,
+        op.high,
+        0,
+        0,
+    )
+    tiles(isa, rounding, ToContext(), op.head_dim // PANEL, 2 * rows, product, finish, 1)
 
 
 @njit
@@ -60,7 +192,7 @@ def in_softmax(pair):
 def weigh(rounding, op, window, head, top, rows, scores, columns, batch, memory):
     """Scores -> codes of the softmax over the pairs of each row that take part; meaningless at other pairs."""
     tokens, ints, tables, taps = op.window_tokens, memory.ints, memory.tables, memory.taps
-    codes = memory.bytes[get_thread_id()]
+    codes = memory.bytes[get_thread_id()][codes_start(op) :]
     for r in range(rows):
         token = top + r
         row = (window * op.heads + head) * tokens + token
@@ -79,7 +211,7 @@ def weigh(rounding, op, window, head, top, rows, scores, columns, batch, memory)
         offset = log_sum + op.log2_scale
         if op.row_log2 >= 0:
             offset += np.int64(ints[op.row_log2 + window % op.windows * op.row_log2_window + head * tokens + token])
-        code = codes[r * tokens : (r + 1) * tokens]
+        code = codes[r * columns : r * columns + tokens]
         to_codes(rounding, score, np.int32(offset), np.int32(op.exponent_fraction), np.int32(op.last_code), code)
 
 
@@ -123,7 +255,12 @@ def to_exponents(rounding, pairs, top, score, multiplier, shift):
 def log2_sum(op, pairs, exponent, ints):
     """log2(sum of 2^-t) over the softmax's pairs, on the grid of the exponents; 0 without any."""
     table = ints[op.exp2 : op.exp2 + (np.int64(1) << op.exponent_fraction)]
-    total = np.int64(sum_of_powers(table, np.int32(op.exponent_fraction), pairs, exponent))
+    return log2_of(op, np.int64(sum_of_powers(table, np.int32(op.exponent_fraction), pairs, exponent)), ints)
+
+
+@njit
+def log2_of(op, total, ints):
+    """log2 of a sum of powers, int64; 0 for 0."""
     if total == 0:
         return np.int64(0)
     lead = bit_length(total) - 1
@@ -152,17 +289,25 @@ def to_codes(rounding, exponent, offset, fraction, last_code, code):
 
 
 @njit
+def codes_start(op):
+    """Where codes lie in scratch: after both operands."""
+    return 2 * op.block_rows * op.row_bytes
+
+
+@njit
 def merge_frozen(op, window, head, top, rows, batch, memory):
     """The codes of frozen and excluded pairs beside the computed.
 
     All rows at once: row by row, what is left of each beyond whole vectors cost 0.4 ns a pair.
     """
-    tokens = op.window_tokens
-    code = memory.bytes[get_thread_id()][: rows * tokens]
+    tokens, columns = op.window_tokens, op.row_bytes
+    code = memory.bytes[get_thread_id()][codes_start(op) : codes_start(op) + rows * columns]
     if not op.all_computed:
         start = row_map_start(op, window, head, top)
-        merge(memory.tables[start : start + rows * tokens], code)
-    keep_codes(memory.taps, op.tap_codes * batch, ((window * op.heads + head) * tokens + top) * tokens, code, op.last_code)
+        merge(memory.tables[start : start + rows * columns], code)
+    for r in range(rows):
+        row = ((window * op.heads + head) * tokens + top + r) * tokens
+        keep_codes(memory.taps, op.tap_codes * batch, row, code[r * columns : r * columns + tokens], op.last_code)
 
 
 @njit
@@ -183,29 +328,23 @@ def keep_codes(taps, base, offset, code, last_code):
 @njit
 def context(isa, rounding, op, window, head, top, rows, batch, memory):
     """Even and odd products of a block with the values, requantised to out."""
-    tokens, head_dim = op.window_tokens, op.head_dim
-    columns = (head_dim + PANEL - 1) // PANEL * PANEL
+    columns = (op.head_dim + PANEL - 1) // PANEL * PANEL
     operands, words = memory.bytes[get_thread_id()], memory.words[get_thread_id()]
-    zero = words[:columns]
+    operands_of_codes(isa, op, operands[codes_start(op) :], rows, operands, memory)
+    zero, sums = words[:columns], words[columns:]
     zero[:] = 0
     panels = memory.panels[value_panels(op, window, head) :]
-    steps = (tokens + STEP - 1) // STEP
-    size = op.block_rows * tokens
-    for parity in range(2):
-        powers = memory.tables[op.powers + 16 * parity :]
-        operand = operands[size * (1 + parity) :]
-        look_up(isa, powers, 16, operands[: rows * tokens], operand[: rows * tokens])
-        sums = words[columns * (1 + parity * op.block_rows) :]
-        gemm(isa, operand, tokens, panels, columns // PANEL, zero, sums, columns, rows, steps, op.safe_value_steps)
-    finish_context(rounding, op, window, head, top, rows, words[columns:], columns, batch, memory)
+    steps = (op.window_tokens + STEP - 1) // STEP
+    gemm(isa, operands, op.row_bytes, panels, columns // PANEL, zero, sums, columns, 2 * rows, steps, op.safe_value_steps)
+    finish_context(rounding, op, window, head, top, rows, sums, columns, batch, memory)
 
 
 @njit
 def finish_context(rounding, op, window, head, top, rows, sums, columns, batch, memory):
     tokens, head_dim, codes, taps = op.window_tokens, op.head_dim, memory.codes, memory.taps
     for r in range(rows):
-        even = sums[r * columns : r * columns + head_dim]
-        odd = sums[(op.block_rows + r) * columns : (op.block_rows + r) * columns + head_dim]
+        even = sums[2 * r * columns : 2 * r * columns + head_dim]
+        odd = sums[(2 * r + 1) * columns : (2 * r + 1) * columns + head_dim]
         offset = ((window * op.heads + head) * tokens + top + r) * head_dim
         keep(taps, op.tap_even * batch, offset, even)
         keep(taps, op.tap_odd * batch, offset, odd)

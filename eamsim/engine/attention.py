@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from eamsim.engine import softmax
+from eamsim.engine.isa import pack_key_chunk, pack_value_step
 from eamsim.engine.linear import safe_steps
-from eamsim.engine.memory import Constants, refuse, whole_tiles
+from eamsim.engine.memory import CACHE_LINE, Constants, refuse, whole_tiles
 from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES
 from eamsim.program import Attention, Value
 from eamsim.verify import Bound
@@ -19,6 +21,7 @@ FIELDS = (
     *("score_multiplier", "score_shift", "narrow_exponents", "exp2", "exponent_fraction", "exp2_bits", "log2", "log2_bits", "log2_scale"),
     *("map", "map_window", "map_head", "map_row", "all_computed", "row_log2", "row_log2_window", "logit_bias", "logit_bias_window"),
     *("last_code", "powers", "multiplier_even", "multiplier_odd", "out_shift", "out_zero", "narrow_context"),
+    *("row_bytes", "even", "odd", "context_shift", "context_zero", "zeros", *softmax.FIELDS),
     *("tap_scores", "tap_exponents", "tap_codes", "tap_log_sum", "tap_even", "tap_odd"),
 )
 BLOCK_ROWS = 12 * ROWS
@@ -53,18 +56,19 @@ def plan_blocks(op: Attention, constants: Constants) -> dict[str, Any]:
     slots = np.full(op.heads, -1, np.int32)
     slots[list(op.score_heads)] = np.arange(scored)
     key_bytes, value_bytes = panel_bytes(head_dim, tokens), panel_bytes(tokens, head_dim)
-    key_columns, value_columns = padded_columns(tokens), padded_columns(head_dim)
+    key_columns, value_columns, row_bytes = padded_columns(tokens), padded_columns(head_dim), padded_row(tokens)
     return {
         "units": op.windows * op.heads,
         "block": 1,
-        "words": block_rows * max(key_columns, 2 * value_columns) + value_columns,
-        "bytes": 3 * block_rows * tokens + STEP,
+        "words": whole_lines(block_rows * max(row_bytes, 2 * value_columns) + value_columns),
+        "bytes": whole_lines(3 * block_rows * row_bytes + STEP),
         "windows": op.windows,
         "heads": op.heads,
         "scored": scored,
         "slots": constants.add(slots),
         "window_tokens": tokens,
         "head_dim": head_dim,
+        "row_bytes": row_bytes,
         "block_rows": block_rows,
         "blocks": -(-tokens // block_rows),
         "key_bytes": key_bytes,
@@ -75,24 +79,37 @@ def plan_blocks(op: Attention, constants: Constants) -> dict[str, Any]:
 
 
 def plan_softmax(op: Attention, score_bound: Bound, value_reach: int, constants: Constants) -> dict[str, Any]:
-    return {
-        "score_multiplier": op.score_multiplier,
-        "score_shift": op.score_shift,
-        "narrow_exponents": narrow_exponents(op, score_bound),
-        "exp2": constants.add(op.exp2),
-        "exponent_fraction": op.fraction_bits,
-        "exp2_bits": op.exp2_bits,
-        "log2": constants.add(op.log2),
-        "log2_bits": len(op.log2).bit_length() - 1,
-        "log2_scale": op.log2_scale,
-        "last_code": op.last_code,
-        "powers": constants.add(powers(op)),
+    return (
+        softmax.plan_words(op, score_bound, constants)
+        | plan_context(op, value_reach, constants)
+        | {
+            "score_multiplier": op.score_multiplier,
+            "score_shift": op.score_shift,
+            "narrow_exponents": narrow_exponents(op, score_bound),
+            "exp2": constants.add(op.exp2),
+            "exponent_fraction": op.fraction_bits,
+            "exp2_bits": op.exp2_bits,
+            "log2": constants.add(op.log2),
+            "log2_bits": len(op.log2).bit_length() - 1,
+            "log2_scale": op.log2_scale,
+            "last_code": op.last_code,
+            "powers": constants.add(powers(op)),
+        }
+    )
+
+
+def plan_context(op: Attention, value_reach: int, constants: Constants) -> dict[str, Any]:
+    """The numbers of the last step; once more as a row for each channel, where whole tiles are finished in registers."""
+    numbers = {
         "multiplier_even": op.multiplier_even,
         "multiplier_odd": op.multiplier_odd,
         "out_shift": op.out_shift,
         "out_zero": op.out_zero,
-        "narrow_context": op.out_shift <= 32 and context_reach(op, value_reach) < 1 << 30,
     }
+    places = [constants.add(np.full(padded_columns(op.head_dim), number, np.int32)) for number in numbers.values()]
+    zeros = constants.add(np.zeros(padded_columns(op.head_dim), np.int32))
+    rows = dict(zip(("even", "odd", "context_shift", "context_zero", "zeros"), [*places, zeros], strict=True))
+    return numbers | rows | {"narrow_context": op.out_shift <= 32 and context_reach(op, value_reach) < 1 << 30}
 
 
 def context_reach(op: Attention, value_reach: int) -> int:
@@ -130,6 +147,7 @@ def plan_maps(op: Attention, constants: Constants) -> dict[str, Any]:
     if op.logit_bias is not None:
         bias = op.logit_bias
         fields |= {"logit_bias": constants.add(bias), "logit_bias_window": bias[0].size if len(bias) > 1 else 0}
+    pairs = np.pad(pairs, [(0, 0)] * 3 + [(0, padded_row(tokens) - tokens)], constant_values=EXCLUDED)
     strides = [size if extent > 1 else 0 for extent, size in zip(pairs.shape, np.cumprod(pairs.shape[:0:-1])[::-1].tolist(), strict=False)]
     return fields | {
         "map": constants.add(pairs),
@@ -150,6 +168,15 @@ def padded_columns(columns: int) -> int:
     return -(-columns // PANEL) * PANEL
 
 
+def padded_row(tokens: int) -> int:
+    """Bytes of a row of the map, of codes and of operands; words of a row of scores."""
+    return -(-tokens // softmax.LANES) * softmax.LANES
+
+
+def whole_lines(elements: int) -> int:
+    return -(-elements // CACHE_LINE) * CACHE_LINE
+
+
 def panel_bytes(rows: int, columns: int) -> int:
     """Size of a packed right operand of `rows` x `columns`."""
     return padded_columns(columns) * -(-rows // STEP) * STEP
@@ -164,8 +191,7 @@ def pack_heads(op, first, last, batch, memory):
         slot = memory.ints[op.slots + head]
         if slot >= 0:
             keys = memory.panels[key_panels(op, window, slot) :][: op.key_bytes]
-            columns = (op.window_tokens + PANEL - 1) // PANEL * PANEL
-            bias = memory.panel_bias[(window * op.scored + slot) * columns :][:columns]
+            bias = memory.panel_bias[key_bias(op, window, slot) : key_bias(op, window, slot + 1)]
             pack_keys(op, rows[(op.scored + slot) * op.head_dim :], keys, bias)
         values = memory.panels[value_panels(op, window, head) :][: op.value_bytes]
         pack_values(op, rows[(2 * op.scored + head) * op.head_dim :], values)
@@ -178,6 +204,12 @@ def key_panels(op, window, slot):
 
 
 @njit
+def key_bias(op, window, slot):
+    """Where the biases of a window's keys lie."""
+    return (window * op.scored + slot) * ((op.window_tokens + PANEL - 1) // PANEL * PANEL)
+
+
+@njit
 def value_panels(op, window, head):
     values = op.windows * op.scored * op.key_bytes
     return window // op.windows * op.panel_bytes + values + (window % op.windows * op.heads + head) * op.value_bytes
@@ -186,28 +218,23 @@ def value_panels(op, window, head):
 @njit
 def pack_keys(op, rows, panels, bias):
     """panels [tokens / 16][head_dim / 4][16][4] = k - k_zero; bias = -q_zero * sum over head_dim of it."""
-    steps = (op.head_dim + STEP - 1) // STEP
+    steps, tokens = (op.head_dim + STEP - 1) // STEP, op.window_tokens
     panels[:] = 0
     bias[:] = 0
-    for token in range(op.window_tokens):
+    whole = tokens // PANEL * PANEL if op.head_dim % PANEL == 0 else 0
+    for token in range(0, whole, PANEL):
+        for left in range(0, op.head_dim, PANEL):
+            source = rows.ctypes.data + token * op.in_channels + left
+            target = panels.ctypes.data + (token // PANEL * steps + left // STEP) * STEP_BYTES
+            pack_key_chunk(source, op.in_channels, op.k_zero, target, bias.ctypes.data + 4 * token)  # pyright: ignore[reportCallIssue]
+    for token in range(whole, tokens):
         keys = rows[token * op.in_channels : token * op.in_channels + op.head_dim]
         panel = panels[token // PANEL * steps * STEP_BYTES + token % PANEL * STEP :]
-        bias[token] = np.int32(-op.q_zero * (total(keys) - op.head_dim * op.k_zero))
-        zero, whole = np.uint8(op.k_zero), op.head_dim // STEP
-        for step in range(whole):
-            for m in range(STEP):
-                panel[step * STEP_BYTES + m] = np.int8(np.uint8(keys[step * STEP + m] - zero))
-        for m in range(op.head_dim - whole * STEP):
-            panel[whole * STEP_BYTES + m] = np.int8(np.uint8(keys[whole * STEP + m] - zero))
-
-
-@njit
-def total(codes):
-    """Their sum, int64."""
-    result = np.int64(0)
-    for code in codes:
-        result += np.int64(code)
-    return result
+        for d in range(op.head_dim):
+            bias[token] = np.int32(bias[token] + np.int32(keys[d]))
+            panel[d // STEP * STEP_BYTES + d % STEP] = np.int8(np.uint8(keys[d] - np.uint8(op.k_zero)))
+    for token in range(tokens):
+        bias[token] = np.int32(-op.q_zero * (np.int64(bias[token]) - op.head_dim * op.k_zero))
 
 
 @njit
@@ -215,20 +242,14 @@ def pack_values(op, rows, panels):
     """panels [head_dim / 16][tokens / 4][16][4] = v - v_zero."""
     steps, tokens = (op.window_tokens + STEP - 1) // STEP, op.window_tokens
     panels[:] = 0
-    zero = np.uint8(op.v_zero)
-    for step in range(tokens // STEP):
-        first = rows[step * STEP * op.in_channels :]
-        second, third, fourth = first[op.in_channels :], first[2 * op.in_channels :], first[3 * op.in_channels :]
+    whole = tokens // STEP * STEP if op.head_dim % PANEL == 0 else 0
+    for token in range(0, whole, STEP):
         for left in range(0, op.head_dim, PANEL):
-            panel = panels[left * steps * STEP + step * STEP_BYTES :]
-            width = min(PANEL, op.head_dim - left)
-            for d in range(width):
-                panel[4 * d] = np.int8(np.uint8(first[left + d] - zero))
-                panel[4 * d + 1] = np.int8(np.uint8(second[left + d] - zero))
-                panel[4 * d + 2] = np.int8(np.uint8(third[left + d] - zero))
-                panel[4 * d + 3] = np.int8(np.uint8(fourth[left + d] - zero))
-    for token in range(tokens // STEP * STEP, tokens):
+            source = rows.ctypes.data + token * op.in_channels + left
+            target = panels.ctypes.data + left * steps * STEP + token // STEP * STEP_BYTES
+            pack_value_step(source, op.in_channels, op.v_zero, target)  # pyright: ignore[reportCallIssue]
+    for token in range(whole, tokens):
         values = rows[token * op.in_channels :]
         start = token // STEP * STEP_BYTES + token % STEP
         for d in range(op.head_dim):
-            panels[start + d // PANEL * steps * STEP_BYTES + d % PANEL * STEP] = np.int8(np.uint8(values[d] - zero))
+            panels[start + d // PANEL * steps * STEP_BYTES + d % PANEL * STEP] = np.int8(np.uint8(values[d] - np.uint8(op.v_zero)))

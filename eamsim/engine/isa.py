@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
-from eamsim.engine import tile
+from eamsim.engine import shuffles, softmax, tile
 from eamsim.engine.fixedpoint import ROUNDINGS, Floor
 from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
 from eamsim.errors import UserError
@@ -41,6 +41,14 @@ class Store(NamedTuple):
     """Finish of a tile: the sums as they are, int32."""
 
 
+class StoreWords(NamedTuple):
+    """Finish of a tile: the sums as int16."""
+
+
+class ToContext(NamedTuple):
+    """Finish of a tile: even and odd sums of the values to uint8."""
+
+
 class ToCodes(NamedTuple):
     """Finish of a tile: requantised to uint8."""
 
@@ -53,13 +61,25 @@ class AddResidual(NamedTuple):
     """Finish of a tile: aligned with an int32 operand and added to it."""
 
 
+class ToShortCodes(NamedTuple):
+    """`ToCodes` of products that int32 holds."""
+
+
+class AddShortResidual(NamedTuple):
+    """`AddResidual` of products that int32 holds, and an operand on the scale of the result."""
+
+
 ISAS: dict[str, Any] = {"avx512vnni": Avx512Vnni(), "avxvnni": AvxVnni(), "avx2": Avx2(), "portable": Portable()}
 VECTORS: dict[type, tile.Vectors] = {Avx2: tile.AVX2, AvxVnni: tile.AVX_VNNI, Avx512Vnni: tile.AVX512_VNNI}
 FINISHES: dict[type, Any] = {
     Store: tile.emit_store,
+    StoreWords: tile.emit_words,
+    ToContext: tile.emit_context,
     ToCodes: tile.emit_codes,
     ToValues: tile.emit_values,
     AddResidual: tile.emit_residual,
+    ToShortCodes: tile.emit_short_codes,
+    AddShortResidual: tile.emit_short_residual,
 }
 
 
@@ -201,9 +221,8 @@ def tile_of(panels: int, isa, rounding, kind, product, finish):
     mode = next(name for name, tag in ROUNDINGS.items() if type(tag) is rounding.instance_class)
 
     def codegen(context, builder, signature, args):
-        fields = [[builder.extract_value(args[at], n) for n in range(len(kind._fields))] for at, kind in ((3, Product), (4, Finish))]
-        sums = tile.emit_product(builder, vectors, panels, Product(*fields[0]))
-        emit(builder, mode, vectors, sums, Finish(*fields[1]))
+        sums = tile.emit_product(builder, vectors, panels, Product(*fields_of(builder, args[3], Product)))
+        emit(builder, mode, vectors, sums, Finish(*fields_of(builder, args[4], Finish)))
         return context.get_dummy_value()
 
     return types.void(isa, rounding, kind, product, finish), codegen
@@ -222,12 +241,14 @@ def _look_up(isa, table, entries, source, target):
 
     if isa.instance_class is Portable:
         return one_by_one
-    chunk = 8 * VECTORS[isa.instance_class].lanes
+    chunk, has_words = 8 * VECTORS[isa.instance_class].lanes, isa.instance_class is Avx512Vnni
 
     def in_vectors(isa, table, entries, source, target):
-        whole = len(source) // chunk * chunk
         table_at, source_at, target_at = table.ctypes.data, source.ctypes.data, target.ctypes.data
-        for start in range(0, whole, chunk):
+        whole = len(source) // chunk * chunk
+        if has_words and entries == shuffles.ENTRIES and whole > 0:
+            look_up_bytes(table_at, source_at, target_at, whole // shuffles.LANES)  # pyright: ignore[reportCallIssue]
+        for start in range(0, 0 if has_words and entries == shuffles.ENTRIES else whole, chunk):
             look_up_chunk(isa, table_at, entries, source_at + start, target_at + start)  # pyright: ignore[reportCallIssue]
         look_up(Portable(), table, entries, source[whole:], target[whole:])
 
@@ -239,7 +260,65 @@ def look_up_chunk(typingctx, isa, table, entries, source, target):
     """Two vectors of bytes."""
 
     def codegen(context, builder, signature, args):
-        tile.emit_look_up(builder, VECTORS[isa.instance_class], *args[1:])
+        shuffles.emit_look_up(builder, VECTORS[isa.instance_class], *args[1:])
         return context.get_dummy_value()
 
     return types.void(isa, *[types.int64] * 4), codegen
+
+
+@intrinsic
+def look_up_bytes(typingctx, table, source, target, vectors):
+    """`vectors` times 32 bytes in a table of 256. AVX-512."""
+
+    def codegen(context, builder, signature, args):
+        shuffles.emit_look_up_bytes(builder, *args)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def exponents_of(typingctx, row):
+    """Scores to exponents in place, by the Exponents `row`; returns the sum of their powers. AVX-512."""
+
+    def codegen(context, builder, signature, args):
+        return softmax.emit_exponents(builder, softmax.Exponents(*fields_of(builder, args[0], softmax.Exponents)))
+
+    return types.int64(row), codegen
+
+
+@intrinsic
+def operands_of(typingctx, row):
+    """Exponents to the operands of the values, by the Operands `row`. AVX-512."""
+
+    def codegen(context, builder, signature, args):
+        softmax.emit_operands(builder, softmax.Operands(*fields_of(builder, args[0], softmax.Operands)))
+        return context.get_dummy_value()
+
+    return types.void(row), codegen
+
+
+@intrinsic
+def pack_key_chunk(typingctx, rows, stride, zero, panel, sums):
+    """16 tokens by 16 bytes at `rows` into 4 steps of a panel of keys, the sums of the bytes added to int32 `sums`; any machine."""
+
+    def codegen(context, builder, signature, args):
+        shuffles.emit_key_chunk(builder, *args)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), codegen
+
+
+@intrinsic
+def pack_value_step(typingctx, rows, stride, zero, panel):
+    """4 tokens by 16 bytes at `rows` into one step of a panel of values; any machine."""
+
+    def codegen(context, builder, signature, args):
+        shuffles.emit_value_step(builder, *args)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+def fields_of(builder, value, kind) -> list[Any]:
+    return [builder.extract_value(value, n) for n in range(len(kind._fields))]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 from numba.np.ufunc import get_thread_id
 
-from eamsim.engine.fixedpoint import bit_length, clip, isqrt, round_narrow
+from eamsim.engine import tile
+from eamsim.engine.fixedpoint import ROUNDINGS, bit_length, clip, isqrt_each, round_narrow
 from eamsim.engine.memory import Constants, keep, refuse, store_row
 from eamsim.program import LayerNorm
 from eamsim.verify import extent, magnitude
@@ -17,6 +20,7 @@ from eamsim.verify import extent, magnitude
 FIELDS = (
     "gain",
     "offset",
+    "split_offset",
     "norm_shift",
     "variance_offset",
     "fraction_bits",
@@ -26,6 +30,7 @@ FIELDS = (
     "tap_normalised",
 )
 TOKENS = 32
+LANES = 16
 
 
 def plan_layer_norm(op: LayerNorm, constants: Constants) -> dict[str, Any]:
@@ -37,7 +42,9 @@ def plan_layer_norm(op: LayerNorm, constants: Constants) -> dict[str, Any]:
             f"{op.out.name} LayerNorm",
             f"{op.reciprocal_bits} reciprocal and {op.fraction_bits} fraction bits on {channels} channels exceed int32",
         )
+    whole = op.offset[: channels // LANES * LANES].reshape(-1, LANES // 2, 2)
     arrays = {"gain": constants.add(op.gain), "offset": constants.add(op.offset)}
+    arrays["split_offset"] = constants.add(whole.transpose(0, 2, 1))
     numbers = {"norm_shift": op.shift, "variance_offset": op.variance_offset, "fraction_bits": op.fraction_bits}
     scaled = reach * magnitude(extent(op.gain)) + magnitude(extent(op.offset))
     numbers["narrow"] = op.shift <= 32 and scaled >> op.shift < 1 << 30
@@ -51,31 +58,100 @@ def taps(op: LayerNorm) -> dict[str, tuple[int, ...]]:
 
 @njit
 def layer_norm(rounding, op, first, last, batch, memory):
-    channels, low, high = op.channels, op.low, op.high
-    codes, values, taps = memory.codes, memory.values, memory.taps
-    gain, offset = memory.ints[op.gain : op.gain + channels], memory.longs[op.offset : op.offset + channels]
-    row = memory.words[get_thread_id()][:channels]
+    """The statistics of all tokens first: their square roots are taken side by side."""
+    channels, values, taps = op.channels, memory.values, memory.taps
+    numbers = np.empty((3, last - first), np.int64)
+    totals, variances, deviations = numbers[0], numbers[1], numbers[2]
     for token in range(first, last):
-        start = token * channels
-        x = values[op.x * batch + start : op.x * batch + start + channels]
-        total, squares = statistics(x)
-        variance = channels * squares - total * total + op.variance_offset
-        exponent, reciprocal = invert(variance, op.reciprocal_bits)
-        shift = exponent - op.fraction_bits
-        if shift <= 32:
-            normalise(rounding, np.int32(0), x, total, reciprocal, shift, row)
-        else:
-            normalise(rounding, np.int64(0), x, total, reciprocal, shift, row)
-        if op.tap_variance >= 0:
-            taps[op.tap_variance * batch + token] = variance
+        start = op.x * batch + token * channels
+        total, squares = statistics(values[start : start + channels])
+        totals[token - first] = total
+        variances[token - first] = channels * squares - total * total + op.variance_offset
+    keep(taps, op.tap_variance * batch, first, variances)
+    isqrt_each(variances, deviations)
+    for token in range(first, last):
+        exponent, reciprocal = invert(deviations[token - first], op.reciprocal_bits)
         if op.tap_reciprocal >= 0:
             taps[op.tap_reciprocal * batch + token] = reciprocal
-        keep(taps, op.tap_normalised * batch, start, row)
-        if op.narrow:
-            scale(rounding, gain, offset, op.norm_shift, np.int32(low), np.int32(high), row)
+        norm_token(rounding, op, token, totals[token - first], reciprocal, exponent - op.fraction_bits, batch, memory)
+
+
+@njit
+def norm_token(rounding, op, token, total, reciprocal, shift, batch, memory):
+    """Whole vectors of channels in registers, if 32 bits hold the results and nobody looks at what lies between; the rest in scratch."""
+    channels, codes, values = op.channels, memory.codes, memory.values
+    start, done = token * channels, 0
+    if op.narrow and shift <= 32 and op.tap_normalised < 0 and not op.out_signed:
+        done = channels // LANES * LANES
+        longs, ints = memory.longs.ctypes.data, memory.ints.ctypes.data
+        x, out = values.ctypes.data + 4 * (op.x * batch + start), codes.ctypes.data + op.out * batch + start
+        factor, gain, offset = channels * reciprocal, ints + 4 * op.gain, longs + 8 * op.split_offset
+        row = NormRow(x, out, done // LANES, factor, total * reciprocal, shift, gain, offset, op.norm_shift, op.low, op.high)
+        if done > 0:
+            norm_vectors(rounding, row)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
+    if done < channels:
+        x, row = values[op.x * batch + start + done : op.x * batch + start + channels], memory.words[get_thread_id()][: channels - done]
+        gain, offset = memory.ints[op.gain + done : op.gain + channels], memory.longs[op.offset + done : op.offset + channels]
+        if shift <= 32:
+            normalise(rounding, np.int32(0), x, channels, total, reciprocal, shift, row)
         else:
-            scale(rounding, gain, offset, op.norm_shift, low, high, row)
-        store_row(op.out_signed, op.out * batch + start, codes, values, row)
+            normalise(rounding, np.int64(0), x, channels, total, reciprocal, shift, row)
+        keep(memory.taps, op.tap_normalised * batch, start, row)
+        if op.narrow:
+            scale(rounding, gain, offset, op.norm_shift, np.int32(op.low), np.int32(op.high), row)
+        else:
+            scale(rounding, gain, offset, op.norm_shift, op.low, op.high, row)
+        store_row(op.out_signed, op.out * batch + start + done, codes, values, row)
+
+
+class NormRow(NamedTuple):
+    """Addresses and numbers of a token whose results fit 32 bits; offset: of LANES channels the even ones before the odd."""
+
+    x: Any
+    out: Any
+    vectors: Any
+    factor: Any
+    centre: Any
+    shift: Any
+    gain: Any
+    offset: Any
+    scale_shift: Any
+    low: Any
+    high: Any
+
+
+@intrinsic
+def norm_vectors(typingctx, rounding, row):
+    """out = clip(round_shift(t * gain + offset, scale_shift)) as uint8, t = round_shift(x * factor - centre, shift); any machine."""
+    mode = next(name for name, tag in ROUNDINGS.items() if type(tag) is rounding.instance_class)
+
+    def codegen(context, builder, signature, args):
+        emit_norm(builder, mode, NormRow(*[builder.extract_value(args[1], n) for n in range(len(NormRow._fields))]))
+        return context.get_dummy_value()
+
+    return types.void(rounding, row), codegen
+
+
+def emit_norm(builder: ir.IRBuilder, rounding: str, row: NormRow) -> None:
+    """Even and odd lanes apart, as in the tiles: every 64-bit product is of 32-bit factors."""
+    narrow, wide = ir.VectorType(tile.I32, LANES), ir.VectorType(tile.I64, LANES // 2)
+    factor = tile.broadcast(builder, builder.sext(builder.trunc(row.factor, tile.I32), tile.I64), wide)
+    centre, shift = (tile.broadcast(builder, number, wide) for number in (row.centre, row.shift))
+    scale_shift, half = tile.broadcast(builder, builder.trunc(row.scale_shift, tile.I32), narrow), ir.Constant(wide, [32] * wide.count)
+
+    def channels(n: Any, so_far: list[Any]) -> list[Any]:
+        gains = tile.signed_halves(builder, tile.load(builder, narrow, row.gain, (n, 4 * LANES)))
+        totals = []
+        for parity, x in enumerate(tile.signed_halves(builder, tile.load(builder, narrow, row.x, (n, 4 * LANES)))):
+            t = tile.add_half(builder, rounding, builder.sub(builder.mul(x, factor), centre), shift)
+            t = builder.ashr(builder.shl(builder.lshr(t, shift), half), half)  # its low half is all of it
+            offset = tile.load(builder, wide, row.offset, (n, 8 * LANES), (tile.I64(parity), 4 * LANES))
+            totals.append(builder.add(builder.mul(t, gains[parity]), offset))
+        value = tile.rounded(builder, rounding, totals, scale_shift, None, row.low, row.high)
+        tile.store(builder, builder.trunc(value, ir.VectorType(tile.I8, LANES)), row.out, (n, LANES))
+        return so_far
+
+    tile.each_vector(builder, row.vectors, [], channels)
 
 
 @njit
@@ -89,20 +165,19 @@ def statistics(x):
 
 
 @njit(error_model="numpy")
-def invert(variance, reciprocal_bits):
-    """(s, floor(2^s / D)) with D = floor(sqrt(variance)) and s = bit_length(D) + reciprocal_bits."""
-    deviation = isqrt(variance)
+def invert(deviation, reciprocal_bits):
+    """(s, floor(2^s / D)) with s = bit_length(D) + reciprocal_bits."""
     exponent = bit_length(deviation) + reciprocal_bits
     return exponent, (np.int64(1) << exponent) // deviation
 
 
 @njit
-def normalise(rounding, width, x, total, reciprocal, shift, row):
+def normalise(rounding, width, x, channels, total, reciprocal, shift, row):
     """row = round_shift(y * reciprocal, shift) with y = channels * x - total.
 
     y * r is computed as x * (channels * r) - total * r: the same integer, of a 32 by 32 bit product.
     """
-    factor, centre = np.int64(np.int32(len(x) * reciprocal)), total * reciprocal
+    factor, centre = np.int64(np.int32(channels * reciprocal)), total * reciprocal
     for i in range(len(row)):
         row[i] = np.int32(round_narrow(rounding, width, np.int64(np.int64(x[i]) * factor - centre), shift))
 

@@ -9,8 +9,8 @@ from numba import njit
 from numba.extending import overload
 from numba.np.ufunc import get_thread_id
 
-from eamsim.engine.fixedpoint import clip, round_shift
-from eamsim.engine.isa import AddResidual, Portable, ToCodes, ToValues, gemm, look_up, tiles
+from eamsim.engine.fixedpoint import Floor, HalfUp, clip, round_shift
+from eamsim.engine.isa import AddResidual, AddShortResidual, Portable, ToCodes, ToShortCodes, ToValues, gemm, look_up, tiles
 from eamsim.engine.memory import Constants, keep, refuse, store_row
 from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
 from eamsim.program import Epilogue, Gelu, Linear, Raw, Requant, Residual, Value
@@ -23,6 +23,7 @@ FIELDS = (
     "multiplier",
     "shift",
     "narrow",
+    "short",
     "zero",
     "has_table",
     "lut",
@@ -53,6 +54,7 @@ def plan_linear(op: Linear, x: Value, operand: Value | None, place: int, reach: 
         "multiplier": constants.add(epilogue.multiplier),
         "shift": constants.add(epilogue.shift),
         "narrow": is_narrow(epilogue, reach, operand),
+        "short": is_short(epilogue, reach),
         "operand": place,
     } | plan_epilogue(epilogue, op.out, constants)
 
@@ -67,6 +69,13 @@ def is_narrow(epilogue: Epilogue, reach: int, operand: Value | None) -> bool:
         aligned = int(shift.max()) - epilogue.exponent_change
     is_byte = not isinstance(epilogue, Gelu) or epilogue.index_bits <= 8
     return bool(shift.max() <= 32 and result < 1 << 30 and aligned <= 30 and is_byte)
+
+
+def is_short(epilogue: Epilogue, reach: int) -> bool:
+    """Of a narrow epilogue: whether 32 bits hold every product and its rounding constant, and a residual needs no alignment."""
+    shift, multiplier = int(epilogue.shift.max()), int(epilogue.multiplier.max())
+    aligned = not isinstance(epilogue, Residual) or epilogue.exponent_change == 0
+    return aligned and shift <= 30 and reach * multiplier + (1 << shift) < 1 << 31
 
 
 def plan_epilogue(epilogue: Requant | Gelu | Residual | Raw, out: Value, constants: Constants) -> dict[str, Any]:
@@ -162,15 +171,22 @@ def _fused(isa, rounding, op, first, last, batch, memory):
     if isa.instance_class is Portable:
         return lambda isa, rounding, op, first, last, batch, memory: 0
 
+    # An integer added before or after rounding half up is the same; with the other two ties depend on the sum.
+    separable = rounding.instance_class in (HalfUp, Floor)
+
     def in_tiles(isa, rounding, op, first, last, batch, memory):
         if op.safe_steps == 0:
             return 0
         channels, rows, count = op.channels, last - first, op.channels // PANEL
         product, finish = tile_operands(op, first, batch, memory)
-        if op.operand >= 0:
+        if op.operand >= 0 and op.short and separable:
+            tiles(isa, rounding, AddShortResidual(), count, rows, product, finish, 4)
+        elif op.operand >= 0:
             tiles(isa, rounding, AddResidual(), count, rows, product, finish, 4)
         elif op.out_signed:
             tiles(isa, rounding, ToValues(), count, rows, product, finish, 4)
+        elif op.short:
+            tiles(isa, rounding, ToShortCodes(), count, rows, product, finish, 1)
         else:
             tiles(isa, rounding, ToCodes(), count, rows, product, finish, 1)
         if op.has_table:

@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 import pytest
 from llvmlite import ir
 
-from eamsim.engine import isa, tile
+from eamsim.engine import isa, shuffles, tile
 
 HERE = Path(__file__).parent
 IMAGE_BYTES = 20 * 16 * 63 * 512  # the disk geometry in bochsrc
@@ -42,7 +42,7 @@ def compile_tiles(target: Path) -> None:
         builder.ret_void()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [tile.I64] * 4), "look_up")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    tile.emit_look_up(builder, vectors, *function.args)
+    shuffles.emit_look_up(builder, vectors, *function.args)
     builder.ret_void()
     machine = llvm.Target.from_triple(module.triple).create_target_machine(cpu="icelake-server", opt=3, reloc="static", codemodel="small")
     compiled = llvm.parse_assembly(str(module))

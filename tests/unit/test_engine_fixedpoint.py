@@ -17,12 +17,6 @@ def shift_all(rounding, x, shift, out):
 
 
 @njit
-def isqrt_all(x, out):
-    for i in range(len(x)):
-        out[i] = fixedpoint.isqrt(x[i])
-
-
-@njit
 def bit_length_all(x, out):
     for i in range(len(x)):
         out[i] = fixedpoint.bit_length(x[i])
@@ -60,11 +54,14 @@ def edge_values() -> np.ndarray:
     return np.array([value for value in (*powers, *squares, *random, (1 << 63) - 2) if value >= 0], np.int64)
 
 
-def test_isqrt_is_exact_around_powers_and_squares():
-    x = edge_values()
-    out = np.empty_like(x)
-    isqrt_all(x, out)
-    np.testing.assert_array_equal(out, [isqrt(value) for value in x.tolist()])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_isqrt_is_exact_around_powers_and_squares(size):
+    values = edge_values()
+    values = values[values < 1 << 62]
+    for x in np.array_split(values, len(values) // size):
+        out = np.empty_like(x)
+        fixedpoint.isqrt_each(x.copy(), out)
+        np.testing.assert_array_equal(out, [isqrt(value) for value in x.tolist()])
 
 
 def test_bit_length_is_pythons():

@@ -1,5 +1,6 @@
 """Engine.run: batches, threads, taps on request, what is refused, and the compiled code kept on disk."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,8 @@ import pytest
 from numba.core import config
 from programs import Shape, operation, random_images, random_program
 
-from eamsim import engine
+from eamsim import engine, golden
+from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.errors import UserError
 from eamsim.program import Attention, Datapath, Gather, Linear, Operation, Program, Value
 
@@ -114,7 +116,8 @@ def test_codes_wider_than_a_byte_are_refused(program):
 CHILD = """
 import sys; sys.path.insert(0, "tests")
 from programs import Shape, random_images, random_program
-from eamsim import engine
+from eamsim import engine, golden
+from eamsim.engine.fixedpoint import ROUNDINGS
 program = random_program(Shape(seed=1))
 engine.load(program).run(random_images(program, 1, 1))
 print(sum(engine.forward.stats.cache_hits.values()), sum(engine.forward.stats.cache_misses.values()))
@@ -125,3 +128,40 @@ def test_another_process_loads_the_compiled_code_from_disk(program, request):
     engine.load(program).run(random_images(program, 1, 5))
     child = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True, cwd=request.config.rootpath)
     assert child.stdout.split() == ["1", "0"]
+
+
+FLOAT = re.compile(r"\b(half|bfloat|float|double|fp128|x86_fp80|v\d+f\d+|[su]itofp|fpto[su]i)\b")
+
+
+def module_of(function) -> str:
+    """LLVM IR of a compiled function and all it calls; of one loaded from disk, too, for which Numba's inspect_llvm has nothing."""
+    return "".join(str(overload.library._get_module_for_linking()) for overload in function.overloads.values())
+
+
+def test_no_kernel_has_a_floating_point_type_or_instruction(program):
+    engine.load(program).run(random_images(program, 1, 6))
+    module = module_of(engine.forward)
+    assert "define" in module
+    assert not [line for line in module.splitlines() if FLOAT.search(line)]
+    halved = numba.njit("int64(int64)")(lambda x: int(x * 0.5))
+    assert FLOAT.search(module_of(halved))
+
+
+@pytest.mark.parametrize("freeze", ["none", "scattered", "rows", "heads"])
+@pytest.mark.parametrize("softmax", ["paper", "renormalised"])
+@pytest.mark.parametrize("rounding", [name for name in ROUNDINGS if name != "half_even"])
+def test_long_rows_of_tokens_equal_golden_with_taps_and_without(freeze, softmax, rounding):
+    """Beyond one vector and one register tile in every direction, as random programs rarely are; frozen heads have no scores."""
+    shape = Shape(seed=len(freeze), side=18, heads=2, head_dim=32, freeze=freeze, softmax=softmax, datapath=Datapath(rounding=rounding))
+    program = random_program(shape)
+    images, outputs = random_images(program, 2, 7), {op.out.name for op in program.operations}
+    loaded = engine.load(program)
+    _, untapped = loaded.run(images, taps=outputs.__contains__)
+    _, tapped = loaded.run(images, taps=True)
+    for number, image in enumerate(images):
+        expected: dict[str, np.ndarray] = {}
+        golden.run(program, image, expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(tapped[name][number], array, name)
+            if name in outputs:
+                np.testing.assert_array_equal(untapped[name][number], array, name)

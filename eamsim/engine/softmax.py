@@ -1,0 +1,150 @@
+"""The softmax of a row in lanes of 16 bits, where the program's constants prove that they hold it; LLVM IR for AVX-512 (BW).
+
+Scores become exponents in place, exponents become the operands of A.V. Every row of scores, of the map and of operands is padded to
+whole vectors of LANES, and the map says of the padding that it takes no part.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+
+from eamsim.engine.memory import Constants
+from eamsim.engine.shuffles import BYTES, ENTRIES, LANES, SHUFFLES, WORDS, look_up_words
+from eamsim.engine.tile import I8, I16, I32, I64, broadcast, declare, each_vector, load, store
+from eamsim.program import Attention
+from eamsim.verify import Bound
+
+INTS = ir.VectorType(I32, LANES // 2)
+FIELDS = ("words", "word_cap", "word_up", "word_multiplier", "word_half", "word_down", "word_exp2", "word_code_half")
+
+
+class Exponents(NamedTuple):
+    """Where a row lies (scores int16, in place; pairs uint8; exp2 uint16 [ENTRIES]) and t = (high half of d * multiplier + half) >> down.
+
+    d = min(m - s, cap) << up, the high half that of 32 bits; fraction: fractional bits of t.
+    """
+
+    scores: Any
+    pairs: Any
+    vectors: Any
+    exp2: Any
+    cap: Any
+    up: Any
+    multiplier: Any
+    half: Any
+    down: Any
+    fraction: Any
+
+
+class Operands(NamedTuple):
+    """Exponents int16 and pairs of a row; code = clip((t + offset) >> down, 0, last); powers: uint8 [2, 16]; even, odd: uint8 rows."""
+
+    exponents: Any
+    pairs: Any
+    vectors: Any
+    offset: Any
+    down: Any
+    last: Any
+    powers: Any
+    even: Any
+    odd: Any
+
+
+def plan_words(op: Attention, score_bound: Bound, constants: Constants) -> dict[str, Any]:
+    """The constants of Exponents and Operands; `words` is 0 where 16 bits cannot be proved to be enough.
+
+    Rounding: half up and half away are alike here, for t is not negative and negative codes are clipped; floor leaves the halves out.
+    """
+    fraction, bits = op.fraction_bits, op.score_multiplier.bit_length()
+    fits = 1 <= fraction <= 8 and op.exp2_bits <= 15 and 1 <= bits <= 16 and score_bound[0] >= -(1 << 15) and score_bound[1] < 1 << 15
+    multiplier, shift = op.score_multiplier << max(16 - bits, 0), op.score_shift + 16 - bits
+    up = max(17 - shift, 0)
+    down = shift + up - 16
+    if not fits or up > 15 or down > 15:
+        return {"words": 0}
+    half = 1 << (down - 1)
+    reach = score_bound[1] - score_bound[0]
+    cap = min(reach, 65535 >> up, ((65536 - half << 16) - 1) // multiplier >> up)
+    greatest = (cap << up) * multiplier >> 16 + down
+    # From `silent` on a power is 0 and a code its last value, whatever the row's sum: what lies above the cap need not be told apart.
+    silent = max(op.exp2_bits + 1 << fraction, (op.last_code << fraction) // 2 + 1 - op.log2_scale)
+    exp2 = np.zeros(ENTRIES, "<u2")
+    exp2[: len(op.exp2)] = op.exp2
+    return {
+        "words": cap == reach or greatest >= silent,
+        "word_cap": cap,
+        "word_up": up,
+        "word_multiplier": multiplier,
+        "word_half": half,
+        "word_down": down,
+        "word_exp2": constants.add(exp2.view(np.uint8)),
+        "word_code_half": (1 << fraction) >> 2,
+    }
+
+
+def emit_exponents(builder: ir.IRBuilder, row: Exponents) -> Any:
+    """Scores to exponents, in place; returns the sum of their powers over the softmax's pairs, int64."""
+    lowest = ir.Constant(WORDS, [-(1 << 15)] * LANES)
+
+    def greatest(n: Any, so_far: list[Any]) -> list[Any]:
+        score = builder.select(in_softmax(builder, row.pairs, n), load(builder, WORDS, row.scores, (n, 2 * LANES)), lowest)
+        return [builder.select(builder.icmp_signed(">", score, so_far[0]), score, so_far[0])]
+
+    reduce_max = declare(builder, f"llvm.vector.reduce.smax.v{LANES}i16", I16, [WORDS])
+    top = broadcast(builder, builder.call(reduce_max, each_vector(builder, row.vectors, [lowest], greatest)), WORDS)
+    cap, up, multiplier, half, down, fraction = (broadcast(builder, builder.trunc(x, I16), WORDS) for x in row[4:])
+    one = ir.Constant(WORDS, [1] * LANES)
+    mask = builder.sub(builder.shl(one, fraction), one)
+    table = [load(builder, WORDS, row.exp2, (I64(n), 2 * LANES)) for n in range(ENTRIES // LANES)]
+    high_half = declare(builder, "llvm.x86.avx512.pmulhu.w.512", WORDS, [WORDS, WORDS])
+    shift = declare(builder, "llvm.x86.avx512.psrlv.w.512", WORDS, [WORDS, WORDS])  # 0 from 16 places on
+    add_pairs = declare(builder, "llvm.x86.avx512.pmaddw.d.512", INTS, [WORDS, WORDS])
+
+    def power(n: Any, so_far: list[Any]) -> list[Any]:
+        below = builder.sub(top, load(builder, WORDS, row.scores, (n, 2 * LANES)))
+        below = builder.shl(builder.select(builder.icmp_unsigned("<", below, cap), below, cap), up)
+        t = builder.lshr(builder.add(builder.call(high_half, [below, multiplier]), half), down)
+        store(builder, t, row.scores, (n, 2 * LANES))
+        entry = builder.call(shift, [look_up_words(builder, table, builder.and_(t, mask)), builder.lshr(t, fraction)])
+        entry = builder.select(in_softmax(builder, row.pairs, n), entry, ir.Constant(WORDS, None))
+        # Powers reach 2^15: summed as signed words less 2^15, which is added again in the end.
+        return [builder.add(so_far[0], builder.call(add_pairs, [builder.xor(entry, lowest), one]))]
+
+    reduce_add = declare(builder, f"llvm.vector.reduce.add.v{LANES // 2}i32", I32, [INTS])
+    total = builder.call(reduce_add, each_vector(builder, row.vectors, [ir.Constant(INTS, None)], power))
+    return builder.add(builder.sext(total, I64), builder.mul(row.vectors, I64(LANES << 15)))
+
+
+def emit_operands(builder: ir.IRBuilder, row: Operands) -> None:
+    """Exponents to codes, frozen codes merged, and of these the two operands of the values."""
+    offset, down, last = (broadcast(builder, builder.trunc(x, I16), WORDS) for x in (row.offset, row.down, row.last))
+    add = declare(builder, f"llvm.sadd.sat.v{LANES}i16", WORDS, [WORDS, WORDS])
+    beyond = declare(builder, f"llvm.uadd.sat.v{LANES}i8", BYTES, [BYTES, BYTES])
+    shuffle = declare(builder, SHUFFLES[LANES], BYTES, [BYTES, BYTES])
+    tables = []
+    for parity in range(2):
+        sixteen = load(builder, ir.VectorType(I8, 16), row.powers, (I64(parity), 16))
+        tables.append(builder.shuffle_vector(sixteen, sixteen, ir.Constant(ir.VectorType(I32, LANES), [n % 16 for n in range(LANES)])))
+    zero, frozen = ir.Constant(WORDS, None), ir.Constant(BYTES, [0x7F] * LANES)
+
+    def operands(n: Any, so_far: list[Any]) -> list[Any]:
+        code = builder.ashr(builder.call(add, [load(builder, WORDS, row.exponents, (n, 2 * LANES)), offset]), down)
+        code = builder.select(builder.icmp_signed("<", code, last), code, last)
+        code = builder.trunc(builder.select(builder.icmp_signed(">", code, zero), code, zero), BYTES)
+        pair = load(builder, BYTES, row.pairs, (n, LANES))
+        computed = builder.icmp_unsigned("==", pair, ir.Constant(BYTES, [0xFF] * LANES))
+        code = builder.select(computed, code, builder.and_(pair, frozen))
+        index = builder.call(beyond, [code, ir.Constant(BYTES, [0x70] * LANES)])  # an excluded pair's has its highest bit set: 0
+        for table, target in zip(tables, (row.even, row.odd), strict=True):
+            store(builder, builder.call(shuffle, [table, index]), target, (n, LANES))
+        return so_far
+
+    each_vector(builder, row.vectors, [], operands)
+
+
+def in_softmax(builder: ir.IRBuilder, pairs: Any, n: Any) -> Any:
+    """Of the pairs of vector n: whether the softmax runs over them."""
+    return builder.icmp_signed("<", load(builder, BYTES, pairs, (n, LANES)), ir.Constant(BYTES, None))
