@@ -19,6 +19,25 @@ from eamsim.program import Attention, Frozen, LayerNorm, Linear, Program
 Counts = Counter[str]
 
 
+class Counting(np.ndarray):
+    """An array whose matrix products count the multiplies they execute."""
+
+    counts: Any
+
+    def __array_finalize__(self, obj):
+        self.counts = getattr(obj, "counts", Counter())
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        plain = [np.asarray(each) if isinstance(each, Counting) else each for each in inputs]
+        result = getattr(ufunc, method)(*plain, **kwargs)
+        if ufunc is np.matmul:
+            self.counts["macs"] += result.size * plain[0].shape[-1]
+            return result
+        counted = result.view(Counting)
+        counted.counts = self.counts
+        return counted
+
+
 class Lean:
     """Golden's own functions, called for needed work alone; `counts` of each operation by its name."""
 
@@ -31,7 +50,10 @@ class Lean:
                 values[op.out.name] = self.attention(op, values[op.x])
             else:
                 self.count_before(op, values)
-                values[op.out.name] = golden.execute(op, values, program.datapath, self.tap)
+                watched = values[op.x].view(Counting)
+                watched.counts = self.now
+                result = golden.execute(op, values | {op.x: watched}, program.datapath, self.tap)
+                values[op.out.name] = np.asarray(result)
         self.values = values
 
     def tap(self, name: str, array: np.ndarray) -> None:
@@ -52,7 +74,6 @@ class Lean:
                 self.now["pooled"] += values[op.x].size
                 self.now["requantised"] += op.out.size
             case "Linear":
-                self.now["macs"] += sum(len(column) for _ in values[op.x] for column in op.weight.T)
                 self.now["residual_adds"] += op.out.size if len(op.inputs) == 2 else 0
 
     def attention(self, op: Attention, x: np.ndarray) -> np.ndarray:
