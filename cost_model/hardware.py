@@ -147,6 +147,11 @@ class Hardware(_Strict):
         """The memory that holds the weights, the activations and the maps."""
         return {content: level for level, memory in self.memories.levels.items() for content in memory.holds}
 
+    @property
+    def with_zero_skip(self) -> Hardware:
+        """The same chip without products of frozen codes that mean zero."""
+        return self.model_copy(update={"compute": self.compute.model_copy(update={"skips_zero_codes": True})})
+
     def with_maps_in(self, level: Level) -> Hardware:
         """The same chip with the frozen maps in another of its memories; UserError if it has no such memory."""
         levels = self.memories.levels

@@ -111,8 +111,8 @@ def _ratio(channels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _gather(x: Value, out: Value) -> Gather:
-    """Whole tokens."""
-    return Gather(x.name, out, zeros((out.shape[0],)), out.shape[1])
+    """Whole tokens, in any order: it does not matter to a count."""
+    return Gather(x.name, out, np.arange(out.shape[0], dtype=np.int32), out.shape[1])
 
 
 def _linear(x: Value, out: Value, weight_bits: int, epilogue: Epilogue | None = None) -> Linear:

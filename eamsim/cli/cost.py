@@ -12,11 +12,15 @@ from rich.table import Table
 from cost_model.architectures import Architecture, Swin, architecture
 from cost_model.counts import Cost, Macs, constant_share, count, frozen_share, granularity
 from cost_model.hardware import Hardware, Level, load
+from cost_model.ledger import structured_macs, zero_code_macs
 from cost_model.masks import check_encoding
 from cost_model.memory import constant_bytes
 from cost_model.paper import architecture_of, estimate
 from cost_model.skeleton import skeleton
+from cost_model.unread import unread_macs
 from eamsim import artifact
+from eamsim.cli.cost_compare import compared, comparison
+from eamsim.cli.cost_files import write_products
 from eamsim.cli.cost_hardware import add_hardware, hardware_report
 from eamsim.cli.output import Json, emit, table
 from eamsim.errors import UserError
@@ -38,40 +42,70 @@ def cost(
     batch: Annotated[int, typer.Option(help="Images that share one fetch of weights and maps.", min=1, max=1 << 20)] = 1,
     encoding: Annotated[str, typer.Option(help="How frozen maps are stored: auto, bitmap, ... (docs/cost.md).")] = "auto",
     maps: Annotated[Level | None, typer.Option(help="The memory that holds the frozen maps, instead of the description's.")] = None,
+    zero_skip: Annotated[bool, typer.Option("--zero-skip", help="The chip skips A.V where a frozen code means zero.")] = False,
+    compare: Annotated[
+        str | None, typer.Option(metavar="A", help="Another model or .eam file: this one (B) against it, as they are.")
+    ] = None,
+    scalesim: Annotated[Path | None, typer.Option(metavar="X.csv", help="Write the products as SCALE-Sim's GEMM topology.")] = None,
+    zigzag: Annotated[Path | None, typer.Option(metavar="X.yaml", help="Write the products as a ZigZag workload.")] = None,
     as_json: Json = False,
 ) -> None:
     """MACs and bytes of one image; on a chip, cycles and energy. From the masks of an .eam file, or estimated per tau."""
-    meanings = MEANINGS if softmax == "both" else (softmax,)
-    chip = described(hw, maps, batch, encoding)
-    if Path(model).suffix == ".eam" or Path(model).is_file():
-        program, _ = artifact.read(model)
-        facts = {"constant_bytes": constant_bytes(program)}
-        rows = [own_row(program)]
-        if tau is not None:
-            rows += estimated_rows(architecture_of(program), parse_taus(tau), meanings)
-    else:
-        published = architecture(model)
-        program = skeleton(published)
-        facts = {"parameters": published.parameters, "map_elements": published.map_elements}
-        if isinstance(published, Swin):
-            facts["shared_map_elements"] = published.shared_map_elements
-        rows = estimated_rows(published, parse_taus(DEFAULT_TAUS if tau is None else tau), meanings)
+    chip = described(hw, maps, batch, encoding, zero_skip)
+    program, published = opened(model)
+    if compare is not None:
+        if tau is not None or scalesim or zigzag:
+            raise UserError("--compare: expected no --tau, --scalesim or --zigzag beside it; two programs are compared as they are")
+        programs = opened(compare)[0], program
+        result = compared((own_row(programs[0]), own_row(program)), programs, chip, batch, encoding)
+        emit({"models": [compare, model], **result}, as_json, *comparison(result, (compare, model), chip, batch))
+        return
+    files = write_products(program, scalesim, zigzag)
+    facts, rows = counted(program, published, tau, MEANINGS if softmax == "both" else (softmax,))
     result, lines = {"model": model, **facts, "rows": rows}, report(model, facts, rows)
     if chip is not None:
         dense = add_hardware(rows, program, chip, batch, encoding)
         result |= {"hardware": chip.model_dump(), "batch": batch, "dense": dense}
         lines += hardware_report(rows, dense, chip, batch)
+    if files:
+        result |= {"output": files}
+        lines += ("", *(f"{file['file']}: {file['bytes']:,} bytes" for file in files))
     emit(result, as_json, *lines)
 
 
-def described(hw: str | None, maps: Level | None, batch: int, encoding: str) -> Hardware | None:
-    """The chip that --hw names, with its maps where --maps wants them; UserError for options that need a chip without one."""
+def opened(model: str) -> tuple[Program, Architecture | Swin | None]:
+    """The program of an .eam file; or the shapes of a published model, with its architecture."""
+    if Path(model).suffix == ".eam" or Path(model).is_file():
+        return artifact.read(model)[0], None
+    published = architecture(model)
+    return skeleton(published), published
+
+
+def counted(
+    program: Program, published: Architecture | Swin | None, tau: str | None, meanings: tuple[Softmax, ...]
+) -> tuple[dict[str, int], list[dict]]:
+    """Facts of the model, and the rows: the masks of a file first, then the estimates."""
+    facts = {"unread_macs": sum(unread_macs(program).values())}
+    if published is None:
+        rows = [own_row(program)]
+        if tau is not None:
+            rows += estimated_rows(architecture_of(program), parse_taus(tau), meanings)
+        return {"constant_bytes": constant_bytes(program), **facts}, rows
+    facts = {"parameters": published.parameters, "map_elements": published.map_elements, **facts}
+    if isinstance(published, Swin):
+        facts["shared_map_elements"] = published.shared_map_elements
+    return facts, estimated_rows(published, parse_taus(DEFAULT_TAUS if tau is None else tau), meanings)
+
+
+def described(hw: str | None, maps: Level | None, batch: int, encoding: str, zero_skip: bool) -> Hardware | None:
+    """The chip that --hw names, as the options change it; UserError for options that need a chip without one."""
     check_encoding(encoding)
     if hw is None:
-        if maps is not None or batch != 1 or encoding != "auto":
-            raise UserError("--maps, --batch and --encoding describe how a chip is used; name it with --hw")
+        if maps is not None or batch != 1 or encoding != "auto" or zero_skip:
+            raise UserError("--maps, --batch, --encoding and --zero-skip describe how a chip is used; name it with --hw")
         return None
-    return load(hw) if maps is None else load(hw).with_maps_in(maps)
+    chip = load(hw) if maps is None else load(hw).with_maps_in(maps)
+    return chip.with_zero_skip if zero_skip else chip
 
 
 def parse_taus(text: str) -> list[float]:
@@ -106,6 +140,17 @@ def own_row(program: Program) -> dict:
         "granularity": granularity(program),
         "estimated": False,
         **figures(count(program)),
+        **unneeded(program),
+    }
+
+
+def unneeded(program: Program) -> dict[str, int]:
+    """MACs that the program has and a cleverer chip would leave out (docs/cost.md, Meanings)."""
+    attentions = [op for op in program.operations if isinstance(op, Attention)]
+    return {
+        "zero_code_macs": sum(zero_code_macs(op) for op in attentions),
+        "structured_macs": sum(structured_macs(program, op) for op in attentions),
+        "unread_macs": sum(unread_macs(program).values()),
     }
 
 
@@ -140,6 +185,7 @@ def report(model: str, facts: dict[str, int], rows: list[dict]) -> tuple[str | T
         "\nWhat freezing buys (M = 10^6 MACs, saved: of the full scope):\n",
         saving_table(rows),
         *excluded_note(rows[0]),
+        *unneeded_note(rows[0]),
         footnote(dense),
     )
 
@@ -172,6 +218,19 @@ def excluded_note(row: dict) -> tuple[str, ...]:
         return ()
     return (
         f"\nPairs that shifted windows exclude are 0 whatever the image, and no part of tau; counted as frozen, tau is {constant:.4g}.",
+    )
+
+
+def unneeded_note(row: dict) -> tuple[str, ...]:
+    """What zero-skip and structure would save of real masks."""
+    if row["estimated"]:
+        return ()
+    shares = {
+        name: f"{row[f'{name}_macs']:,} ({row[f'{name}_macs'] / row['macs_full']:.2%})" for name in ("zero_code", "structured", "unread")
+    }
+    return (
+        f"\nOf the MACs left, frozen codes that mean zero or excluded pairs take {shares['zero_code']}; q, k and scores that no code\n"
+        f"depends on {shares['structured']}; rows that nobody reads {shares['unread']}.",
     )
 
 

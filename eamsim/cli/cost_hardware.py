@@ -18,7 +18,8 @@ from eamsim.program import Attention, Program
 
 NOTE = (
     "\nheads: as much frozen as whole heads, the most it can save. B*: the smallest batch with which freezing costs no more energy.\n"
-    "use: multiplies that toggle, of those the time allows. Energies: all low, all nominal, all high figures of the description."
+    "use: multiplies that toggle, of those the time allows. Energies: all low, all nominal, all high figures of the description.\n"
+    "saved: of the QK^T cycles, by skipping. balance: mean over longest row of needed scores in a block of the array's rows."
 )
 
 
@@ -86,7 +87,7 @@ def hardware_report(rows: list[dict], dense: dict, hardware: Hardware, batch: in
     names = ("softmax", "tau", "frozen")
     costs = table((*names, "kcycles", "ms", "use %", "uJ low", "nominal", "high", "change %", "B*"), [cost_line(*row) for row in lines])
     levels = tuple(hardware.memories.levels)
-    columns = (*names, "QK^T saved %", *(f"{level.upper()} kB" for level in levels), "map bytes", "stored as", "in")
+    columns = (*names, "saved %", "balance %", *(f"{level.upper()} kB" for level in levels), "map bytes", "stored as", "in")
     memory = table(columns, [memory_line(*row, levels) for row in lines])
     return (f"\n{summary(hardware, batch)}\n", costs, "", memory, "\n" + "\n".join([*verdicts(rows, batch), NOTE]))
 
@@ -116,7 +117,8 @@ def memory_line(softmax: str, tau: str, frozen: str, on_chip: dict, levels: tupl
     kinds = [name for name, _ in Counter(on_chip["encodings"]).most_common()]
     more = f" +{len(kinds) - 1}" if kinds[1:] else ""
     stored = (f"{on_chip['stored_map_bytes']:,}", f"{kinds[0]}{more}", on_chip["maps_in"]) if kinds else ("-", "-", "-")
-    return (softmax, tau, frozen, f"{100 * on_chip['score_cycles_saved']:.1f}", *moved, *stored)
+    shares = (f"{100 * on_chip[name]:.1f}" for name in ("score_cycles_saved", "row_balance"))
+    return (softmax, tau, frozen, *shares, *moved, *stored)
 
 
 def verdicts(rows: list[dict], batch: int) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from cost_model.search import search as run_search
 from eamsim import __version__, artifact
 from eamsim import workers as places
 from eamsim.cli.build import manifest_path, write_manifest
+from eamsim.cli.cost_files import check_out
 from eamsim.cli.export import described
 from eamsim.cli.output import Json, emit, progress, table
 from eamsim.container import replacing
@@ -58,7 +58,8 @@ def search(
     if workers and scheduler:
         raise UserError("--workers and --scheduler: expected at most one of them, got both; a cluster has its own workers")
     check_encoding(encoding)
-    check_out(out)
+    if out is not None:
+        check_out(out, ".csv")
     subject = artifact.read(model)[0] if Path(model).suffix == ".eam" or Path(model).is_file() else architecture(model)
     space = Space(
         hardware=load(hw),
@@ -113,16 +114,6 @@ def is_dataflow(name: str) -> bool:
     if name not in TIME:
         raise UserError(f"--dataflow: expected {', '.join(TIME)} with commas between, got {name!r}")
     return True
-
-
-def check_out(out: Path | None) -> None:
-    """UserError unless `out` can be a .csv file in an existing, writable folder."""
-    if out is None:
-        return
-    if out.suffix != ".csv":
-        raise UserError(f"--out: expected a name that ends in .csv, got {out}")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise UserError(f"--out: {out} cannot be written; choose a file in an existing, writable folder")
 
 
 def write_points(out: Path, points: Points) -> None:

@@ -95,7 +95,7 @@ def test_a_file_and_the_options_that_override_it(tmp_path):
         (("--hw", "small-npu", "--maps", "rom"), "--maps: small-npu has sram, dram, got 'rom'"),
         (("--hw", "small-npu", "--encoding", "zip"), "--encoding: expected auto, "),
         (("--hw", "small-npu", "--tau", "0.5", "--encoding", "row"), "--encoding row expects maps frozen in such units"),
-        (("--maps", "sram"), "--maps, --batch and --encoding describe how a chip is used; name it with --hw"),
+        (("--maps", "sram"), "--maps, --batch, --encoding and --zero-skip describe how a chip is used; name it with --hw"),
     ],
 )
 def test_faults_are_named(options, message):

@@ -1,0 +1,43 @@
+"""Files that `eamsim cost` writes for other cost models."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from cost_model.exports import scalesim_csv, zigzag_yaml
+from eamsim import __version__
+from eamsim.cli.build import manifest_path, write_manifest
+from eamsim.cli.export import described
+from eamsim.container import replacing
+from eamsim.errors import BadFile, UserError
+from eamsim.program import Program
+
+
+def write_products(program: Program, scalesim: Path | None, zigzag: Path | None) -> list[dict[str, str | int]]:
+    """The files that are asked for, each in one step and with a manifest beside it; what they are, or UserError, BadFile."""
+    wanted = (("--scalesim", ".csv", scalesim, scalesim_csv), ("--zigzag", ".yaml", zigzag, zigzag_yaml))
+    chosen = [(check_out(path, suffix, option), write) for option, suffix, path, write in wanted if path is not None]
+    files = []
+    for path, write in chosen:
+        try:
+            with replacing(path) as temporary:
+                temporary.write_text(write(program), encoding="utf-8")
+        except OSError as error:
+            raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and try again") from error
+        files.append(described(path))
+        versions = {"eamsim": __version__, "python": sys.version.split()[0]}
+        manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions, "output": files[-1:]}
+        write_manifest(manifest_path(path), manifest)
+    return files
+
+
+def check_out(out: Path, suffix: str, option: str = "--out") -> Path:
+    """The path; UserError unless it can be a file with this suffix in an existing, writable folder."""
+    if out.suffix != suffix:
+        raise UserError(f"{option}: expected a name that ends in {suffix}, got {out}")
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UserError(f"{option}: {out} cannot be written; choose a file in an existing, writable folder")
+    return out
