@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cost_model.architectures import Architecture, Swin, architecture
 from cost_model.counts import Cost, Macs, constant_share, count, frozen_share, granularity
+from cost_model.energy import evaluate
 from cost_model.hardware import Hardware, Level, load
 from cost_model.ledger import structured_macs, zero_code_macs
 from cost_model.masks import check_encoding
@@ -22,6 +23,7 @@ from eamsim import artifact
 from eamsim.cli.cost_compare import compared, comparison
 from eamsim.cli.cost_files import write_products
 from eamsim.cli.cost_hardware import add_hardware, hardware_report
+from eamsim.cli.cost_operations import operation_rows
 from eamsim.cli.output import Json, emit, table
 from eamsim.errors import UserError
 from eamsim.program import Attention, Program, Softmax
@@ -63,6 +65,7 @@ def cost(
     files = write_products(program, scalesim, zigzag)
     facts, rows = counted(program, published, tau, MEANINGS if softmax == "both" else (softmax,))
     result, lines = {"model": model, **facts, "rows": rows}, report(model, facts, rows)
+    result["operations"] = operation_rows(program, chip and evaluate(program, chip, batch, encoding))
     if chip is not None:
         dense = add_hardware(rows, program, chip, batch, encoding)
         result |= {"hardware": chip.model_dump(), "batch": batch, "dense": dense}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from math import ceil
 
 import pytest
 import typer
@@ -61,6 +62,21 @@ def test_json_has_every_figure():
     assert rows["renormalised", 0.9]["upper_bound"]["macs_full"] < rows["renormalised", 0.9]["macs_full"]
     assert rows["renormalised", 0.9]["work"]["exponents"] == 36 * (197**2 - round(0.9 * 197**2))
     assert rows["paper", 0.9]["work"]["exponents"] == 36 * 197**2
+
+
+def test_operations_add_up_to_the_whole():
+    result = report(TINY, "--hw", "small-npu", "--tau", "0", "--batch", "2")
+    operations, dense = result["operations"], result["dense"]
+    assert sum(op["macs"] for op in operations) == result["rows"][0]["macs_full"]
+    waiting = ceil(768 * 16 * 4 / 102)
+    assert sum(op["cycles"] for op in operations) + waiting == 2 * dense["cycles"]
+    assert sum(op["bits"]["dram_read_bits"] for op in operations) == 8 * 2 * dense["dram_bytes"]
+    leakage = 1.0 * dense["milliseconds"]
+    assert sum(op["energy_uj"]["nominal"] for op in operations) / 2 + leakage == pytest.approx(dense["energy_uj"]["nominal"])
+    attention = next(op for op in operations if op["name"] == "block0.attn")
+    assert attention["kind"] == "Attention"
+    assert attention["work"]["exponents"] == 3 * 197**2
+    assert set(attention["cycles_by_resource"]) == {"compute", "vector", "sram", "dram"}
 
 
 def test_without_a_chip_nothing_is_added():
