@@ -133,6 +133,11 @@ class Swin:
         return sum(layer.heads * layer.window_tokens**2 for layer in self.layers)
 
     @property
+    def excluded_share(self) -> float:
+        """Excluded pairs as a share of `map_elements`."""
+        return 1 - sum(layer.heads * sum(layer.live) for layer in self.layers) / self.map_elements
+
+    @property
     def parameters(self) -> int:
         """Parameters of the float model: weights, biases, LayerNorms and relative position tables."""
         embedding, *mergings, head = self.projections

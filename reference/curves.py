@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean
 
@@ -55,7 +55,7 @@ def read_sweeps(paths: Iterable[Path]) -> list[Row]:
     seen: dict[Unit, Row] = {}
     images: dict[str, int] = {}
     for row in rows:
-        unit = Unit(**{name: value for name, value in asdict(row).items() if name not in ("images", "top1", "top5")})
+        unit = Unit(**{field.name: getattr(row, field.name) for field in fields(Unit)})
         other = seen.setdefault(unit, row)
         if other is not row:
             raise UserError(f"sweep.csv: one unit with two accuracies, {other.top1} and {row.top1}: {unit}; give tables of the same data")

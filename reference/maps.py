@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,3 +21,9 @@ class Maps:
     shape: tuple[int, int, int]
     per_image: int = 1
     excluded: np.ndarray | None = None
+
+
+def excluded_share(maps: Sequence[Maps]) -> float:
+    """The pairs that take no part, as a share of all attention weights of these blocks."""
+    excluded = sum(int(each.excluded.sum()) for each in maps if each.excluded is not None)
+    return excluded / sum(math.prod(each.shape) for each in maps)

@@ -26,6 +26,7 @@ from reference.evaluate import Accuracy, evaluate, evaluate_program
 from reference.fakequant import quantise_frozen
 from reference.freeze import Order, Scope, freeze
 from reference.lower import lower
+from reference.maps import excluded_share
 from reference.models import Model, load_model
 from reference.output_change import OutputChange
 from reference.repq import Calibrated
@@ -130,7 +131,8 @@ def sweep(
                 files[unit].write(accuracy)
                 found[unit] = accuracy
                 advance(1)
-    return [_row(unit, accuracy) for unit, accuracy in found.items() if accuracy]
+    excluded = excluded_share(subject.model.network.maps)
+    return [_row(unit, accuracy, excluded) for unit, accuracy in found.items() if accuracy]
 
 
 def prepare(subject: Subject, units: Sequence[Unit], progress: Progress) -> Prepared:
@@ -214,8 +216,10 @@ class _UnitFile:
         return canonical(body | {"sha256": _sha256(body)}) + b"\n"
 
 
-def _row(unit: Unit, accuracy: Accuracy) -> Row:
-    return Row(**asdict(unit), **asdict(accuracy))
+def _row(unit: Unit, accuracy: Accuracy, excluded: float = 0.0) -> Row:
+    """excluded: the share of the attention weights that is 0 whatever the image."""
+    constant = unit.tau + (1 - unit.tau) * excluded if excluded else None
+    return Row(**asdict(unit), **asdict(accuracy), tau_with_excluded=constant)
 
 
 def _sha256(tree: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -64,31 +64,40 @@ class Unit:
 
 @dataclass(frozen=True)
 class Row(Unit):
-    """The accuracy of one unit: fractions top1 and top5 of so many images. Raises UserError outside their ranges."""
+    """The accuracy of one unit: fractions top1 and top5 of so many images. Raises UserError outside their ranges.
+
+    tau_with_excluded: tau with the pairs that a Swin's shifted windows exclude counted as frozen; None where there are none.
+    """
 
     images: int
     top1: float
     top5: float
+    tau_with_excluded: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.tau_with_excluded is not None and not self.tau < self.tau_with_excluded <= 1:
+            raise UserError(f"tau_with_excluded: expected more than tau, at most 1, got {self.tau_with_excluded} for {self.tau}")
         if self.images < 1 or not 0 <= self.top1 <= self.top5 <= 1:
             raise UserError(f"accuracy: expected 0 <= top1 <= top5 <= 1 of 1 image or more, got {self.top1}, {self.top5} of {self.images}")
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+SWIN_COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = SWIN_COLUMNS[:-1]
+"""Of a table without a Swin's rows."""
 
 
-def render(rows: Iterable[Row]) -> str:
+def render(rows: Sequence[Row]) -> str:
     """The text of a table: a header and a line a row; fractions in the shortest decimals that read back the same."""
+    columns = COLUMNS if all(row.tau_with_excluded is None for row in rows) else SWIN_COLUMNS
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([astuple(row) for row in rows])
+    writer.writerow(columns)
+    writer.writerows([astuple(row)[: len(columns)] for row in rows])
     return text.getvalue()
 
 
-def write_sweep(path: Path, rows: Iterable[Row]) -> None:
+def write_sweep(path: Path, rows: Sequence[Row]) -> None:
     """Replace the table at `path` in one step; equal rows make equal bytes. Raises BadFile where it cannot be written."""
     try:
         with replacing(path) as temporary:
@@ -104,17 +113,20 @@ def read_sweep(path: Path) -> list[Row]:
             header, *lines = list(csv.reader(file, strict=True)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadFile(f"{path}: not a readable table of a sweep ({error}); make it with `eamsim sweep`") from error
-    if tuple(header) != COLUMNS:
+    if tuple(header) not in (COLUMNS, SWIN_COLUMNS):
         raise BadFile(f"{path}: expected the columns {','.join(COLUMNS)}, got {','.join(header)[:200]}; make it with `eamsim sweep`")
-    return [_row(f"{path}: row {number}", line) for number, line in enumerate(lines, 1)]
+    return [_row(f"{path}: row {number}", header, line) for number, line in enumerate(lines, 1)]
 
 
-def _row(where: str, line: list[str]) -> Row:
-    if len(line) != len(COLUMNS):
-        raise BadFile(f"{where}: expected {len(COLUMNS)} fields, got {len(line)}; make the table again with `eamsim sweep --resume`")
-    values: dict[str, Any] = dict(zip(COLUMNS, line, strict=True))
+def _row(where: str, header: list[str], line: list[str]) -> Row:
+    if len(line) != len(header):
+        raise BadFile(f"{where}: expected {len(header)} fields, got {len(line)}; make the table again with `eamsim sweep --resume`")
+    values: dict[str, Any] = dict(zip(header, line, strict=True))
+    excluded = values.get("tau_with_excluded")
     try:
-        values |= {name: float(values[name]) for name in ("tau", "top1", "top5")}
+        values |= {name: float(values[name]) for name in ("tau", "top1", "top5")} | {
+            "tau_with_excluded": float(excluded) if excluded else None
+        }
         values |= {"seed": int(values["seed"]) if values["seed"] else None, "images": int(values["images"])}
         return Row(**values)
     except (ValueError, UserError) as error:

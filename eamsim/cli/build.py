@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from cost_model.counts import count
+from cost_model.counts import constant_share, count, frozen_share
 from eamsim import __version__, artifact
 from eamsim.cli.output import Json, emit, progress, table
 from eamsim.errors import BadFile, MissingExtra, UserError
@@ -91,11 +91,26 @@ def build(
     artifact.write(out, program, provenance)
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
     versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in VERSIONED}}
-    manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions, **provenance, "output": output}
+    shares = {"tau": frozen_share(program), "tau_with_excluded": constant_share(program)}
+    manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions, **provenance, "frozen": shares, "output": output}
     front_path(out).unlink(missing_ok=True)  # of a budget built to this name before
     found = write_trials(out, provenance["budget"]) if isinstance(freezing, Budget) else ()
     write_manifest(manifest_path(out), manifest)
-    emit(manifest, as_json, *found, f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}", f"next: eamsim eval {out} --data ...")
+    emit(
+        manifest,
+        as_json,
+        *found,
+        frozen_line(shares),
+        f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}",
+        f"next: eamsim eval {out} --data ...",
+    )
+
+
+def frozen_line(shares: dict[str, float]) -> str:
+    """tau of the masks, and with the pairs that a Swin's shifted windows exclude."""
+    tau, constant = shares["tau"], shares["tau_with_excluded"]
+    excluded = f"; {constant:.2%} with the pairs that shifted windows exclude" if constant != tau else ""
+    return f"frozen: {tau:.2%} of the attention weights{excluded}"
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

@@ -127,8 +127,16 @@ def parse_taus(text: str) -> list[float]:
 
 def estimated_rows(model: Architecture | Swin, taus: list[float], meanings: tuple[Softmax, ...]) -> list[dict]:
     """One row per tau and meaning, for scattered weights."""
+    excluded = model.excluded_share if isinstance(model, Swin) else 0.0
     return [
-        {"tau": tau, "softmax": meaning, "granularity": "weight", "estimated": True, **figures(estimate(model, tau, meaning))}
+        {
+            "tau": tau,
+            "tau_with_excluded": tau + (1 - tau) * excluded,
+            "softmax": meaning,
+            "granularity": "weight",
+            "estimated": True,
+            **figures(estimate(model, tau, meaning)),
+        }
         for tau in taus
         for meaning in meanings
     ]
@@ -187,7 +195,7 @@ def report(model: str, facts: dict[str, int], rows: list[dict]) -> tuple[str | T
         "\n" + "\n".join(f"{name.replace('_', ' ')}: {size:,}" for name, size in sizes.items()),
         "\nWhat freezing buys (M = 10^6 MACs, saved: of the full scope):\n",
         saving_table(rows),
-        *excluded_note(rows[0]),
+        *excluded_note(rows),
         *unneeded_note(rows[0]),
         footnote(dense),
     )
@@ -203,25 +211,27 @@ def layer_table(dense: Macs) -> Table:
 
 
 def saving_table(rows: list[dict]) -> Table:
-    """One line per row: the share of the MACs saved, the MACs left, and the bytes of weights and frozen maps."""
-    lines = []
+    """One line per row: the share of the MACs saved, the MACs left, and the bytes of weights and frozen maps.
+
+    With the pairs that a Swin's shifted windows exclude, tau has a column of its own.
+    """
+    lines, excludes = [], any(row["tau_with_excluded"] != row["tau"] for row in rows)
     for row in rows:
         saved = 100 * row["macs_saved_full"] / (row["macs_saved_full"] + row["macs_full"])
         millions = (f"{row[key] / 1e6:,.3f}" for key in ("macs_full", "macs_paper"))
         stored = f"{row['weight_bytes'] / 1e6:.3f}", f"{row['map_bytes']:,}"
         source = "estimate" if row["estimated"] else "masks"
-        lines.append((row["softmax"], f"{row['tau']:.4g}", f"{saved:.2f}", *millions, *stored, source))
-    return table(("softmax", "tau", "saved %", "full, M", "Eq. 9, M", "weights MB", "map bytes", "from"), lines)
+        taus = f"{row['tau']:.4g}", *([f"{row['tau_with_excluded']:.4g}"] if excludes else [])
+        lines.append((row["softmax"], *taus, f"{saved:.2f}", *millions, *stored, source))
+    taus = ("tau", *(["with excluded"] if excludes else []))
+    return table(("softmax", *taus, "saved %", "full, M", "Eq. 9, M", "weights MB", "map bytes", "from"), lines)
 
 
-def excluded_note(row: dict) -> tuple[str, ...]:
-    """tau with the excluded pairs of shifted windows, where there are any."""
-    constant = row.get("tau_with_excluded", row["tau"])
-    if constant == row["tau"]:
+def excluded_note(rows: list[dict]) -> tuple[str, ...]:
+    """What the column `with excluded` holds, where there is one."""
+    if all(row["tau_with_excluded"] == row["tau"] for row in rows):
         return ()
-    return (
-        f"\nPairs that shifted windows exclude are 0 whatever the image, and no part of tau; counted as frozen, tau is {constant:.4g}.",
-    )
+    return ("\nPairs that shifted windows exclude are 0 whatever the image, and no part of tau; `with excluded` counts them as frozen.",)
 
 
 def unneeded_note(row: dict) -> tuple[str, ...]:

@@ -137,5 +137,8 @@ def row_table(rows: Sequence[Row]) -> Table:
     names = ("model", "variant", "runner", "softmax", "granularity", "scope", "order", "seed")
     shown = [name for name in names if len({getattr(row, name) for row in rows} - {"", None}) > 1] + ["tau"]
     lines = [["" if getattr(row, name) is None else getattr(row, name) for name in shown] for row in rows]
+    if any(row.tau_with_excluded is not None for row in rows):
+        shown.append("with excluded")
+        lines = [[*line, f"{row.tau_with_excluded:.4g}" if row.tau_with_excluded else ""] for line, row in zip(lines, rows, strict=True)]
     percent = [[f"{row.top1:.2%}", f"{row.top5:.2%}"] for row in rows]
     return table((*shown, "top-1", "top-5"), [line + ends for line, ends in zip(lines, percent, strict=True)])

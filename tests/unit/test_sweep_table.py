@@ -28,6 +28,17 @@ def test_rows_come_back_and_equal_rows_make_equal_bytes(path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_swins_rows_have_tau_with_the_excluded_pairs_too(tmp_path):
+    rows = [replace(BASELINE, tau_with_excluded=0.1), DRAWN]
+    write_sweep(tmp_path / "sweep.csv", rows)
+
+    assert read_sweep(tmp_path / "sweep.csv") == rows
+    assert [line.rpartition(",")[2] for line in (tmp_path / "sweep.csv").read_text().splitlines()] == ["tau_with_excluded", "0.1", ""]
+    for wrong in (0.0, 1.1):
+        with pytest.raises(UserError, match=f"tau_with_excluded: expected more than tau, at most 1, got {wrong}"):
+            replace(BASELINE, tau_with_excluded=wrong)
+
+
 def test_the_text_is_plain(path):
     assert path.read_text().splitlines() == [
         "model,variant,runner,softmax,granularity,scope,order,seed,tau,images,top1,top5",
