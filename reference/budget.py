@@ -87,13 +87,13 @@ class Trial:
 class Rungs:
     """The ways to freeze a head: first not at all, last the whole head, in between parts of it.
 
-    granularities: of each rung, `none` of the first; masks: bool [rungs, heads, tokens, tokens], the heads of all blocks in a row;
-    shares: float [rungs, heads], what a rung is expected to change of what freezing the whole head changes; start: the rung that
-    every head can be on at no loss, 0 or 1.
+    granularities: of each rung, `none` of the first; masks: of each rung and head, the heads of all blocks in a row, bool
+    [windows * tokens, tokens], a head's maps below one another; shares: float [rungs, heads], what a rung is expected to change of what
+    freezing the whole head changes; start: the rung that every head can be on at no loss, 0 or 1.
     """
 
     granularities: tuple[str, ...]
-    masks: np.ndarray
+    masks: Sequence[Sequence[np.ndarray]]
     shares: np.ndarray
     start: int
 
@@ -102,35 +102,45 @@ State = tuple[int, ...]
 """The rung of every head."""
 
 
-def make_rungs(scores: Mapping[str, Sequence[np.ndarray]]) -> Rungs:
-    """Of every head, at all RATES of these granularities, the units of least score; scores: per block [heads, tokens, tokens].
+def make_rungs(scores: Mapping[str, Sequence[np.ndarray]], heads: Sequence[int]) -> Rungs:
+    """Of every head, at all RATES of these granularities, the units of least score of each of its maps.
 
-    Where rows may be frozen, those that nothing reads (score 0) make the rung to start on.
+    scores: per block [maps, tokens, tokens], infinite where a pair takes no part; heads: of each block, whose maps come window by
+    window. Where rows may be frozen, those that nothing reads (score 0) make the rung to start on.
     """
-    stacked = {granularity: np.concatenate(list(blocks)) for granularity, blocks in scores.items()}
-    shape = next(iter(stacked.values())).shape
-    found = [("none", np.zeros(shape, np.bool_), np.zeros(shape[0]))]
+    split = {granularity: _by_head(blocks, heads) for granularity, blocks in scores.items()}
+    live = [np.isfinite(score) for score in next(iter(split.values()))]
+    found = [("none", [np.zeros_like(head) for head in live], np.zeros(len(live)))]
 
-    def add(granularity: str, mask: np.ndarray, score: np.ndarray) -> None:
-        if not any(np.array_equal(mask, other) for _, other, _ in found):
-            found.append((granularity, mask, _share(score, mask)))
+    def add(granularity: str, masks: list[np.ndarray]) -> None:
+        if not any(all(map(np.array_equal, masks, other)) for _, other, _ in found):
+            found.append((granularity, masks, np.array([*map(_share, split[granularity], masks)])))
 
-    if "row" in stacked:
-        unread = (stacked["row"] == 0).all(axis=2, keepdims=True)
-        add("row", np.broadcast_to(unread, shape), stacked["row"])
+    if "row" in split:
+        unread = [(score == 0).all(axis=1, keepdims=True) for score in split["row"]]
+        add("row", [np.broadcast_to(rows, head.shape) for rows, head in zip(unread, live, strict=True)])
     start = len(found) - 1
-    for granularity, score in stacked.items():
+    for granularity, blocks in scores.items():
         for rate in () if granularity == "head" else RATES:
-            add(granularity, freeze([score], [score], Freezing(rate, granularity))[0].mask, score)
-    found.append(("head", np.ones(shape, np.bool_), np.ones(shape[0])))
+            add(granularity, _by_head([each.mask for each in freeze(blocks, blocks, Freezing(rate, granularity))], heads))
+    found.append(("head", live, np.ones(len(live))))
     granularities, masks, shares = zip(*found, strict=True)
-    return Rungs(granularities, np.stack(masks), np.stack(shares), start)
+    return Rungs(granularities, masks, np.stack(shares), start)
 
 
-def _share(score: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The part of every head's score [heads, tokens, tokens] that is under the mask."""
-    whole = score.sum(axis=(1, 2))
-    return np.where(mask, score, 0).sum(axis=(1, 2)) / np.where(whole > 0, whole, 1)
+def _by_head(blocks: Sequence[np.ndarray], heads: Sequence[int]) -> list[np.ndarray]:
+    """The maps [maps, tokens, tokens] of every block as one array a head, [windows * tokens, tokens]."""
+    found = []
+    for layer, count in zip(blocks, heads, strict=True):
+        tokens = layer.shape[-1]
+        found += list(layer.reshape(-1, count, tokens, tokens).swapaxes(0, 1).reshape(count, -1, tokens))
+    return found
+
+
+def _share(score: np.ndarray, mask: np.ndarray) -> float:
+    """The part of a head's score that is under the mask; pairs that take no part have none."""
+    whole = score.sum(where=np.isfinite(score))
+    return np.where(mask, score, 0).sum() / (whole if whole > 0 else 1)
 
 
 def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) -> Iterator[State]:
@@ -154,7 +164,7 @@ def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) ->
         gain, damage = gains[rung, head] - gains[state[head], head], expected[rung, head] - expected[state[head], head]
         return max(damage, 0) / gain, -gain, damage
 
-    while moves := [(head, rung) for head in heads for rung in _above(rungs.masks[:, head], gains[:, head], state[head])]:
+    while moves := [(head, rung) for head in heads for rung in _above(_masks_of(rungs, head), gains[:, head], state[head])]:
         measured = {move: damage(_moved(state, *move)) for move in sorted(moves, key=price)[:WIDTH]}
         for (head, rung), after in measured.items():
             expected[rung, head] = expected[state[head], head] + after - reached
@@ -165,6 +175,11 @@ def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) ->
 
 def _moved(state: State, head: int, rung: int) -> State:
     return (*state[:head], rung, *state[head + 1 :])
+
+
+def _masks_of(rungs: Rungs, head: int) -> np.ndarray:
+    """bool [rungs, windows * tokens, tokens]."""
+    return np.stack([masks[head] for masks in rungs.masks])
 
 
 def _above(masks: np.ndarray, gains: np.ndarray, rung: int) -> np.ndarray:
@@ -179,7 +194,7 @@ def uniform_states(rungs: Rungs) -> list[State]:
 
 def granularity(rungs: Rungs, state: State) -> str:
     """What all that is frozen in a state is made of, `none` or `mixed`."""
-    used = {rungs.granularities[rung] for head, rung in enumerate(state) if rungs.masks[rung, head].any()}
+    used = {rungs.granularities[rung] for head, rung in enumerate(state) if rungs.masks[rung][head].any()}
     return used.pop() if len(used) == 1 else "mixed" if used else "none"
 
 

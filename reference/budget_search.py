@@ -12,7 +12,7 @@ import numpy as np
 from eamsim import engine
 from eamsim.errors import UserError
 from eamsim.images import ImageSet
-from eamsim.program import Linear, Program, Raw
+from eamsim.program import Attention, Linear, Program, Raw
 from reference.budget import (
     SEARCH_IMAGES,
     WIDTH,
@@ -44,7 +44,7 @@ BATCH = 64
 class Bench:
     """Makes the programs of states.
 
-    dense: nothing frozen, softmax renormalised; grids, mean [heads, tokens, tokens]: per block; logit_scale: of the integer logits.
+    dense: nothing frozen, softmax renormalised; grids, mean [maps, tokens, tokens]: per block; logit_scale: of the integer logits.
     """
 
     dense: Program
@@ -54,14 +54,30 @@ class Bench:
     rungs: Rungs
     macs: Callable[[Program], int]
 
-    def mask(self, state: State) -> np.ndarray:
-        """bool [blocks, heads, tokens, tokens]."""
-        chosen = self.rungs.masks[list(state), np.arange(len(state))]
-        return chosen.reshape(len(self.mean), *self.mean[0].shape)
+    def masks(self, state: State) -> list[np.ndarray]:
+        """Of every block, bool [maps, tokens, tokens], window by window."""
+        chosen, found = [self.rungs.masks[rung][head] for head, rung in enumerate(state)], []
+        for layer, op in zip(self.mean, self.attentions, strict=True):
+            own, chosen = np.stack(chosen[: op.heads]), chosen[op.heads :]
+            found.append(own.reshape(op.heads, -1, *layer.shape[1:]).swapaxes(0, 1).reshape(layer.shape))
+        return found
+
+    @cached_property
+    def attentions(self) -> list[Attention]:
+        return [op for op in self.dense.operations if isinstance(op, Attention)]
+
+    def tau(self, state: State) -> float:
+        """The share of frozen weights among those of all windows that can be."""
+        frozen = live = 0
+        for op, mask in zip(self.attentions, self.masks(state), strict=True):
+            pairs = np.ones((op.windows, 1, op.tokens, op.tokens), np.bool_) if op.excluded is None else ~op.excluded[:, None]
+            frozen += int(np.count_nonzero(mask.reshape(-1, op.heads, op.tokens, op.tokens) & pairs))
+            live += op.heads * int(np.count_nonzero(pairs))
+        return frozen / live
 
     def program(self, state: State) -> Program:
         """The program of this state; blocks of which nothing is frozen hold no map."""
-        maps = zip(self.mask(state), self.mean, strict=True)
+        maps = zip(self.masks(state), self.mean, strict=True)
         frozen = [FrozenMap(mask, mean.astype(np.float32)) if mask.any() else None for mask, mean in maps]
         return with_frozen(self.dense, frozen, self.grids)
 
@@ -127,9 +143,8 @@ def _explore(
     loss = cross_entropy(answers, judging)
 
     def judge(state: State, found: np.ndarray) -> tuple[Trial, State]:
-        top1, tau = accuracy(found, labels).top1, float(bench.mask(state).mean())
-        change = cross_entropy(found, judging) - loss
-        return Trial(granularity(bench.rungs, state), tau, bench.saved(state), top1, len(judged), change), state
+        top1, change = accuracy(found, labels).top1, cross_entropy(found, judging) - loss
+        return Trial(granularity(bench.rungs, state), bench.tau(state), bench.saved(state), top1, len(judged), change), state
 
     tried = [judge(nothing, answers)]
     tried += [judge(state, logits(state, judged.batches(BATCH))) for state in uniform_states(bench.rungs)]
@@ -165,10 +180,10 @@ def _truth(images: ImageSet, answers: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _heads(bench: Bench, state: State) -> list[dict[str, Any]]:
     """What is frozen, head by head."""
+    places = [(block, head) for block, op in enumerate(bench.attentions) for head in range(op.heads)]
     rows = []
-    for number, rung in enumerate(state):
-        block, head = divmod(number, len(bench.mean[0]))
-        share = float(bench.rungs.masks[rung, number].mean())
+    for number, ((block, head), rung) in enumerate(zip(places, state, strict=True)):
+        share = float(bench.rungs.masks[rung][number].sum() / bench.rungs.masks[-1][number].sum())
         if share:
             rows.append({"block": block, "head": head, "granularity": bench.rungs.granularities[rung], "tau": share})
     return rows

@@ -66,7 +66,7 @@ def build_program(
     source = model if entropy_from == "float" else calibrated
     if isinstance(freezing, Budget):
         judged = open_images(freezing.validation, model.preprocessing, labels=labels) if freezing.validation else images
-        program, choice = _within(freezing, calibrated, source, images, judged, progress)
+        program, choice = _within(freezing, calibrated, source, images, judged, progress, share_windows)
     else:
         change = OutputChange(source.network, maps) if freezing.order == "output" else None
         statistics = attention_statistics(source, images, progress, change, share_windows) if freezing.tau else None
@@ -84,18 +84,23 @@ def build_program(
 
 
 def _within(
-    budget: Budget, calibrated: Calibrated, source: Model | Calibrated, images: ImageSet, judged: ImageSet, progress: Progress
+    budget: Budget,
+    calibrated: Calibrated,
+    source: Model | Calibrated,
+    images: ImageSet,
+    judged: ImageSet,
+    progress: Progress,
+    share_windows: bool,
 ) -> tuple[Program, dict[str, Any]]:
     """The program that the search finds, and how it was found; the order is `output`."""
-    if isinstance(source.network, Swin):
-        raise UserError("--keep-accuracy and --save-macs: expected a ViT, got a Swin, whose blocks differ in heads; choose --tau instead")
     labelled = has_labels(judged, calibrated.model.module.num_classes)
     if budget.validation and not labelled:
         raise UserError("--validation: expected images with labels of the model's classes; leave it out to judge by the calibration images")
-    change = OutputChange(source.network)
-    statistics = attention_statistics(source, images, progress, change)
+    change = OutputChange(source.network, maps_of(source.network, share_windows))
+    statistics = attention_statistics(source, images, progress, change, share_windows)
     units = [Freezing(0, granularity, "model", "output") for granularity in budget.granularities]
-    rungs = make_rungs({each.granularity: scores(statistics, each, change) for each in units})
+    heads = [block.heads for block in source.network.blocks]
+    rungs = make_rungs({each.granularity: scores(statistics, each, change) for each in units}, heads)
     dense = lower(calibrated, softmax="renormalised")
     bench = Bench(dense, calibrated.attention, means(statistics), logit_scale(calibrated, dense), rungs, budget.macs)
     program, found = build_within(bench, budget, images, judged, progress)

@@ -111,7 +111,7 @@ def test_of_moves_that_do_no_damage_the_largest_is_made():
 
 def test_rungs_hold_the_units_of_least_score_and_their_share():
     rows = np.arange(1, 17).reshape(2, 8, 1) * np.ones((2, 8, 8))
-    rungs = make_rungs({"head": [rows], "row": [rows[:1], rows[1:]]})
+    rungs = make_rungs({"head": [rows[:1], rows[1:]], "row": [rows[:1], rows[1:]]}, [1, 1])
 
     assert rungs.granularities == ("none", "row", "row", "head")
     assert rungs.start == 0
@@ -124,7 +124,7 @@ def test_rungs_hold_the_units_of_least_score_and_their_share():
 def test_rows_that_nothing_reads_are_where_the_search_starts():
     scores = np.ones((2, 10, 10))
     scores[1, 1:] = 0
-    rungs = make_rungs({"row": [scores], "weight": [scores]})
+    rungs = make_rungs({"row": [scores], "weight": [scores]}, [2])
 
     assert rungs.start == 1
     assert_array_equal(rungs.masks[1], scores == 0)
@@ -134,7 +134,7 @@ def test_rows_that_nothing_reads_are_where_the_search_starts():
     assert budget.granularity(rungs, first) == "row"
     assert budget.granularity(rungs, (0, 0)) == "none"
     assert budget.granularity(rungs, (len(rungs.masks) - 1, 1)) == "mixed"
-    assert make_rungs({"head": [scores]}).granularities == ("none", "head")
+    assert make_rungs({"head": [scores]}, [2]).granularities == ("none", "head")
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8), st.data())
