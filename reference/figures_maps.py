@@ -24,25 +24,37 @@ HEADS_A_LINE = 6
 MEAN_COLOUR, MAX_COLOUR = "#0072B2", "#D55E00"
 
 
-def class_token_row(layer: np.ndarray) -> np.ndarray:
-    """What the class token's query has for every patch, on the grid of patches: [..., side, side] of [..., tokens, tokens].
+def over_patches(layer: np.ndarray, heads: int, excluded: np.ndarray | None = None) -> np.ndarray:
+    """What is said of every patch as a key, on the grid of patches: [heads, side, side] of a layer [maps, tokens, tokens].
 
-    Raises UserError unless the tokens are a class token and a square of patches.
+    With a class token, of its query; without one, the mean over the queries of the patch's window that see it (`excluded`: pairs that
+    take no part), the windows side by side and a shift by half a window taken back. Raises UserError unless there are a class token
+    and a square of patches, or squares of windows.
     """
-    patches = layer.shape[-1] - 1
-    side = math.isqrt(patches)
-    if patches < 1 or side**2 != patches:
-        raise UserError(f"attention maps: expected a class token and a square of patches, got {layer.shape[-1]} tokens; take a ViT's")
-    return layer[..., 0, 1:].reshape(*layer.shape[:-2], side, side)
+    tokens, windows = layer.shape[-1], len(layer) // heads
+    if windows == 1 and tokens > 1 and _is_square(tokens - 1):
+        return layer[:, 0, 1:].reshape(heads, math.isqrt(tokens - 1), -1)
+    if not _is_square(tokens) or not _is_square(windows):
+        raise UserError(
+            f"attention maps: expected a class token and a square of patches, or square windows, got {tokens} tokens in {windows} windows"
+        )
+    live = np.ones(layer.shape, np.bool_) if excluded is None else ~excluded
+    side, across = math.isqrt(tokens), math.isqrt(windows)
+    mean = (layer * live).sum(axis=1) / live.sum(axis=1)
+    grid = mean.reshape(across, across, heads, side, side).transpose(2, 0, 3, 1, 4).reshape(heads, across * side, across * side)
+    return grid if excluded is None else np.roll(grid, (side // 2, side // 2), axis=(1, 2))
+
+
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
 
 
 @style()
-def attention_over_image(image: np.ndarray, maps: Mapping[str, np.ndarray], layer: int) -> Figure:
+def attention_over_image(image: np.ndarray, rows: Mapping[str, np.ndarray], layer: int) -> Figure:
     """Figure 1: an image, and over it what the class token of one layer attends to, head by head.
 
-    image: uint8 [height, width, 3]; maps: attention weights [heads, tokens, tokens] of each model measured, by its name.
+    image: uint8 [height, width, 3]; rows: `over_patches` of the attention weights of each model measured, by its name.
     """
-    rows = {name: class_token_row(weights) for name, weights in maps.items()}
     heads, greatest = len(next(iter(rows.values()))), max(float(row.max()) for row in rows.values())
     lines, columns = math.ceil(heads / HEADS_A_LINE), 1 + min(heads, HEADS_A_LINE)
     width = COLUMN_INCHES if columns <= 4 else PAGE_INCHES
@@ -65,27 +77,32 @@ def attention_over_image(image: np.ndarray, maps: Mapping[str, np.ndarray], laye
 @style()
 def class_entropy(statistics: Statistics, source: Source, heads: int) -> Figure:
     """Figure 2: entropy of the class token's attention to every patch (Eq. 13), in the first heads of the model."""
-    places = [(layer, head) for layer, entropy in enumerate(_entropy(statistics, source)) for head in range(len(entropy))][:heads]
+    grids = _over_patches(statistics, _entropy(statistics, source))
+    places = [(layer, head) for layer, grid in enumerate(grids) for head in range(len(grid))][:heads]
     rows = math.ceil(len(places) / HEADS_A_LINE)
     columns = math.ceil(len(places) / rows)
     figure = new_figure(PAGE_INCHES, 1.2 * rows)
     axes = figure.subplots(rows, columns, squeeze=False)
-    _draw_class_maps(figure, axes.ravel().tolist(), _entropy(statistics, source), places, "entropy (bits)")
+    _draw_patches(figure, axes.ravel().tolist(), grids, places, "entropy (bits)")
     return figure
 
 
 @style()
 def full_entropy(statistics: Statistics, source: Source, places: Sequence[Place]) -> Figure:
-    """Figure 3: entropy of every attention weight of some heads (Eq. 13), queries by keys, token 0 the class token."""
-    layers = _entropy(statistics, source)
+    """Figure 3: entropy of every attention weight of some maps (Eq. 13), queries by keys; excluded pairs are blank.
+
+    Token 0 is the class token of a ViT; a Swin has a map for each head of each window, counted window by window.
+    """
+    pairs = zip(_entropy(statistics, source), statistics.excluded, strict=True)
+    layers = [layer if excluded is None else np.where(excluded, np.nan, layer) for layer, excluded in pairs]
     places = places or extremes(layers)
     values = [_head(layers, place) for place in places]
     figure = new_figure(COLUMN_INCHES, 1.75 if len(places) > 1 else 2.7)
     axes = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
-    greatest = max(float(each.max()) for each in values)
+    greatest = max(float(np.nanmax(each)) for each in values)
     for axis, place, each in zip(axes, places, values, strict=True):
         drawn = _map(axis, each, greatest)
-        axis.set_title(_name(place))
+        axis.set_title(_name(place, "map" if max(map(len, layers)) > max(statistics.header.heads) else "head"))
         axis.set_xlabel("key token")
         for each_axis in (axis.xaxis, axis.yaxis):
             each_axis.set_major_locator(MaxNLocator(4, integer=True))
@@ -105,41 +122,42 @@ def divergence(statistics: Statistics, places: Sequence[Place]) -> Figure:
             f"statistics: hold no divergence, as only the {statistics.header.sources[0]} model was measured; "
             "measure with `eamsim entropy --of both`"
         )
-    rows = [class_token_row(layer) for layer in statistics.divergence]
+    rows = _over_patches(statistics, statistics.divergence)
     places = places or extremes(rows)
     figure = new_figure(COLUMN_INCHES, 3.3)
     above, below = figure.subfigures(2, 1, squeeze=False).ravel()
     _draw_heads(above.subplots(), rows)
     axes = below.subplots(1, len(places), squeeze=False)[0]
-    _draw_class_maps(below, list(axes), statistics.divergence, places, "divergence (bits)")
+    _draw_patches(below, list(axes), rows, places, "divergence (bits)")
     return figure
 
 
 def extremes(layers: Sequence[np.ndarray]) -> list[Place]:
     """The two heads of least and of greatest mean in [heads, ...] layers."""
-    means = {(layer, head): float(values.mean()) for layer, heads in enumerate(layers) for head, values in enumerate(heads)}
+    means = {(layer, head): float(np.nanmean(values)) for layer, heads in enumerate(layers) for head, values in enumerate(heads)}
     return [min(means, key=means.__getitem__), max(means, key=means.__getitem__)]
 
 
 def _draw_heads(axis: Axes, rows: Sequence[np.ndarray]) -> None:
     """Mean and maximum over the patches, a point a head, in the order of layers."""
-    values = np.concatenate([row.reshape(len(row), -1) for row in rows])
+    greatest, mean = (np.concatenate([summed(row, axis=(1, 2)) for row in rows]) for summed in (np.max, np.mean))
     firsts = np.cumsum([0, *(len(row) for row in rows)])[:-1]
-    size = min(3.5, 120 / len(values))
-    axis.plot(values.max(axis=1), "s--", color=MAX_COLOUR, markersize=size, label="maximum")
-    axis.plot(values.mean(axis=1), "o-", color=MEAN_COLOUR, markersize=size, label="mean")
+    size = min(3.5, 120 / len(mean))
+    axis.plot(greatest, "s--", color=MAX_COLOUR, markersize=size, label="maximum")
+    axis.plot(mean, "o-", color=MEAN_COLOUR, markersize=size, label="mean")
     for first in firsts[1:]:
         axis.axvline(first - 0.5, color="0.85", linewidth=0.5, zorder=0)
     axis.set_xticks([first + (len(row) - 1) / 2 for first, row in zip(firsts, rows, strict=True)], [str(i) for i in range(len(rows))])
     axis.tick_params(axis="x", length=0)
-    axis.set(xlabel=f"layer (from left to right heads 0 to {len(rows[0]) - 1} of each)", ylabel="divergence (bits)")
+    heads = f"heads 0 to {len(rows[0]) - 1}" if len({len(row) for row in rows}) == 1 else "the heads"
+    axis.set(xlabel=f"layer (from left to right {heads} of each)", ylabel="divergence (bits)")
     axis.set_ylim(bottom=0)
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=2)
 
 
-def _draw_class_maps(figure: FigureBase, axes: list[Axes], layers: Sequence[np.ndarray], places: Sequence[Place], label: str) -> None:
-    """The class token's row of some heads on one scale; axes that are left over stay empty."""
-    maps = [class_token_row(_head(layers, place)) for place in places]
+def _draw_patches(figure: FigureBase, axes: list[Axes], layers: Sequence[np.ndarray], places: Sequence[Place], label: str) -> None:
+    """The grids of patches of some heads on one scale; axes that are left over stay empty."""
+    maps = [_head(layers, place) for place in places]
     greatest = max(float(each.max()) for each in maps)
     for axis in axes:
         axis.set_axis_off()
@@ -149,12 +167,16 @@ def _draw_class_maps(figure: FigureBase, axes: list[Axes], layers: Sequence[np.n
     figure.colorbar(drawn, ax=axes, label=label, shrink=0.9, aspect=15 * math.ceil(len(axes) / HEADS_A_LINE))
 
 
+def _over_patches(statistics: Statistics, layers: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [over_patches(*each) for each in zip(layers, statistics.header.heads, statistics.excluded, strict=True)]
+
+
 def _map(axis: Axes, values: np.ndarray, greatest: float) -> AxesImage:
     return axis.imshow(values, MAP_COLOURS, vmin=0, vmax=greatest, interpolation="nearest")
 
 
-def _name(place: Place) -> str:
-    return f"layer {place[0]}, head {place[1]}"
+def _name(place: Place, unit: str = "head") -> str:
+    return f"layer {place[0]}, {unit} {place[1]}"
 
 
 def _head(layers: Sequence[np.ndarray], place: Place) -> np.ndarray:

@@ -86,8 +86,10 @@ def measure(
     a run with equal ones continues from `PATH.progress`, which holds the histograms of all layers begun. Returns images per
     second, decoding included, an image counted once a forward pass; 0 if nothing was left to do. Raises UserError and BadFile.
     """
-    maps = next(iter(models.values())).network.maps
-    header = Header(tuple(each.shape for each in maps), len(images), tuple(models), histograms, origin, command)
+    network = next(iter(models.values())).network
+    maps, heads = network.maps, tuple(block.heads for block in network.blocks)
+    excluded = tuple(layer for layer, each in enumerate(maps) if each.excluded is not None)
+    header = Header(tuple(each.shape for each in maps), heads, excluded, len(images), tuple(models), histograms, origin, command)
     groups = layer_groups(header, memory_bytes)
     run = _Run(path.with_name(path.name + ".progress"), models, images, header, groups)
 
@@ -124,7 +126,9 @@ class _Run:
         """What a file of results holds, layer by layer; the memory is free once the last layer has been taken."""
         statistics = self._statistics(group, progress, keep=not last)
         for layer in group:
-            yield _results(statistics, layer, self.header.histograms)
+            pairs = next(iter(self.models.values())).network.maps[layer].excluded
+            excluded = {} if pairs is None else {f"layer{layer}.excluded": pairs.astype(np.uint8)}
+            yield _results(statistics, layer, self.header.histograms) | excluded
 
     def _statistics(self, group: range, progress: Progress, keep: bool) -> dict[Source, AttentionStatistics]:
         """The statistics of some layers over all images, as far as possible from the last saving; keep: save them at the end too."""

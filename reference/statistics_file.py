@@ -2,7 +2,8 @@
 
 A file of results holds `manifest`, canonical JSON in unsigned bytes with the fields of `Header`, and for every layer and every
 model measured ("float", "quantised") `layer3.float.entropy`, `.mean` and `.variance`, float32 [maps, tokens, tokens]; where the
-header says so `.counts`, uint16 or uint32 [maps, tokens, tokens, 256]; and for two models `layer3.divergence`, float32.
+header says so `.counts`, uint16 or uint32 [maps, tokens, tokens, 256]; for two models `layer3.divergence`, float32; and `layer3.excluded`,
+unsigned bytes 0 or 1, in a layer of shifted windows: the pairs of tokens that take no part.
 A file of progress holds the same `manifest` with `images` done, and `.counts`, `.sums`, `.squares` of some layers.
 """
 
@@ -25,18 +26,24 @@ from reference.entropy import BINS, AttentionStatistics, counter
 Source = Literal["float", "quantised"]
 SOURCES: tuple[tuple[Source, ...], ...] = (("float",), ("quantised",), ("float", "quantised"))
 
-FORMAT, VERSION = "eam-statistics", 2
+FORMAT, VERSION = "eam-statistics", 3
 MANIFEST_LIMIT_BYTES = 1 << 20
 MAX_LAYERS = 1 << 10
 EXTENT_LIMITS = {"images": 1 << 32, "maps": 1 << 20, "rows": 1 << 16, "columns": 1 << 16}
-LIMITS = {"entropy": math.log2(BINS), "mean": 1.0, "variance": 0.25, "divergence": math.inf}
+LIMITS = {"entropy": math.log2(BINS), "mean": 1.0, "variance": 0.25, "divergence": math.inf, "excluded": 1.0}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What was measured, and how: shapes are (maps, tokens, tokens) of each layer; origin: hashes of model and data, settings."""
+    """What was measured, and how: origin holds hashes of model and data, settings.
+
+    shapes: (maps, tokens, tokens) of each layer; heads: of each layer, whose maps come window by window; excluded: the layers in
+    which pairs of tokens take no part.
+    """
 
     shapes: tuple[tuple[int, int, int], ...]
+    heads: tuple[int, ...]
+    excluded: tuple[int, ...]
     images: int
     sources: tuple[Source, ...]
     histograms: bool
@@ -57,6 +64,8 @@ class Header:
                 found[f"layer{layer}.{source}.counts"] = (self.counter, (*shape, BINS))
         if len(self.sources) == 2:
             found[f"layer{layer}.divergence"] = ("float32", shape)
+        if layer in self.excluded:
+            found[f"layer{layer}.excluded"] = ("unsigned bytes", shape)
         return found
 
     @property
@@ -66,13 +75,14 @@ class Header:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """A file of results in memory, but for its histograms: per layer float32 [maps, tokens, tokens]."""
+    """A file of results in memory, but for its histograms: per layer float32 [maps, tokens, tokens]; excluded: bool, or None."""
 
     header: Header
     entropy: dict[Source, list[np.ndarray]]
     mean: dict[Source, list[np.ndarray]]
     variance: dict[Source, list[np.ndarray]]
     divergence: list[np.ndarray] | None
+    excluded: list[np.ndarray | None]
 
 
 def write_statistics(path: Path, header: Header, layers: Iterable[Mapping[str, np.ndarray]]) -> None:
@@ -97,7 +107,8 @@ def read_statistics(path: Path) -> Statistics:
 
     both = len(header.sources) == 2
     divergence = [read[f"layer{layer}.divergence"] for layer in range(header.layers)] if both else None
-    return Statistics(header, of("entropy"), of("mean"), of("variance"), divergence)
+    excluded = [read[f"layer{layer}.excluded"].astype(np.bool_) if layer in header.excluded else None for layer in range(header.layers)]
+    return Statistics(header, of("entropy"), of("mean"), of("variance"), divergence, excluded)
 
 
 def read_histogram(path: Path, source: Source, layer: int) -> np.ndarray:
@@ -203,11 +214,21 @@ def _take_manifest(file: h5py.File) -> Header:
         raise Refused("/manifest shapes, images", f"1 to {MAX_LAYERS} shapes of numbers from 1 to at most {EXTENT_LIMITS}", shapes)
     if tree["sources"] not in [list(sources) for sources in SOURCES]:
         raise Refused("/manifest sources", f"one of {SOURCES}", tree["sources"])
+    heads, excluded = tree["heads"], tree["excluded"]
+    split = isinstance(heads, list) and len(heads) == len(shapes) and all(map(_divides, heads, (shape[0] for shape in shapes)))
+    known = isinstance(excluded, list) and all(type(layer) is int and 0 <= layer < len(shapes) for layer in excluded)
+    if not split or not known:
+        raise Refused("/manifest heads, excluded", "a divisor of every layer's maps, and numbers of layers", (heads, excluded))
     kinds = {"histograms": bool, "origin": dict, "command": str}
     if any(type(tree[name]) is not kind for name, kind in kinds.items()):
         raise Refused("/manifest histograms, origin, command", "true or false, an object and text", [tree[name] for name in kinds])
     tree |= {"shapes": tuple(map(tuple, shapes)), "sources": tuple(tree["sources"])}
+    tree |= {"heads": tuple(heads), "excluded": tuple(excluded)}
     return Header(**tree)
+
+
+def _divides(heads: Any, maps: int) -> bool:
+    return type(heads) is int and heads >= 1 and maps % heads == 0
 
 
 def _within_limits(extents: list[Any]) -> bool:
@@ -220,7 +241,8 @@ def _read(file: h5py.File, header: Header, name: str) -> np.ndarray:
     """One array of a layer; Refused unless its type, shape and values are what the header allows."""
     layer, _, quantity = name.removeprefix("layer").partition(".")
     stored, shape = header.arrays(int(layer))[name]
-    array = _of_shape(take(file[name], stored, len(shape), math.prod(shape) * np.dtype(stored).itemsize), shape, name)
+    item_bytes = 1 if stored == "unsigned bytes" else np.dtype(stored).itemsize
+    array = _of_shape(take(file[name], stored, len(shape), math.prod(shape) * item_bytes), shape, name)
     if quantity.endswith("counts"):
         if not _counts_images(array, header.images):
             raise Refused(f"/{name}", f"histograms of {header.images} images each", "another sum")
@@ -228,6 +250,8 @@ def _read(file: h5py.File, header: Header, name: str) -> np.ndarray:
     low, high, limit = float(array.min()), float(array.max()), LIMITS[quantity.rpartition(".")[2]]
     if not (np.isfinite(array).all() and low >= 0 and high <= limit):
         raise Refused(f"/{name}", f"finite values in [0, {limit}]", (low, high))
+    if quantity == "excluded" and (array.all(axis=1).any() or array.all(axis=2).any()):
+        raise Refused(f"/{name}", "a pair that takes part in every row and column", "none")
     return array
 
 

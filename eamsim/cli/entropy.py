@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import typer
 from rich.table import Table
 
@@ -88,17 +89,23 @@ def check_output(out: Path) -> None:
 
 
 def head_rows(statistics: Statistics) -> list[dict[str, Any]]:
-    """Per layer and head and model measured: mean, min and max of the entropy in bits, share of weights where it is zero; divergence."""
-    rows = []
-    for layer in range(statistics.header.layers):
-        for head in range(statistics.header.shapes[layer][0]):
-            row: dict[str, Any] = {"layer": layer, "head": head}
-            for source in statistics.header.sources:
-                bits = statistics.entropy[source][layer][head]
+    """Per layer and head and model measured: mean, min and max of the entropy in bits, share of weights where it is zero; divergence.
+
+    A head has a map in every window of a Swin, and they count together. Pairs that take no part count for nothing, but for the share
+    of them, `excluded`.
+    """
+    header, rows = statistics.header, []
+    for layer, (heads, left_out) in enumerate(zip(header.heads, statistics.excluded, strict=True)):
+        live = np.ones(header.shapes[layer], np.bool_) if left_out is None else ~left_out
+        for head in range(heads):
+            own = live[head::heads]
+            row: dict[str, Any] = {"layer": layer, "head": head, "excluded": 1 - float(own.mean())}
+            for source in header.sources:
+                bits = statistics.entropy[source][layer][head::heads][own]
                 ends = {"mean": float(bits.mean()), "min": float(bits.min()), "max": float(bits.max())}
                 row[source] = ends | {"zero": float((bits == 0).mean())}
             if statistics.divergence is not None:
-                bits = statistics.divergence[layer][head]
+                bits = statistics.divergence[layer][head::heads][own]
                 row["divergence"] = {"mean": float(bits.mean()), "max": float(bits.max())}
             rows.append(row)
     return rows
@@ -106,7 +113,7 @@ def head_rows(statistics: Statistics) -> list[dict[str, Any]]:
 
 def head_table(rows: list[dict[str, Any]]) -> Table:
     """The rows as a table, a line for each model measured; the divergence is on the quantised model's."""
-    body = []
+    body, excludes = [], any(row["excluded"] for row in rows)
     for row in rows:
         for source in (source for source in ("float", "quantised") if source in row):
             bits = row[source]
@@ -114,5 +121,7 @@ def head_table(rows: list[dict[str, Any]]) -> Table:
             body.append(
                 [row["layer"], row["head"], source, *(f"{bits[name]:.3f}" for name in ("mean", "min", "max")), f"{bits['zero']:.1%}"]
                 + ([f"{moved['mean']:.3f}", f"{moved['max']:.3f}"] if moved else ["", ""])
+                + ([f"{row['excluded']:.1%}"] if excludes else [])
             )
-    return table(["layer", "head", "model", "mean bits", "min", "max", "zero", "divergence mean", "max"], body)
+    names = ["layer", "head", "model", "mean bits", "min", "max", "zero", "divergence mean", "max"]
+    return table(names + (["left out"] if excludes else []), body)

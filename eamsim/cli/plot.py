@@ -52,12 +52,12 @@ def fig1(
     weights: Weights = None,
     as_json: Json = False,
 ) -> None:
-    """Attention over an image. What the class token of a layer attends to, head by head."""
+    """Attention over an image. What the class token of a layer attends to, head by head; in a Swin, the mean over all tokens."""
     import_matplotlib()
     import_reference("eamsim plot fig1")
     from reference.build import calibrate_on, parameters_sha256
     from reference.class_attention import attention_of_image
-    from reference.figures_maps import attention_over_image
+    from reference.figures_maps import attention_over_image, over_patches
     from reference.models import load_model
 
     loaded = load_model(model, weights)
@@ -72,7 +72,9 @@ def fig1(
         calibration = open_images(calib, loaded.preprocessing)
         _, maps["quantised"] = attention_of_image(calibrate_on(loaded, calibration, calib_images), pixels, layer)
         origin["calibration_sha256"] = calibration.sha256
-    finish("fig1", attention_over_image(pixels, maps, layer), out, origin, as_json)
+    heads, excluded = loaded.network.blocks[layer].heads, loaded.network.maps[layer].excluded
+    rows = {name: over_patches(each, heads, excluded) for name, each in maps.items()}
+    finish("fig1", attention_over_image(pixels, rows, layer), out, origin, as_json)
 
 
 @app.command()

@@ -43,7 +43,7 @@ def nested_rungs(heads: int, shares: np.ndarray) -> Rungs:
     masks = np.zeros((len(shares), heads, tokens, tokens), np.bool_)
     for rows in range(len(shares)):
         masks[rows, :, :rows] = True
-    return Rungs(("none", *["row"] * (tokens - 1), "head"), masks, shares, start=0)
+    return Rungs(("none", *["row"] * (tokens - 1), "head"), [list(rung) for rung in masks], shares, start=0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 1000)), min_size=1, max_size=5))

@@ -1,5 +1,7 @@
 import json
 from dataclasses import replace
+from importlib.util import find_spec
+from shutil import which
 
 import numpy as np
 import pytest
@@ -13,15 +15,20 @@ from safetensors.torch import save_file  # noqa: E402
 from eamsim.cli.output import progress  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
 from eamsim.images import open_images  # noqa: E402
+from reference.budget import make_rungs  # noqa: E402
 from reference.build import attention_statistics, frozen_maps, maps_of, scores  # noqa: E402
 from reference.fakequant import collect_maps, predict  # noqa: E402
 from reference.freeze import Freezing, FrozenMap  # noqa: E402
 from reference.models import as_model  # noqa: E402
 from reference.output_change import OutputChange  # noqa: E402
 from reference.repq import calibrate  # noqa: E402
+from reference.statistics_file import read_statistics  # noqa: E402
+from reference.sweep_table import read_sweep  # noqa: E402
 from reference.swin import excluded_pairs, merging_order, window_order  # noqa: E402
 
 SMALL = {"img_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "num_classes": 5}
+READERS = [*(name for name in ("onnxruntime", "onnx") if find_spec(name)), *(["c"] if which("cc") else [])]
+"""Of the exports, besides golden and engine."""
 SHIFTED = 1  # the block of four windows, three of which hold excluded pairs
 
 
@@ -258,8 +265,11 @@ def test_the_commands_take_a_swin(folder):
     assert eamsim("build", source, *options, "--share-windows", "--granularity", "head", "--scope", "layer", "-o", shared).code == 0
     assert shared.stat().st_size < own.stat().st_size
     for path in (own, shared):
-        verified = json.loads(eamsim("verify", path, "--data", data, "--images", "1", "--json").out)
+        verified = json.loads(eamsim("verify", path, "--data", data, "--images", "1", "--with", ",".join(READERS), "--json").out)
         assert verified["bit_exact"]
+    for reader in ("engine", "golden"):
+        assert eamsim("trace", "record", own, "--data", data, "--images", "1", "--by", reader, "-o", folder / f"{reader}.h5").code == 0
+    assert json.loads(eamsim("trace", "diff", folder / "engine.h5", folder / "golden.h5", "--json").out)["equal"]
     (row,) = json.loads(eamsim("cost", own, "--json").out)["rows"]
     pairs, excluded = 2 * 8 * 256 + 2 * 4 * 256, 2 * (128 + 128 + 192)
     assert row["tau"] == pytest.approx(0.5, abs=0.001)
@@ -267,12 +277,75 @@ def test_the_commands_take_a_swin(folder):
     (row,) = json.loads(eamsim("cost", shared, "--json").out)["rows"]
     assert (row["granularity"], row["tau"]) == ("head", 0.5)
     assert row["macs_by_layer"]["qkv"] == (64 * 16**2 + 16 * 32**2) * 2 * 2  # of three projections the third, and half of the others
-    entropy = eamsim("entropy", source, "--calib", data, "--of", "float", "-o", folder / "stats.h5", "--json")
-    assert len(json.loads(entropy.out)["heads"]) == 8 + 8 + 4 + 4
 
 
-def test_a_budget_needs_a_vit(folder):
-    refused = eamsim("build", f"local-dir:{folder}", "--calib", folder / "data.npz", "--save-macs", "1%", "-o", folder / "x.eam")
+def test_every_report_gives_tau_with_and_without_the_excluded_pairs(folder):
+    source, data, swept = f"local-dir:{folder}", folder / "data.npz", folder / "sweep"
+    pairs, excluded = 2 * 8 * 256 + 2 * 4 * 256, 2 * (128 + 128 + 192)
 
-    assert refused.code == 2
-    assert "--keep-accuracy and --save-macs: expected a ViT, got a Swin" in refused.err
+    built = json.loads(eamsim("build", source, "--calib", data, "--tau", "0.5", "-o", folder / "x.eam", "--json").out)["frozen"]
+    assert built["tau"] == pytest.approx(0.5, abs=0.001)
+    assert built["tau_with_excluded"] == pytest.approx(0.5 + 0.5 * excluded / pairs, abs=0.001)
+    choices = ("--tau", "0,0.5", "--softmax", "paper", "--variant", "eam-4bits", "--on", "fakequant", "--workers", "1")
+    assert eamsim("sweep", source, "--calib", data, "--data", data, *choices, "-o", swept).code == 0
+    assert [(row.tau, row.tau_with_excluded) for row in read_sweep(swept / "sweep.csv")] == [
+        (tau, pytest.approx(tau + (1 - tau) * excluded / pairs)) for tau in (0, 0, 0.5)
+    ]
+
+
+def test_statistics_and_figures_of_a_swin(folder):
+    source, data, out = f"local-dir:{folder}", folder / "data.npz", folder / "stats.h5"
+    measured = json.loads(eamsim("entropy", source, "--calib", data, "-o", out, "--json").out)
+    statistics = read_statistics(out)
+    left_out = statistics.excluded[SHIFTED]
+
+    assert (statistics.header.heads, statistics.header.excluded) == ((2, 2, 4, 4), (SHIFTED,))
+    assert left_out is not None
+    assert [(row["layer"], row["head"]) for row in measured["heads"]] == [
+        (i, head) for i, heads in enumerate((2, 2, 4, 4)) for head in range(heads)
+    ]
+    bits = statistics.entropy["float"][SHIFTED][1::2][~left_out[1::2]]
+    assert measured["heads"][3]["float"]["zero"] == (bits == 0).mean()
+    assert measured["heads"][3]["excluded"] == pytest.approx((128 + 128 + 192) / 1024)
+    figures = folder / "figures"
+    for name in ("fig2", "fig3", "fig4"):
+        assert eamsim("plot", name, out, "-o", figures).code == 0
+    assert eamsim("plot", "fig1", source, "--image", data, "--layer", SHIFTED, "--calib", data, "-o", figures).code == 0
+    assert sorted(path.name for path in figures.glob("*.png")) == ["fig1.png", "fig2.png", "fig3.png", "fig4.png"]
+
+
+@pytest.mark.parametrize("share", [(), ("--share-windows",)])
+def test_a_budget_is_searched_over_the_heads_of_all_windows(folder, share):
+    source, data, out = f"local-dir:{folder}", folder / "data.npz", folder / "x.eam"
+    options = ("--granularity", "head,weight", "--save-macs", "8%", *share)
+    found = json.loads(eamsim("build", source, "--calib", data, *options, "-o", out, "--json").out)
+    (row,) = json.loads(eamsim("cost", out, "--json").out)["rows"]
+
+    saved = row["macs_saved_full"] / (row["macs_saved_full"] + row["macs_full"])
+    (chosen,) = (trial for trial in found["budget"]["trials"] if trial["chosen"])
+    assert saved >= 0.08
+    assert chosen["macs_saved"] == pytest.approx(saved)
+    assert chosen["tau"] == pytest.approx(row["tau"])
+    assert {(each["block"], each["head"]) for each in found["budget"]["heads"]} <= {
+        (i, h) for i, n in enumerate((2, 2, 4, 4)) for h in range(n)
+    }
+    if not share:
+        whole = [each for each in found["budget"]["heads"] if each["tau"] == 1]
+        assert row["macs_by_layer"]["qkv"] == (64 * 16**2 + 16 * 32**2) * 2 * 3 - sum(
+            (16384, 16384, 8192, 8192)[each["block"]] for each in whole
+        )
+    assert json.loads(eamsim("verify", out, "--data", data, "--images", "1", "--json").out)["bit_exact"]
+
+
+def test_rungs_leave_excluded_pairs_out(calibrated, images):
+    statistics = attention_statistics(calibrated, images, progress)
+    rungs = make_rungs({name: scores(statistics, Freezing(0, name, "model")) for name in ("head", "row", "weight")}, (2, 2, 4, 4))
+    live = ~calibrated.network.maps[SHIFTED].excluded
+
+    assert [mask.shape for mask in rungs.masks[0]] == 4 * [(64, 16)] + 8 * [(16, 16)]
+    for head in range(2):
+        np.testing.assert_array_equal(rungs.masks[-1][2 + head], live[head::2].reshape(64, 16))
+        assert not any((masks[2 + head] & ~live[head::2].reshape(64, 16)).any() for masks in rungs.masks)
+    half = rungs.granularities.index("weight") + 1
+    assert [int(rungs.masks[half][head].sum()) for head in (0, 4)] == [512, 128]
+    assert ((rungs.shares >= 0) & (rungs.shares <= 1)).all()
