@@ -99,12 +99,12 @@ HEADER = TypeAdapter(Header)
 
 def digest(integers: np.ndarray, packing: str) -> bytes:
     """SHA-256 of the packed integers; ValueError where one does not fit, or a wrapped integer might pass for a right one."""
-    if packing == "i64":
-        return hashlib.sha256(np.ascontiguousarray(integers, "<i8").data).digest()
     low, high = limits(packing)
     if integers.size and not low <= integers.min() <= integers.max() <= high:
         raise ValueError(f"{integers.min()}..{integers.max()} does not fit {packing}")
-    return hashlib.sha256(pack(integers, packing)).digest()
+    if BITS[packing] < 8:
+        return hashlib.sha256(pack(integers, packing)).digest()
+    return hashlib.sha256(np.ascontiguousarray(integers, dtype_of(packing)).data).digest()
 
 
 class Recorder:

@@ -16,7 +16,7 @@ from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.engine.forward import forward
 from eamsim.engine.isa import ISAS, select
 from eamsim.engine.memory import Memory
-from eamsim.engine.plan import KINDS, PUBLISH, Plan, Tap, make_plan
+from eamsim.engine.plan import ATTEND, KINDS, PUBLISH, Plan, Tap, make_plan
 from eamsim.errors import UserError
 from eamsim.program import Program
 
@@ -62,21 +62,25 @@ class Engine:
         return logits, {name: np.concatenate([none, *(part[1][name] for part in parts)]) for name, none in empty.items()}
 
     def stream(self, images: np.ndarray, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[dict[str, np.ndarray]]:
-        """The wanted taps of one batch as `run` takes it, operation by operation: int64 [batch, ...] by name, overwritten by the next.
+        """The wanted taps of one batch as `run` takes it, operation by operation: integers [batch, ...] by name.
 
-        Memory holds the taps of one operation at a time, and most of them never leave the caches.
+        The next step overwrites them: memory holds the inner taps of one operation, and its output is shown where the next ones read it.
         """
         plan, batch = self._plan, len(images)
-        steps = [(records, taps, tap_records(records, taps)) for records, taps in operation_steps(plan, wanted)]
-        storage = np.empty(max(size for _, _, (_, _, size) in steps) * batch, np.int64)
-        memory = plan.memory(batch, self.threads)._replace(taps=storage)
+        steps = [(*tap_records(records, inner)[:2], inner, output) for records, inner, output in operation_steps(plan, wanted)]
+        sizes = (sum(int(np.prod(tap.shape)) for tap in inner) for _, _, inner, _ in steps)
+        memory = plan.memory(batch, self.threads)._replace(taps=np.zeros(max(sizes) * batch + 1, np.int64))
         memory.codes[plan.image * batch :][: images.size] = images.ravel()
-        for _, taps, (records, offsets, size) in steps:
-            storage[: size * batch] = 0  # what the kernels leave out: scores of heads that have none
+        for records, offsets, inner, output in steps:
+            if ATTEND in records["kind"]:
+                memory.taps[:] = 0  # of heads without scores the kernels publish none
             with _one_at_a_time:
                 self._call(records, batch, memory)
-            pieces = (storage[offset * batch :][: int(np.prod(tap.shape)) * batch] for tap, offset in zip(taps, offsets, strict=True))
-            yield {tap.name: piece.reshape(batch, *tap.shape) for tap, piece in zip(taps, pieces, strict=True)}
+            found = {tap.name: part(memory.taps, offset, tap, batch) for tap, offset in zip(inner, offsets, strict=True)}
+            if wanted(output.name):
+                source = memory.values if plan.records["x_signed"][output.record] else memory.codes
+                found[output.name] = part(source, int(plan.records["x"][output.record]), output, batch)
+            yield found
 
     def profile(self, images: np.ndarray, rounds: int = 5) -> dict[str, float]:
         """Seconds by kind of operation for one batch, at most MAX_BATCH images as `run` takes them: the least of so many rounds.
@@ -134,13 +138,18 @@ def tap_records(records: np.ndarray, wanted: list[Tap]) -> tuple[np.ndarray, lis
     return table[(table["kind"] != PUBLISH) | (table["tap_out"] >= 0)], offsets, size
 
 
-def operation_steps(plan: Plan, wanted: Callable[[str], bool]) -> Iterator[tuple[np.ndarray, list[Tap]]]:
-    """For each operation its records, the last of them its publication, and its wanted taps as if those were the only records."""
+def operation_steps(plan: Plan, wanted: Callable[[str], bool]) -> Iterator[tuple[np.ndarray, list[Tap], Tap]]:
+    """For each operation its records without the publication, its wanted inner taps as if those were the only records, its output."""
     first = 0
-    for last in np.flatnonzero(plan.records["kind"] == PUBLISH):
-        taps = [replace(tap, record=tap.record - first) for tap in plan.taps if first <= tap.record <= last and wanted(tap.name)]
-        yield plan.records[first : last + 1], taps
-        first = last + 1
+    for output in (tap for tap in plan.taps if plan.records["kind"][tap.record] == PUBLISH):
+        inner = [replace(tap, record=tap.record - first) for tap in plan.taps if first <= tap.record < output.record and wanted(tap.name)]
+        yield plan.records[first : output.record], inner, output
+        first = output.record + 1
+
+
+def part(source: np.ndarray, offset: int, tap: Tap, batch: int) -> np.ndarray:
+    """[batch, ...]: the tap or value that lies at the offset of one image's."""
+    return source[offset * batch :][: int(np.prod(tap.shape)) * batch].reshape(batch, *tap.shape)
 
 
 def load(program: Program, threads: int | None = None, isa: str | None = None) -> Engine:
