@@ -26,7 +26,7 @@ from eamsim.trace_diff import Report, TapDifference, compare, sha256
 from eamsim.trace_file import Interpreter
 from eamsim.trace_sources import Digest, RunSource, Source, TraceSource, read_dump
 
-SHOWN_TAPS, SHOWN_ERRORS = 12, 4
+SHOWN_TAPS, SHOWN_ERRORS = 12, 2
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def lines(result: dict[str, Any]) -> Iterator[Any]:
         yield f"made of    {', '.join(f'{name} {number}' for name, number in first['operands'].items())}"
     yield f"cause      {first['likely_cause'] or 'none of those known gives what was found'}"
     yield ""
-    yield table(("tap", "images", "elements", "of", "greatest", "errors"), [row(each) for each in differing[:SHOWN_TAPS]])
+    yield table(("tap", "images", "differ", "greatest", "most often"), [row(each) for each in differing[:SHOWN_TAPS]])
     if len(differing) > SHOWN_TAPS:
         yield f"... and {len(differing) - SHOWN_TAPS} more taps (--json has all)"
 
@@ -215,7 +215,8 @@ def lines(result: dict[str, Any]) -> Iterator[Any]:
 def row(each: dict[str, Any]) -> tuple[object, ...]:
     errors = ", ".join(f"{error:+} x {count}" for error, count in each["errors"][:SHOWN_ERRORS])
     more = ", ..." if len(each["errors"]) > SHOWN_ERRORS else ""
-    return each["tap"], len(each["images"]), each["elements"] or "?", each["of"] or "?", each["greatest_error"] or "?", errors + more
+    share = f"{each['elements']}/{each['of']}" if each["of"] else "?"
+    return each["tap"], len(each["images"]), share, each["greatest_error"] or "?", errors + more
 
 
 def write_junit(path: Path, name: str, report: Report, first: dict[str, Any] | None) -> None:

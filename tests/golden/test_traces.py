@@ -8,32 +8,67 @@ import numpy as np
 import pytest
 
 from eamsim import artifact, engine, golden
-from eamsim.trace import digests
+from eamsim.program import Program
+from eamsim.trace import Taps, digests
+from eamsim.trace_file import Trace, digest, reading
 
 DIGITS = Path(str(files("eamsim"))) / "data" / "digits"
-TRACE = json.loads((Path(__file__).parents[2] / "traces" / "digits.json").read_text())
+TRACES = Path(__file__).parents[2] / "traces"
+PLAIN = json.loads((TRACES / "digits.json").read_text())
+PROGRAMS = {"digits": DIGITS / "digits.eam", "cifar10-deit": TRACES / "cifar10-deit.eam", "deit-tiny": TRACES / "deit-tiny.eam"}
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def trace(request: pytest.FixtureRequest):
+    with reading(TRACES / f"{request.param}.h5") as trace:
+        yield trace
 
 
 @pytest.fixture(scope="module")
-def program():
-    assert artifact.sha256(DIGITS / "digits.eam") == TRACE["program_sha256"], "the trace is of another program"
-    return artifact.read(DIGITS / "digits.eam")[0]
+def program(trace: Trace) -> Program:
+    program, _ = artifact.read(PROGRAMS[trace.path.stem])
+    assert artifact.program_sha256(program) == trace.header.program_sha256, "the trace is of another program"
+    return program
 
 
 @pytest.fixture(scope="module")
-def images():
-    return np.load(DIGITS / "digits_test.npz")["images"][TRACE["images"]]
+def images(trace: Trace) -> np.ndarray:
+    return np.stack([trace.image(number) for number in range(len(trace.header.images))])
 
 
-def test_the_golden_interpreter_means_what_it_meant(program, images):
+def assert_replayed(trace: Trace, image: int, found: Taps) -> None:
+    assert found.keys() == trace.entries.keys()
+    for name, integers in found.items():
+        recorded = trace.integers(name, image)
+        if recorded is not None:
+            np.testing.assert_array_equal(integers, recorded, err_msg=name)
+        assert digest(integers, trace.entries[name][1].packing).hex() == trace.digest(name, image), name
+
+
+def test_the_golden_interpreter_means_what_it_meant(trace: Trace, program: Program, images: np.ndarray):
     for number, image in enumerate(images):
-        taps: dict[str, np.ndarray] = {}
+        taps: Taps = {}
         golden.run(program, image, taps)
-        assert digests(taps) == {name: recorded[number] for name, recorded in TRACE["taps"].items()}
+        assert_replayed(trace, number, taps)
 
 
-def test_the_engine_replays_the_trace(program, images):
+def test_the_engine_replays_the_trace(trace: Trace, program: Program, images: np.ndarray):
     _, taps = engine.load(program).run(images, taps=True)
     for number in range(len(images)):
-        found = digests({name: integers[number] for name, integers in taps.items()})
-        assert found == {name: recorded[number] for name, recorded in TRACE["taps"].items()}
+        assert_replayed(trace, number, {name: integers[number] for name, integers in taps.items()})
+
+
+def test_the_stream_of_the_engine_replays_the_trace(trace: Trace, program: Program, images: np.ndarray):
+    for step in engine.load(program).stream(images):
+        for name, integers in step.items():
+            for number, part in enumerate(integers):
+                assert digest(part, trace.entries[name][1].packing).hex() == trace.digest(name, number), name
+
+
+def test_plain_digests():
+    assert artifact.sha256(DIGITS / "digits.eam") == PLAIN["program_sha256"], "the trace is of another program"
+    program, _ = artifact.read(DIGITS / "digits.eam")
+    for number, image in enumerate(np.load(DIGITS / "digits_test.npz")["images"][PLAIN["images"]]):
+        taps: Taps = {}
+        golden.run(program, image, taps)
+        assert digests(taps) == {name: recorded[number] for name, recorded in PLAIN["taps"].items()}
