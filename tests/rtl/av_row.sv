@@ -1,0 +1,80 @@
+// One row of A.V: every attention weight is a power of two, so a product is a shift. Even and odd codes are summed apart.
+//   out = clip(round_shift(even * MULTIPLIER_EVEN + odd * MULTIPLIER_ODD, OUT_SHIFT) + OUT_ZERO), for HEAD_DIM values side by side
+// Latency: one clock after the last pair; one pair a clock.
+module av_row
+  import eam_pkg::*;
+#(
+    parameter int HEAD_DIM = 16,
+    parameter int V_BITS = 4,
+    parameter int V_ZERO = 8,
+    parameter int ATTENTION_BITS = 4,
+    parameter int LAST_CODE_IS_ZERO = 0,
+    parameter int MULTIPLIER_EVEN = 40000,
+    parameter int MULTIPLIER_ODD = 28284,
+    parameter int OUT_SHIFT = 24,
+    parameter int OUT_ZERO = 8,
+    parameter int OUT_BITS = 4,
+    parameter int ACC_BITS = 32,
+    parameter int ROUNDING = HALF_UP
+) (
+    input logic clk,
+    input logic rst,
+    input logic in_valid,
+    output logic in_ready,
+    input logic in_last,
+    input logic [ATTENTION_BITS-1:0] code,
+    input logic excluded,
+    input logic [HEAD_DIM*V_BITS-1:0] v,
+    output logic out_valid,
+    input logic out_ready,
+    output logic [HEAD_DIM*ACC_BITS-1:0] even,
+    output logic [HEAD_DIM*ACC_BITS-1:0] odd,
+    output logic [HEAD_DIM*OUT_BITS-1:0] out
+);
+  localparam int LAST_CODE = (1 << ATTENTION_BITS) - 1;
+  localparam int TOP_POWER = LAST_CODE / 2;
+
+  logic signed [ACC_BITS-1:0] running_even[0:HEAD_DIM-1], running_odd[0:HEAD_DIM-1], next_even[0:HEAD_DIM-1], next_odd[0:HEAD_DIM-1], product;
+  logic silent;
+  int64 total;
+  logic [HEAD_DIM*OUT_BITS-1:0] next_out;
+
+  assign in_ready = !out_valid || out_ready;
+  assign silent = excluded || (LAST_CODE_IS_ZERO != 0 && code == ATTENTION_BITS'(LAST_CODE));
+
+  always_comb
+    for (int d = 0; d < HEAD_DIM; d++) begin
+      product = silent ? 0 : ACC_BITS'($signed({1'b0, v[d*V_BITS+:V_BITS]})) - ACC_BITS'(V_ZERO);
+      product = product <<< (TOP_POWER - (code >> 1));
+      next_even[d] = running_even[d] + (code[0] ? 0 : product);
+      next_odd[d] = running_odd[d] + (code[0] ? product : 0);
+      total = int64'(next_even[d]) * 64'(MULTIPLIER_EVEN) + int64'(next_odd[d]) * 64'(MULTIPLIER_ODD);
+      next_out[d*OUT_BITS+:OUT_BITS] = OUT_BITS'(
+          clip(round_shift(total, 6'(OUT_SHIFT), ROUNDING) + 64'(OUT_ZERO), 0, (64'sd1 <<< OUT_BITS) - 64'sd1));
+    end
+
+  always_ff @(posedge clk)
+    if (rst) begin
+      out_valid <= 0;
+      for (int d = 0; d < HEAD_DIM; d++) begin
+        running_even[d] <= 0;
+        running_odd[d] <= 0;
+      end
+    end else begin
+      if (out_ready) out_valid <= 0;
+      if (in_valid && in_ready) begin
+        for (int d = 0; d < HEAD_DIM; d++) begin
+          running_even[d] <= in_last ? 0 : next_even[d];
+          running_odd[d] <= in_last ? 0 : next_odd[d];
+          if (in_last) begin
+            even[d*ACC_BITS+:ACC_BITS] <= next_even[d];
+            odd[d*ACC_BITS+:ACC_BITS] <= next_odd[d];
+          end
+        end
+        if (in_last) begin
+          out <= next_out;
+          out_valid <= 1;
+        end
+      end
+    end
+endmodule
