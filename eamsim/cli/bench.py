@@ -57,13 +57,12 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Speed beside other runtimes. Same images, same threads, interleaved; medians, quartiles, ratios, share of the peak, memory."""
-    import numba  # slow to import, like the engine
-
-    from eamsim.engine.isa import select
+    from eamsim.engine.isa import select  # slow to import, like all of the engine
     from eamsim.engine.peak import peak_macs_per_second
+    from eamsim.engine.team import usable_threads
 
     batches, peers = parse_counts("--batch", batch), [name for name in against.split(",") if name]
-    threads, isa = threads or numba.get_num_threads(), select(isa)
+    threads, isa = threads or usable_threads(), select(isa)
     peak = peak_macs_per_second(isa, threads)
     results = []
     for spec in models:

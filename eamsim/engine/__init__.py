@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from time import perf_counter
 from typing import Literal, overload
 
-import numba
 import numpy as np
-from numba.core import config
 
 from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.engine.forward import forward
 from eamsim.engine.isa import ISAS, select
 from eamsim.engine.memory import Memory
 from eamsim.engine.plan import ATTEND, KINDS, PUBLISH, Plan, Tap, make_plan
+from eamsim.engine.team import alone, most_threads, together, usable_threads
 from eamsim.errors import UserError
 from eamsim.program import Program
 
 MAX_BATCH = 16
-# OpenMP's barriers spin: with one other busy process on two cores a DeiT-T took 820 ms for an image, with workqueue 27 ms. Workqueue is
-# also the only layer that is always there. It aborts the process when entered twice: hence the lock. NUMBA_THREADING_LAYER overrides.
-if config.THREADING_LAYER == "default":  # pyright: ignore[reportAttributeAccessIssue]
-    config.THREADING_LAYER = "workqueue"  # pyright: ignore[reportAttributeAccessIssue]
-_one_at_a_time = threading.Lock()
+REPEATS = 16
 
 
 class Engine:
@@ -36,7 +30,7 @@ class Engine:
         self.threads = threads
         self.isa = isa
         self._plan = make_plan(program)
-        self._memory: Memory | None = None
+        self._memory: list[Memory] = []
         self._batch = 0
 
     @overload
@@ -69,63 +63,60 @@ class Engine:
         plan, batch = self._plan, len(images)
         steps = [(*tap_records(records, inner)[:2], inner, output) for records, inner, output in operation_steps(plan, wanted)]
         sizes = (sum(int(np.prod(tap.shape)) for tap in inner) for _, _, inner, _ in steps)
-        memory = plan.memory(batch, self.threads)._replace(taps=np.zeros(max(sizes) * batch + 1, np.int64))
-        memory.codes[plan.image * batch :][: images.size] = images.ravel()
+        storage = np.zeros(max(sizes) * batch + 1, np.int64)
+        memory = [own._replace(taps=storage) for own in plan.memory(batch, self.threads)]
+        memory[0].codes[plan.image * batch :][: images.size] = images.ravel()
         for records, offsets, inner, output in steps:
             if ATTEND in records["kind"]:
-                memory.taps[:] = 0  # of heads without scores the kernels publish none
-            with _one_at_a_time:
+                storage[:] = 0  # of heads without scores the kernels publish none
+            with alone():
                 self._call(records, batch, memory)
-            found = {tap.name: part(memory.taps, offset, tap, batch) for tap, offset in zip(inner, offsets, strict=True)}
+            found = {tap.name: part(storage, offset, tap, batch) for tap, offset in zip(inner, offsets, strict=True)}
             if wanted(output.name):
-                source = memory.values if plan.records["x_signed"][output.record] else memory.codes
+                source = memory[0].values if plan.records["x_signed"][output.record] else memory[0].codes
                 found[output.name] = part(source, int(plan.records["x"][output.record]), output, batch)
             yield found
 
     def profile(self, images: np.ndarray, rounds: int = 5) -> dict[str, float]:
         """Seconds by kind of operation for one batch, at most MAX_BATCH images as `run` takes them: the least of so many rounds.
 
-        Every operation is a call of its own here, so that the sum is a little more than the time of `run`.
+        Every operation is a call of its own here, in which it is done REPEATS times.
         """
         self.run(images)
         records, batch = tap_records(self._plan.records, [])[0], len(images)
         seconds = dict.fromkeys((KINDS[kind] for kind in records["kind"]), 0.0)
-        with _one_at_a_time:
+        with alone():
             memory = self._memory_of(batch)
             for index, kind in enumerate(records["kind"]):
                 times = []
                 for _ in range(rounds):
                     start = perf_counter()
-                    self._call(records[index : index + 1], batch, memory)
-                    times.append(perf_counter() - start)
+                    self._call(np.repeat(records[index : index + 1], REPEATS), batch, memory)
+                    times.append((perf_counter() - start) / REPEATS)
                 seconds[KINDS[kind]] += min(times)
         return seconds
 
     def _run(self, images: np.ndarray, wanted: list[Tap]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         plan, batch, output = self._plan, len(images), self.program.output
         records, offsets, tap_size = tap_records(plan.records, wanted)
-        with _one_at_a_time:
-            memory = self._memory_of(batch)._replace(taps=np.zeros(max(tap_size * batch, 1), np.int64))
-            memory.codes[plan.image * batch :][: images.size] = images.ravel()
-            self._call(records, batch, memory)
-            source = memory.values if output.signed else memory.codes
+        with alone():
+            memory, space = self._memory_of(batch), np.zeros(max(tap_size * batch, 1), np.int64)
+            memory[0].codes[plan.image * batch :][: images.size] = images.ravel()
+            self._call(records, batch, [own._replace(taps=space) for own in memory])
+            source = memory[0].values if output.signed else memory[0].codes
             logits = source[plan.output * batch :][: output.size * batch].reshape(batch, -1).astype(np.int32)
-        pieces = (memory.taps[offset * batch :][: int(np.prod(tap.shape)) * batch] for tap, offset in zip(wanted, offsets, strict=True))
+        pieces = (space[offset * batch :][: int(np.prod(tap.shape)) * batch] for tap, offset in zip(wanted, offsets, strict=True))
         return logits, {tap.name: piece.reshape(batch, *tap.shape) for tap, piece in zip(wanted, pieces, strict=True)}
 
-    def _memory_of(self, batch: int) -> Memory:
-        """Kept for the last batch size."""
-        if self._memory is None or self._batch != batch:
+    def _memory_of(self, batch: int) -> list[Memory]:
+        """By thread; kept for the last batch size."""
+        if self._batch != batch:
             self._memory, self._batch = self._plan.memory(batch, self.threads), batch
         return self._memory
 
-    def _call(self, records: np.ndarray, batch: int, memory: Memory) -> None:
-        before = numba.get_num_threads()
-        numba.set_num_threads(self.threads)
-        try:
-            forward(ISAS[self.isa], ROUNDINGS[self.program.datapath.rounding], records, batch, self.threads, memory)
-        finally:
-            numba.set_num_threads(before)
+    def _call(self, records: np.ndarray, batch: int, memory: list[Memory]) -> None:
+        isa, rounding = ISAS[self.isa], ROUNDINGS[self.program.datapath.rounding]
+        together(self.threads, lambda team, thread: forward(isa, rounding, records, batch, self.threads, team, memory[thread]))
 
 
 def tap_records(records: np.ndarray, wanted: list[Tap]) -> tuple[np.ndarray, list[int], int]:
@@ -153,13 +144,13 @@ def part(source: np.ndarray, offset: int, tap: Tap, batch: int) -> np.ndarray:
 
 
 def load(program: Program, threads: int | None = None, isa: str | None = None) -> Engine:
-    """Verify, pack and place a program; threads: all of Numba's by default; isa: see `eamsim.engine.isa.select`.
+    """Verify, pack and place a program; threads: all processors that this process may use by default; isa: see `eamsim.engine.isa.select`.
 
     Raises UserError for a program that breaks a constraint, for what the engine does not support, for a thread count or an
     instruction set that is not available.
     """
-    most = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
-    threads = numba.get_num_threads() if threads is None else threads
+    most = most_threads()
+    threads = usable_threads() if threads is None else threads
     if not 1 <= threads <= most:
-        raise UserError(f"engine threads: expected 1 to {most} (NUMBA_NUM_THREADS), got {threads}; choose a number in that range")
+        raise UserError(f"engine threads: expected 1 to {most} (this machine's processors), got {threads}; choose a number in that range")
     return Engine(program, threads, select(isa))

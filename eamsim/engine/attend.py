@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 from numba.extending import overload
-from numba.np.ufunc import get_thread_id
 
 from eamsim.engine.attention import COMPUTED, EXCLUDED, key_bias, key_panels, value_panels
 from eamsim.engine.fixedpoint import Floor, HalfEven, bit_length, clip, round_narrow, round_shift
@@ -35,7 +34,7 @@ def attend_block(isa, rounding, op, window, head, top, rows, batch, memory):
     if in_words(isa, rounding, op, window, head, top, rows, batch, memory):
         return
     columns, slot = op.row_bytes, memory.ints[op.slots + head]
-    scores = memory.words[get_thread_id()]
+    scores = memory.words
     if slot >= 0:
         q = memory.codes[op.x * batch + (window * op.window_tokens + top) * op.in_channels + slot * op.head_dim :]
         keys = memory.panels[key_panels(op, window, slot) :]
@@ -61,14 +60,14 @@ def _in_words(isa, rounding, op, window, head, top, rows, batch, memory):
         tapped = max(op.tap_scores, op.tap_exponents, op.tap_codes, op.tap_log_sum, op.tap_even, op.tap_odd) >= 0
         if tapped or op.words == 0 or op.narrow_context == 0 or op.head_dim % PANEL != 0 or rows < ROWS:
             return False
-        slot, thread = memory.ints[op.slots + head], get_thread_id()
+        slot = memory.ints[op.slots + head]
         if slot >= 0:
-            word_scores(isa, op, window, slot, top, rows, batch, memory.words[thread], memory)
-            weigh_words(rounding, op, window, head, top, rows, memory.words[thread], memory.bytes[thread], memory)
+            word_scores(isa, op, window, slot, top, rows, batch, memory.words, memory)
+            weigh_words(rounding, op, window, head, top, rows, memory.words, memory.bytes, memory)
         else:
             start = row_map_start(op, window, head, top)
-            operands_of_codes(isa, op, memory.tables[start : start + rows * op.row_bytes], rows, memory.bytes[thread], memory)
-        word_context(isa, rounding, op, window, head, top, rows, batch, memory.bytes[thread], memory)
+            operands_of_codes(isa, op, memory.tables[start : start + rows * op.row_bytes], rows, memory.bytes, memory)
+        word_context(isa, rounding, op, window, head, top, rows, batch, memory.bytes, memory)
         return True
 
     return block
@@ -192,7 +191,7 @@ def in_softmax(pair):
 def weigh(rounding, op, window, head, top, rows, scores, columns, batch, memory):
     """Scores -> codes of the softmax over the pairs of each row that take part; meaningless at other pairs."""
     tokens, ints, tables, taps = op.window_tokens, memory.ints, memory.tables, memory.taps
-    codes = memory.bytes[get_thread_id()][codes_start(op) :]
+    codes = memory.bytes[codes_start(op) :]
     for r in range(rows):
         token = top + r
         row = (window * op.heads + head) * tokens + token
@@ -301,7 +300,7 @@ def merge_frozen(op, window, head, top, rows, batch, memory):
     All rows at once: row by row, what is left of each beyond whole vectors cost 0.4 ns a pair.
     """
     tokens, columns = op.window_tokens, op.row_bytes
-    code = memory.bytes[get_thread_id()][codes_start(op) : codes_start(op) + rows * columns]
+    code = memory.bytes[codes_start(op) : codes_start(op) + rows * columns]
     if not op.all_computed:
         start = row_map_start(op, window, head, top)
         merge(memory.tables[start : start + rows * columns], code)
@@ -329,7 +328,7 @@ def keep_codes(taps, base, offset, code, last_code):
 def context(isa, rounding, op, window, head, top, rows, batch, memory):
     """Even and odd products of a block with the values, requantised to out."""
     columns = (op.head_dim + PANEL - 1) // PANEL * PANEL
-    operands, words = memory.bytes[get_thread_id()], memory.words[get_thread_id()]
+    operands, words = memory.bytes, memory.words
     operands_of_codes(isa, op, operands[codes_start(op) :], rows, operands, memory)
     zero, sums = words[:columns], words[columns:]
     zero[:] = 0

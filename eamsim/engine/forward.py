@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from numba import njit, prange
+from numba import njit
 
 from eamsim.engine.attend import attend
 from eamsim.engine.attention import pack_heads
@@ -13,14 +13,13 @@ from eamsim.engine.layernorm import layer_norm
 from eamsim.engine.linear import linear
 from eamsim.engine.movement import embed, gather, input_quant, pool, publish
 from eamsim.engine.plan import ATTEND, EMBED, GATHER, INPUT_QUANT, LAYER_NORM, LINEAR, PACK_HEADS, POOL, PUBLISH
+from eamsim.engine.team import barrier, claim
 
 
 @njit
-def block_size(units, largest, grain, threads):
-    """Units of one task: as large as allowed, the tasks an even share for each thread."""
-    rounds = (units + largest * threads - 1) // (largest * threads)
-    block = (units + rounds * threads - 1) // (rounds * threads)
-    return (block + grain - 1) // grain * grain
+def task_count(units, largest, threads):
+    """Tasks of about `largest` units at most, the same number for each thread if there are units enough."""
+    return (units + largest * threads - 1) // (largest * threads) * threads
 
 
 @njit
@@ -53,16 +52,23 @@ def run_task(isa, rounding, records, index, first, last, batch, memory):
 def compile_forward(revision: str):
     """`revision` is part of the key of Numba's cache, which watches this file alone and not those of the kernels."""
 
-    @njit(parallel=True, nogil=True, cache=True)
-    def forward(isa, rounding, records, batch, threads, memory):
+    @njit(nogil=True, cache=True)
+    def forward(isa, rounding, records, batch, threads, team, memory):
+        """Called by each of `threads` threads with the same `team` (see team.py) and a memory with its own scratch."""
         _ = revision
         for index in range(len(records)):
             op = records[index]
             units = op.units * batch
-            block = block_size(units, op.block, op.grain, threads)
-            for task in prange((units + block - 1) // block):
-                first = task * block
-                run_task(isa, rounding, records, index, first, min(first + block, units), batch, memory)
+            grains = (units + op.grain - 1) // op.grain
+            tasks = task_count(units, op.block, threads)
+            task = claim(team)
+            while task < tasks:
+                first, last = task * grains // tasks * op.grain, (task + 1) * grains // tasks * op.grain
+                if first < last:
+                    run_task(isa, rounding, records, index, first, min(last, units), batch, memory)
+                task = claim(team)
+            if not barrier(team, threads):
+                return
 
     return forward
 

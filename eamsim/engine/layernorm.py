@@ -9,7 +9,6 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
-from numba.np.ufunc import get_thread_id
 
 from eamsim.engine import tile
 from eamsim.engine.fixedpoint import ROUNDINGS, bit_length, clip, isqrt_each, round_narrow
@@ -90,7 +89,7 @@ def norm_token(rounding, op, token, total, reciprocal, shift, batch, memory):
         if done > 0:
             norm_vectors(rounding, row)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
     if done < channels:
-        x, row = values[op.x * batch + start + done : op.x * batch + start + channels], memory.words[get_thread_id()][: channels - done]
+        x, row = values[op.x * batch + start + done : op.x * batch + start + channels], memory.words[: channels - done]
         gain, offset = memory.ints[op.gain + done : op.gain + channels], memory.longs[op.offset + done : op.offset + channels]
         if shift <= 32:
             normalise(rounding, np.int32(0), x, channels, total, reciprocal, shift, row)

@@ -7,7 +7,6 @@ from typing import Any, assert_never
 import numpy as np
 from numba import njit
 from numba.extending import overload
-from numba.np.ufunc import get_thread_id
 
 from eamsim.engine.fixedpoint import Floor, HalfUp, clip, round_shift
 from eamsim.engine.isa import AddResidual, AddShortResidual, Portable, ToCodes, ToShortCodes, ToValues, gemm, look_up, tiles
@@ -119,7 +118,7 @@ def safe_steps(left: int, right: int) -> int:
 @njit
 def linear(isa, rounding, op, first, last, batch, memory):
     done = fused(isa, rounding, op, first, last, batch, memory) if op.narrow and last - first >= ROWS else 0
-    acc = memory.words[get_thread_id()][: TOKENS * CHANNELS]
+    acc = memory.words[: TOKENS * CHANNELS]
     x = memory.codes[op.x * batch + first * op.in_channels :]
     for left in range(done, op.channels, CHANNELS):
         width = min(CHANNELS, op.channels - left)

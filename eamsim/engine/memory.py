@@ -19,7 +19,7 @@ CACHE_LINE = 64
 
 
 class Memory(NamedTuple):
-    """Every array a kernel can reach; scratch has one row for each thread."""
+    """Every array a kernel can reach; the scratch is the own of the thread that got this tuple, all others are shared."""
 
     weights: np.ndarray
     """int8: packed weights of every Linear."""
@@ -40,9 +40,9 @@ class Memory(NamedTuple):
     taps: np.ndarray
     """int64: the taps asked for; one element if none."""
     bytes: np.ndarray
-    """uint8 [threads, bytes]: scratch."""
+    """uint8: scratch."""
     words: np.ndarray
-    """int32 [threads, words]: scratch."""
+    """int32: scratch."""
 
 
 class Constants:

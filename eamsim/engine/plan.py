@@ -67,18 +67,20 @@ class Plan:
     byte_scratch: int
     word_scratch: int
 
-    def memory(self, batch: int, threads: int) -> Memory:
-        """Everything but the taps, for batches of this size."""
-        return Memory(
+    def memory(self, batch: int, threads: int) -> list[Memory]:
+        """Everything but the taps, for batches of this size, as each thread sees it."""
+        shared = Memory(
             **self.constants,
             codes=aligned(self.code_size * batch + self.slack, np.uint8),
             values=aligned(self.value_size * batch, np.int32),
             panels=aligned(self.panel_size * batch, np.int8),
             panel_bias=aligned(self.bias_size * batch, np.int32),
             taps=aligned(0, np.int64),
-            bytes=aligned(self.byte_scratch * threads, np.uint8).reshape(threads, -1),
-            words=aligned(self.word_scratch * threads, np.int32).reshape(threads, -1),
+            bytes=aligned(0, np.uint8),
+            words=aligned(0, np.int32),
         )
+        scratch = ((aligned(self.byte_scratch, np.uint8), aligned(self.word_scratch, np.int32)) for _ in range(threads))
+        return [shared._replace(bytes=own_bytes, words=own_words) for own_bytes, own_words in scratch]
 
 
 def make_plan(program: Program) -> Plan:
@@ -110,8 +112,8 @@ def make_plan(program: Program) -> Plan:
         panel_size=max(row.get("panel_bytes", 0) for row in rows),
         bias_size=max(row.get("bias_words", 0) for row in rows),
         slack=ROWS * widest + STEP,
-        byte_scratch=max(row.get("bytes", 1) for row in rows),  # not 0: scratch has a row for each thread
-        word_scratch=max(row.get("words", 1) for row in rows),
+        byte_scratch=max(row.get("bytes", 0) for row in rows),
+        word_scratch=max(row.get("words", 0) for row in rows),
     )
 
 

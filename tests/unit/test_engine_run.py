@@ -8,10 +8,10 @@ from dataclasses import replace
 import numba
 import numpy as np
 import pytest
-from numba.core import config
 from programs import Shape, operation, random_images, random_program
 
 from eamsim import engine, golden
+from eamsim.engine import team
 from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.errors import UserError
 from eamsim.program import Attention, Datapath, Gather, Linear, Operation, Program, Value
@@ -31,7 +31,7 @@ def test_the_result_does_not_depend_on_batch_or_threads(program):
     single = engine.load(program, threads=1)
     one_by_one = np.concatenate([single.run(images[i : i + 1]) for i in range(len(images))])
     assert one_by_one.dtype == np.int32
-    for threads in range(1, config.NUMBA_NUM_THREADS + 1):  # pyright: ignore[reportAttributeAccessIssue]
+    for threads in range(1, team.most_threads() + 1):
         loaded = engine.load(program, threads=threads)
         for batch in (3, 8, len(images)):
             parts = [loaded.run(images[start : start + batch]) for start in range(0, len(images), batch)]
@@ -58,18 +58,12 @@ def test_an_empty_batch_has_no_logits(program):
     assert taps[program.output.name].shape == (0, *program.output.shape)
 
 
-@pytest.mark.parametrize("threads", range(1, config.NUMBA_NUM_THREADS + 1))  # pyright: ignore[reportAttributeAccessIssue]
+@pytest.mark.parametrize("threads", range(1, team.most_threads() + 1))
 def test_a_program_without_scratch_runs_on_any_number_of_threads(threads):
     gather = Gather("image", Value("out", (3, 2), 8), np.array([5, 0, 5], np.int32), granule=2)
     images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
     program = Program("gather", Value("image", (2, 2, 3), 8), (gather,))
     np.testing.assert_array_equal(engine.load(program, threads).run(images), [[10, 11, 0, 1, 10, 11], [22, 23, 12, 13, 22, 23]])
-
-
-def test_numbas_thread_count_is_left_as_it_was(program):
-    before = numba.get_num_threads()
-    engine.load(program, threads=1).run(random_images(program, 1, 4))
-    assert numba.get_num_threads() == before
 
 
 @pytest.mark.parametrize("threads", [0, -1, 4096])
