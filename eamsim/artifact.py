@@ -66,7 +66,7 @@ def read(path: PathLike) -> tuple[Program, dict[str, Any]]:
     """The verified program and its provenance; raises ArtifactError on every damaged or foreign file."""
     try:
         streams = _read_streams(Path(path))
-        program = _decode_manifest(streams["manifest"], streams["data"])
+        program = _decode_manifest(streams["manifest"], streams.pop("data"))  # not kept while it is verified
         provenance = parse_json(streams["provenance"], "/provenance")
         verify(program)
     except Refused as error:

@@ -26,6 +26,7 @@ from eamsim.cli.search import search
 from eamsim.cli.sweep import sweep
 from eamsim.cli.trace import app as traces
 from eamsim.cli.verify import verify
+from eamsim.cli.warmup import warmup
 from eamsim.errors import UserError
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ COMMANDS = {
     "bench": bench,
     "reproduce": reproduce,
     "doctor": doctor,
+    "warmup": warmup,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

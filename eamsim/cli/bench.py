@@ -178,11 +178,11 @@ def result_table(results: list[dict[str, Any]]) -> Table:
             line = [row["model"], row["batch"], name, f"{ms:.2f}", between(row["ms_quartiles"][name])]
             if name == "eamsim":
                 share = "" if row["peak_share"] is None else f"{row['peak_share']:.0%}"
-                line += ["", "", share, f"{row['peak_memory_bytes'] / 1e6:,.0f}"]
+                line += ["", "", f"{row['gmacs_per_second']:,.0f}", share, f"{row['peak_memory_bytes'] / 1e6:,.0f}"]
             else:
-                line += [f"{row['ratio'][name]:.2f}", between(row["ratio_quartiles"][name]), "", ""]
+                line += [f"{row['ratio'][name]:.2f}", between(row["ratio_quartiles"][name]), "", "", ""]
             rows.append(line)
-    return table(["model", "batch", "runtime", "ms", "quartiles", "ratio", "quartiles", "of peak", "MB"], rows)
+    return table(["model", "batch", "runtime", "ms", "quartiles", "ratio", "quartiles", "GMAC/s", "of peak", "MB"], rows)
 
 
 def between(quartiles: list[float]) -> str:

@@ -37,6 +37,7 @@ def doctor(as_json: Json = False) -> None:
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "instruction_sets": list(isa.detect()),
+        "instruction_set": isa.select(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cache": os.environ.get("NUMBA_CACHE_DIR", str(cache_folder())),
         "extras": {extra: not modules for extra, modules in missing.items()},
@@ -45,6 +46,7 @@ def doctor(as_json: Json = False) -> None:
         *((key, result[key]) for key in ("eamsim", "python", "machine", "cpu", "threads", "cache")),
         ("packages", ", ".join(f"{name} {number}" for name, number in result["packages"].items())),
         ("instruction sets", ", ".join(result["instruction_sets"])),
+        ("chosen", result["instruction_set"]),
         *(
             (f"extra {extra}", f"pip install '.[{extra}]' in the checkout" if modules else "installed")
             for extra, modules in missing.items()

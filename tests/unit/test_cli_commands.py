@@ -165,6 +165,7 @@ def test_doctor_reports_this_machine():
     result = json.loads(done.out)
     assert done.code == 0
     assert result["instruction_sets"] == list(isa.detect())
+    assert result["instruction_set"] == isa.select()
     assert result["packages"]["numpy"] == np.__version__
     assert result["extras"]["test"] is True
     assert "instruction sets" in eamsim("doctor").out
