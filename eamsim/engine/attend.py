@@ -65,8 +65,7 @@ def _in_words(isa, rounding, op, window, head, top, rows, batch, memory):
             word_scores(isa, op, window, slot, top, rows, batch, memory.words, memory)
             weigh_words(rounding, op, window, head, top, rows, memory.words, memory.bytes, memory)
         else:
-            start = row_map_start(op, window, head, top)
-            operands_of_codes(isa, op, memory.tables[start : start + rows * op.row_bytes], rows, memory.bytes, memory)
+            frozen_words(op, window, head, top, rows, memory.words, memory.bytes, memory)
         word_context(isa, rounding, op, window, head, top, rows, batch, memory.bytes, memory)
         return True
 
@@ -111,6 +110,17 @@ def weigh_words(rounding, op, window, head, top, rows, scores, operands, memory)
         offset = min(max(offset, np.int64(-(1 << 15))), np.int64((1 << 15) - 1))
         down = op.exponent_fraction - 1
         codes = Operands(score, pairs, vectors, offset, down, op.last_code, tables + op.powers, operand, operand + columns)
+        operands_of(codes)  # pyright: ignore[reportCallIssue]
+
+
+@njit
+def frozen_words(op, window, head, top, rows, unread, operands, memory):
+    """The operands of rows without a computed pair: whatever the exponents `unread` are, every code is the map's."""
+    tables, columns = memory.tables.ctypes.data, op.row_bytes
+    for r in range(rows):
+        pairs, operand = tables + row_map_start(op, window, head, top + r), operands.ctypes.data + 2 * columns * r
+        vectors, powers = columns // LANES, tables + op.powers
+        codes = Operands(unread.ctypes.data, pairs, vectors, 0, 0, op.last_code, powers, operand, operand + columns)
         operands_of(codes)  # pyright: ignore[reportCallIssue]
 
 

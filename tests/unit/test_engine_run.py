@@ -11,8 +11,9 @@ import pytest
 from programs import Shape, operation, random_images, random_program
 
 from eamsim import engine, golden
-from eamsim.engine import team
+from eamsim.engine import softmax, team
 from eamsim.engine.fixedpoint import ROUNDINGS
+from eamsim.engine.memory import Constants
 from eamsim.errors import UserError
 from eamsim.program import Attention, Datapath, Gather, Linear, Operation, Program, Value
 
@@ -111,7 +112,9 @@ CHILD = """
 import sys; sys.path.insert(0, "tests")
 from programs import Shape, random_images, random_program
 from eamsim import engine, golden
+from eamsim.engine import softmax
 from eamsim.engine.fixedpoint import ROUNDINGS
+from eamsim.engine.memory import Constants
 program = random_program(Shape(seed=1))
 engine.load(program).run(random_images(program, 1, 1))
 print(sum(engine.forward.stats.cache_hits.values()), sum(engine.forward.stats.cache_misses.values()))
@@ -159,3 +162,36 @@ def test_long_rows_of_tokens_equal_golden_with_taps_and_without(freeze, softmax,
             np.testing.assert_array_equal(tapped[name][number], array, name)
             if name in outputs:
                 np.testing.assert_array_equal(untapped[name][number], array, name)
+
+
+def sixteen_bits(op: Attention, fields: dict, difference: np.ndarray, half: int) -> np.ndarray:
+    """Exponents of score differences as lanes of 16 bits find them."""
+    shifted = np.minimum(difference, fields["word_cap"]) << fields["word_up"]
+    assert shifted.max() < 1 << 16
+    high = (shifted * fields["word_multiplier"] >> 16) + half * fields["word_half"]
+    assert high.max() < 1 << 16
+    return high >> fields["word_down"]
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_sixteen_bits_are_chosen_only_where_no_power_and_no_code_differs(program, half):
+    """Every difference of two scores, for many ratios: the exponent is exact, or both are beyond what a power or a code can tell."""
+    rng, plain, chosen = np.random.default_rng(half), operation(program, "block0.attn", Attention), 0
+    for _ in range(300):
+        f, bound = int(rng.integers(1, 9)), (-int(rng.integers(1, 1 << 15)), int(rng.integers(1, 1 << 15)))
+        exp2 = np.round(2.0 ** (15 - np.arange(1 << f) / (1 << f))).astype(np.int32)
+        multiplier, shift = int(rng.integers(1, 1 << 16)), int(rng.integers(0, 31))
+        op = replace(plain, exp2=exp2, score_multiplier=multiplier, score_shift=shift, log2_scale=int(rng.integers(-16 << f, 4 << f)))
+        fields = softmax.plan_words(op, bound, Constants())
+        if not fields["words"]:
+            continue
+        chosen += 1
+        difference = np.arange(bound[1] - bound[0] + 1, dtype=np.int64)
+        exact = difference * multiplier + (half << shift >> 1) >> shift
+        found = sixteen_bits(op, fields, difference, half)
+        assert found.max() < 1 << 15
+        wrong = exact != found
+        silent = (found[wrong] >> f > op.exp2_bits) & (2 * (found[wrong] + op.log2_scale) >> f >= op.last_code)
+        assert silent.all()
+        assert (exact[wrong] >= found[wrong]).all()
+    assert chosen > 50
