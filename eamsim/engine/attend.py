@@ -58,7 +58,7 @@ def _in_words(isa, rounding, op, window, head, top, rows, batch, memory):
 
     def block(isa, rounding, op, window, head, top, rows, batch, memory):
         tapped = max(op.tap_scores, op.tap_exponents, op.tap_codes, op.tap_log_sum, op.tap_even, op.tap_odd) >= 0
-        if tapped or op.words == 0 or op.narrow_context == 0 or op.head_dim % PANEL != 0 or rows < ROWS:
+        if tapped or op.in_words == 0 or op.narrow_context == 0 or op.head_dim % PANEL != 0 or rows < ROWS:
             return False
         slot = memory.ints[op.slots + head]
         if slot >= 0:

@@ -18,7 +18,7 @@ from eamsim.program import Attention
 from eamsim.verify import Bound
 
 INTS = ir.VectorType(I32, LANES // 2)
-FIELDS = ("words", "word_cap", "word_up", "word_multiplier", "word_half", "word_down", "word_exp2", "word_code_half")
+FIELDS = ("in_words", "word_cap", "word_up", "word_multiplier", "word_half", "word_down", "word_exp2", "word_code_half")
 
 
 class Exponents(NamedTuple):
@@ -54,7 +54,7 @@ class Operands(NamedTuple):
 
 
 def plan_words(op: Attention, score_bound: Bound, constants: Constants) -> dict[str, Any]:
-    """The constants of Exponents and Operands; `words` is 0 where 16 bits cannot be proved to be enough.
+    """The constants of Exponents and Operands; `in_words` is 0 where 16 bits cannot be proved to be enough.
 
     Rounding: half up and half away are alike here, for t is not negative and negative codes are clipped; floor leaves the halves out.
     """
@@ -64,7 +64,7 @@ def plan_words(op: Attention, score_bound: Bound, constants: Constants) -> dict[
     up = max(17 - shift, 0)
     down = shift + up - 16
     if not fits or up > 15 or down > 15:
-        return {"words": 0}
+        return {"in_words": 0}
     half = 1 << (down - 1)
     reach = score_bound[1] - score_bound[0]
     cap = min(reach, 65535 >> up, ((65536 - half << 16) - 1) // multiplier >> up)
@@ -74,7 +74,7 @@ def plan_words(op: Attention, score_bound: Bound, constants: Constants) -> dict[
     exp2 = np.zeros(ENTRIES, "<u2")
     exp2[: len(op.exp2)] = op.exp2
     return {
-        "words": cap == reach or greatest >= silent,
+        "in_words": cap == reach or greatest >= silent,
         "word_cap": cap,
         "word_up": up,
         "word_multiplier": multiplier,

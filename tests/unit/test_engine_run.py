@@ -11,9 +11,10 @@ import pytest
 from programs import Shape, operation, random_images, random_program
 
 from eamsim import engine, golden
-from eamsim.engine import softmax, team
+from eamsim.engine import linear, softmax, team
 from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.engine.memory import Constants
+from eamsim.engine.plan import ATTEND, make_plan
 from eamsim.errors import UserError
 from eamsim.program import Attention, Datapath, Gather, Linear, Operation, Program, Value
 
@@ -112,9 +113,10 @@ CHILD = """
 import sys; sys.path.insert(0, "tests")
 from programs import Shape, random_images, random_program
 from eamsim import engine, golden
-from eamsim.engine import softmax
+from eamsim.engine import linear, softmax
 from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.engine.memory import Constants
+from eamsim.engine.plan import ATTEND, make_plan
 program = random_program(Shape(seed=1))
 engine.load(program).run(random_images(program, 1, 1))
 print(sum(engine.forward.stats.cache_hits.values()), sum(engine.forward.stats.cache_misses.values()))
@@ -183,7 +185,7 @@ def test_sixteen_bits_are_chosen_only_where_no_power_and_no_code_differs(program
         multiplier, shift = int(rng.integers(1, 1 << 16)), int(rng.integers(0, 31))
         op = replace(plain, exp2=exp2, score_multiplier=multiplier, score_shift=shift, log2_scale=int(rng.integers(-16 << f, 4 << f)))
         fields = softmax.plan_words(op, bound, Constants())
-        if not fields["words"]:
+        if not fields["in_words"]:
             continue
         chosen += 1
         difference = np.arange(bound[1] - bound[0] + 1, dtype=np.int64)
@@ -195,3 +197,13 @@ def test_sixteen_bits_are_chosen_only_where_no_power_and_no_code_differs(program
         assert silent.all()
         assert (exact[wrong] >= found[wrong]).all()
     assert chosen > 50
+
+
+def test_scratch_holds_a_block_of_scores():
+    """Of many tokens, so that nothing else in the program needs as much."""
+    plan = make_plan(random_program(Shape(seed=3, side=40, heads=1, head_dim=16)))
+    record = plan.records[plan.records["kind"] == ATTEND][0]
+    scores = record["block_rows"] * record["row_bytes"]
+    assert scores > linear.TOKENS * linear.CHANNELS
+    assert plan.word_scratch >= scores
+    assert plan.byte_scratch >= 3 * scores
