@@ -39,7 +39,7 @@ def in_double(part):
             return tuple(map(in_double, part))
         case dict():
             return {key: in_double(value) for key, value in part.items()}
-    if is_dataclass(part):
+    if is_dataclass(part) and not isinstance(part, type):
         return replace(part, **{field.name: in_double(getattr(part, field.name)) for field in fields(part)})
     return part
 
