@@ -88,6 +88,12 @@ class ImageSet:
             labels=None if self.labels is None else self.labels[chosen],
         )
 
+    def has_labels(self, classes: int) -> bool:
+        """Whether there are labels, and they are of a model of so many classes."""
+        if self.labels is None or (self.classes is not None and len(self.classes) != classes):
+            return False
+        return bool(self.labels.max() < classes)
+
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         """uint8 [batch, height, width, 3] in order, the last one shorter; BadFile names the image that cannot be decoded."""
         for start in range(0, len(self), batch_size):

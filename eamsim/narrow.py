@@ -201,7 +201,8 @@ def narrow_gelu(epilogue: Gelu, widths: Widths) -> Gelu:
     zero = 1 + int(nearest((epilogue.index_zero - 1) * new, old))
     places = epilogue.index_zero + nearest((np.arange(1 << bits) - zero) * old, new)
     finer = nearest(epilogue.multiplier.astype(np.int64) * new << (old_bits - bits + GUARD_BITS), old)
-    multiplier, shift = ratio(finer, epilogue.shift + (old_bits - bits + GUARD_BITS), widths.multiplier_bits)
+    most = min(widths.multiplier_bits, int(epilogue.multiplier.max()).bit_length())
+    multiplier, shift = ratio(finer, epilogue.shift + (old_bits - bits + GUARD_BITS), most)
     return Gelu(multiplier, shift, zero, bits, epilogue.table[np.clip(places, 0, (1 << old_bits) - 1)])
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from eamsim.container import replacing
-from eamsim.errors import BadFile, UserError
+from eamsim.errors import UserError
 from eamsim.program import Program
+from eamsim.table import write_table
 from reference.freeze import Freezing, freeze
 
 RATES = (0.25, 0.5)
@@ -250,10 +249,4 @@ def mark(trials: Sequence[Trial], chosen: int) -> list[Trial]:
 
 def write_front(path: Path, trials: Sequence[Trial]) -> None:
     """Replace the table at `path` in one step: a header, a line a trial, fractions. Raises BadFile where it cannot be written."""
-    try:
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([field.name for field in fields(Trial)])
-            writer.writerows([[str(value).lower() if isinstance(value, bool) else value for value in astuple(trial)] for trial in trials])
-    except OSError as error:
-        raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and build again") from error
+    write_table(path, Trial, trials, "build again")

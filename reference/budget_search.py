@@ -163,17 +163,10 @@ def logit_scale(calibrated: Calibrated, program: Program) -> float:
     return float(calibrated.acc_scales(head.out.name)[0]) * 2.0 ** int(head.epilogue.shift[0]) / int(head.epilogue.multiplier[0])
 
 
-def has_labels(judged: ImageSet, classes: int) -> bool:
-    """Whether the images have labels of a model of so many classes."""
-    if judged.labels is None or (judged.classes is not None and len(judged.classes) != classes):
-        return False
-    return bool(judged.labels.max() < classes)
-
-
 def _truth(images: ImageSet, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [images, classes] and labels [images]: the images' own if they are the model's, else what `answers` hold for true."""
     classes = answers.shape[1]
-    if images.labels is not None and has_labels(images, classes):
+    if images.labels is not None and images.has_labels(classes):
         return np.eye(classes)[images.labels], images.labels
     return np.exp(log_softmax(answers)), answers.argmax(axis=1)
 

@@ -16,7 +16,7 @@ from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.program import Program, Softmax
 from reference.budget import Budget, make_rungs
-from reference.budget_search import Bench, build_within, has_labels, logit_scale
+from reference.budget_search import Bench, build_within, logit_scale
 from reference.entropy import AttentionStatistics
 from reference.fakequant import collect_attention
 from reference.freeze import Freezing, FrozenMap, freeze
@@ -93,7 +93,7 @@ def _within(
     share_windows: bool,
 ) -> tuple[Program, dict[str, Any]]:
     """The program that the search finds, and how it was found; the order is `output`."""
-    labelled = has_labels(judged, calibrated.model.module.num_classes)
+    labelled = judged.has_labels(calibrated.model.module.num_classes)
     if budget.validation and not labelled:
         raise UserError("--validation: expected images with labels of the model's classes; leave it out to judge by the calibration images")
     change = OutputChange(source.network, maps_of(source.network, share_windows))

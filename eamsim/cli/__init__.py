@@ -27,6 +27,7 @@ from eamsim.cli.sweep import sweep
 from eamsim.cli.trace import app as traces
 from eamsim.cli.verify import verify
 from eamsim.cli.warmup import warmup
+from eamsim.cli.widths import widths
 from eamsim.errors import UserError
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ COMMANDS = {
     "search": search,
     "entropy": entropy,
     "export": export,
+    "widths": widths,
     "sweep": sweep,
     "bench": bench,
     "reproduce": reproduce,

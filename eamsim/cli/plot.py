@@ -155,6 +155,20 @@ def front(
 
 
 @app.command()
+def widths(
+    table: Annotated[Path, typer.Argument(metavar="Y.eam.widths.csv", help="Written by `eamsim widths`.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """What narrower datapaths lose. Each width alone, and all that were tried together against their cost."""
+    import_matplotlib()
+    from eamsim.width_search import read_trials
+    from reference.figures_widths import widths_figure
+
+    finish("widths", widths_figure(read_trials(table)), out, read_from(table), as_json)
+
+
+@app.command()
 def table1(
     sweeps: SweepFiles,
     out: Out,

@@ -16,9 +16,10 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 
-from eamsim import artifact
+from eamsim import artifact, width_search
 from eamsim.errors import BadFile, UserError
-from reference import figures, figures_curves, figures_maps
+from eamsim.narrow import KNOBS
+from reference import figures, figures_curves, figures_maps, figures_widths
 from reference.budget import Trial, mark, write_front
 from reference.curves import ablation_panels, accuracy_panels, read_sweeps, short_name
 from reference.statistics_file import Header, Statistics, read_statistics, write_statistics
@@ -65,13 +66,29 @@ def sweep_rows(model=MODEL, softmaxes=("paper", "renormalised"), seeds=(0, 1, 2)
 TRIALS = mark([Trial("none", 0, 0, 0.8, 300, 0), Trial("row", 0.1, 0.02, 0.7, 300, 0.1), Trial("head", 0.2, 0.03, 0.75, 300, 0.1)], 2)
 
 
+def datapath(stage: str, cost: float, top1: float, chosen: bool = False, **narrow: int) -> width_search.Trial:
+    widths: dict[str, Any] = dict.fromkeys(KNOBS, 16) | narrow
+    return width_search.Trial(**widths, stage=stage, energy_uj=1, area_um2=1, cost=cost, top1=top1, probability=top1 - 0.1,
+                              images=300, search="a", chosen=chosen)  # fmt: skip
+
+
+WIDTHS = [
+    datapath("default", 1, 0.8),
+    datapath("alone", 0.9, 0.5, residual_bits=7),
+    datapath("alone", 0.95, 0.79, residual_bits=12),
+    datapath("alone", 0.8, 0.81, reciprocal_bits=8, norm_fraction_bits=9),
+    datapath("joint", 0.4, 0.795, chosen=True, residual_bits=12, reciprocal_bits=8, norm_fraction_bits=9, multiplier_bits=11),
+]
+
+
 @pytest.fixture
 def inputs(tmp_path) -> dict[str, Path]:
     """A file of statistics, of a sweep and of a budget search."""
-    paths = {name: tmp_path / name for name in ("stats.h5", "sweep.csv", "front.csv")}
+    paths = {name: tmp_path / name for name in ("stats.h5", "sweep.csv", "front.csv", "widths.csv")}
     write_maps(paths["stats.h5"])
     write_sweep(paths["sweep.csv"], sweep_rows())
     write_front(paths["front.csv"], TRIALS)
+    width_search.write_trials(paths["widths.csv"], WIDTHS)
     return paths
 
 
@@ -88,6 +105,11 @@ FILES = {
         ],
     ),
     "fig6": ("sweep.csv", PAGE_PIXELS, ["top-1 accuracy (%)", "200 images, softmax of Eq. 15", "EAM 4 bits", "random 4 bits"]),
+    "widths": (
+        "widths.csv",
+        PAGE_PIXELS,
+        ["points lost", "bits", "residual stream", "all together", "energy x area, of the default's", "chosen"],
+    ),
     "front": ("front.csv", COLUMN_PIXELS, ["top-1 accuracy (%)", "multiply-accumulates saved (%)", "row", "chosen"]),
 }
 
@@ -247,6 +269,19 @@ def test_the_front_holds_the_trials():
     assert_array_equal(steps.get_xydata(), [[0, 80], [3, 75]])
     points = {tuple(map(float, point)) for marks in axis.collections for point in np.asarray(marks.get_offsets())}
     assert points == {(0, 80), (2, 70), (3, 75)}
+
+
+def test_a_panel_holds_the_losses_of_one_width_in_points():
+    figure = figures_widths.widths_figure(WIDTHS)
+
+    residual, fraction, reciprocal, front = (figure.axes[index] for index in (0, 5, 6, 8))
+    top1 = {axis: np.asarray(axis.lines[1].get_xydata()) for axis in (residual, fraction, reciprocal)}
+    assert_allclose(top1[residual], [[7, 3], [12, 1], [16, 0]])  # 30 points are on the edge
+    assert_allclose(top1[fraction], [[16, 0]])
+    assert_allclose(top1[reciprocal], [[8, -1], [16, 0]])
+    assert [np.asarray(axis.lines[-1].get_xdata())[0] for axis in (residual, reciprocal)] == [12, 8]
+    points = [tuple(np.round(point, 6)) for marks in front.collections for point in np.asarray(marks.get_offsets())]
+    assert points == [(0.9, 3), (0.95, 1), (0.8, -1), (0.4, 0.5), (0.4, 0.5), (1, 0)]
 
 
 @pytest.mark.parametrize(("model", "name"), [("deit", "deit"), ("local-dir:a/b/", "b"), ("hf-hub:timm/vit", "vit"), ("local-dir:c", "c")])

@@ -108,14 +108,14 @@ def test_a_coarser_gelu_gives_the_code_of_a_place_within_half_a_step(bits):
     scale = 0.2
     step, zero = gelu_index(scale, 1, 4, 8)
     table = gelu_table(Fraction(step), zero, 8, Fraction(scale), 1, 4)
-    before = Gelu(np.array([1], np.int32), np.array([0], np.int32), zero, 8, table)
+    before = Gelu(np.array([1 << 15], np.int32), np.array([15], np.int32), zero, 8, table)
 
     after = narrow_gelu(before, widths(gelu_index_bits=bits))
 
     q = Fraction((1 << 8) - 3, (1 << bits) - 3)
     multiplier, shift = int(after.multiplier[0]), int(after.shift[0])
-    assert abs(Fraction(multiplier, 1 << shift) * q - 1) <= Fraction(1, 1 << 15)
-    for acc in range(-zero, 256 - zero):  # every entry of the old table
+    assert abs(Fraction(multiplier, 1 << shift) * q - 1) <= Fraction(1, 1 << 16)
+    for acc in range(-zero, 256 - zero):  # one a step: every entry of the old table
         index = min(max(int(nearest(acc * multiplier, 1 << shift)) + after.index_zero, 0), (1 << bits) - 1)
         reach = range(int(acc + zero - q / 2 - 2), int(acc + zero + q / 2 + 3))
         codes = {int(table[min(max(place, 0), 255)]) for place in reach}

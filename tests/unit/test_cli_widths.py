@@ -1,0 +1,116 @@
+"""`eamsim widths` on a small random model: what it writes, that it continues, and what it refuses."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from command_line import eamsim, save_data, save_model
+
+from eamsim import artifact
+from eamsim.cli.width_bench import Bench
+from eamsim.narrow import Widths, narrowed, widths_of
+from eamsim.width_search import read_trials
+
+
+@pytest.fixture
+def case(tmp_path):
+    program = save_model(tmp_path / "x.eam")
+    save_data(tmp_path / "data.npz", program, 30)
+    return program, ["widths", tmp_path / "x.eam", "--data", tmp_path / "data.npz", "--keep", "10", "--evaluations", "40"]
+
+
+def test_it_writes_the_program_it_found_and_every_trial(case, tmp_path):
+    program, command = case
+    out = tmp_path / "y.eam"
+
+    done = eamsim(*command, "-o", out, "--json")
+
+    assert done.code == 0, done.err
+    manifest = json.loads(done.out)
+    chosen = Widths(**manifest["chosen"]["widths"])
+    got, provenance = artifact.read(out)
+    assert widths_of(got) == chosen
+    assert str(got) == str(narrowed(program, chosen))
+    assert provenance["narrowed"] == {"from_sha256": artifact.sha256(tmp_path / "x.eam"), **vars(chosen)}
+    trials = read_trials(tmp_path / "y.eam.widths.csv")
+    assert len(trials) == manifest["programs_run"] <= 40
+    assert trials[0].widths == widths_of(program)
+    assert [trial.widths for trial in trials if trial.chosen] == [chosen]
+    assert manifest["chosen"]["cost"] == min(trial.cost for trial in trials if trials[0].top1 - trial.top1 <= 0.1 + 1e-9) < 1
+    assert json.loads((tmp_path / "y.eam.json").read_text()) == manifest
+    assert all(bits["observed"] <= bits["proven"] for bits in manifest["sums"]["bits"].values())
+    accuracy = json.loads(eamsim("eval", out, "--data", tmp_path / "data.npz", "--json").out)
+    assert accuracy["top1"] == manifest["chosen"]["top1"]
+    assert eamsim("verify", out, "--data", tmp_path / "data.npz", "--images", "2").code == 0
+
+
+def test_an_interrupted_search_continues_where_it_was(case, tmp_path, monkeypatch):
+    _, command = case
+    assert eamsim(*command, "-o", tmp_path / "whole.eam").code == 0
+    run, calls = Bench.logits, []
+
+    def logits(self, program):
+        calls.append(program)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return run(self, program)
+
+    monkeypatch.setattr(Bench, "logits", logits)
+    stopped = eamsim(*command, "-o", tmp_path / "y.eam")
+    assert stopped.code == 130
+    assert "7 trials are kept in" in stopped.err.replace("\n", " ")  # the first call gave the answers that scale the others
+    assert not (tmp_path / "y.eam").exists()
+
+    done = eamsim(*command, "-o", tmp_path / "y.eam", "--resume")
+
+    assert done.code == 0
+    for name in ("eam", "eam.widths.csv"):
+        assert (tmp_path / f"y.{name}").read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
+    assert len(calls) == 9 + 1 + len(read_trials(tmp_path / "y.eam.widths.csv")) - 7
+
+
+def test_the_terminal_shows_the_front_and_the_choice(case, tmp_path):
+    _, command = case
+    done = eamsim(*command, "-o", tmp_path / "y.eam", "--evaluations", "5")
+
+    assert "stopped after 5 programs" in done.err
+    assert re.search(r"^residual stream +16 +\d+ +\d+$", done.out, re.MULTILINE)
+    assert done.out.count("<- chosen") == 1
+    assert "top-1 of the 30 images that judged, and the probability" in done.out
+    assert "on small-npu; sums need" in done.out
+
+
+def test_without_labels_agreement_judges(case, tmp_path):
+    _, command = case
+    images = np.load(tmp_path / "data.npz")["images"]
+    np.savez(tmp_path / "bare.npz", images=images)
+
+    done = eamsim(*command, "--data", tmp_path / "bare.npz", "-o", tmp_path / "y.eam", "--evaluations", "3", "--json")
+
+    manifest = json.loads(done.out)
+    assert manifest["default"]["top1"] == 1
+    assert not manifest["judged"]["labelled"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (["--hw", "simd-mcu"], 2, "--hw: expected an array, whose units can be made narrower"),
+        (["--keep", "101"], 2, "Invalid value for '--keep'"),
+        (["-o", "y.onnx"], 2, "--out: expected a name that ends in .eam"),
+        (["--limit", "20", "--resume"], 2, "belongs to another program or other images"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(case, tmp_path, change, code, message):
+    _, command = case
+    if "--resume" in change:
+        assert eamsim(*command, "-o", tmp_path / "y.eam", "--evaluations", "2").code == 0
+        before = (tmp_path / "y.eam").read_bytes()
+
+    done = eamsim(*command, "-o", tmp_path / "y.eam", *change)
+
+    assert done.code == code
+    assert message in done.err
+    if "--resume" in change:
+        assert (tmp_path / "y.eam").read_bytes() == before
