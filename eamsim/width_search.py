@@ -46,6 +46,10 @@ Measure = Callable[[Widths, str], Trial | None]
 """(widths, stage) -> the trial, or None where constants of the program do not fit such widths."""
 
 
+LEAST_SAVING = 1e-3
+"""Of the cost, by which a last bit less must pay for the run that tries it."""
+
+
 class Enough(Exception):
     """As many programs as allowed were run."""
 
@@ -134,17 +138,18 @@ class Search:
         return best, found[best]
 
     def narrower(self, state: Widths, base: Trial) -> Widths:
-        """Each knob in turn a bit narrower, the greatest saving first, where that keeps."""
+        """Each knob in turn a bit narrower, the greatest saving first, where that keeps and saves enough."""
+
+        def move(knob: str) -> Widths:
+            return with_width(state, knob, next(iter(self.below(state, knob)), getattr(state, knob)))
 
         def saving(knob: str) -> float:
-            bits = next(iter(self.below(state, knob)), None)
-            cost = None if bits is None else self.cost(with_width(state, knob, bits))
-            return 0.0 if cost is None else (self.cost(state) or 0) - cost
+            before, after = self.cost(state), self.cost(move(knob))
+            return 1 - after / before if before and after else 0.0
 
         for knob in sorted(KNOBS, key=saving, reverse=True):
-            bits = next(iter(self.below(state, knob)), None)
-            if bits is not None and self.keeps(self.measure(move := with_width(state, knob, bits), "joint"), base):
-                state = move
+            if saving(knob) >= LEAST_SAVING and self.keeps(self.measure(narrower := move(knob), "joint"), base):
+                state = narrower
         return state
 
 
