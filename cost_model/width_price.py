@@ -69,9 +69,8 @@ def price(program: Program, hardware: Hardware, batch: int = 1) -> Price:
     macs = sum(op.macs for op in estimate.operations) / batch
     levels = hardware.memories.levels
     moved = sum((memory.energy(*estimate.traffic.of(level)) for level, memory in levels.items()), Energy())
-    work = [
-        (op, step, getattr(operation_work(program, op), kind)) for op in program.operations for kind, step in steps(program, op).items()
-    ]
+    counted = [(operation_work(program, op), steps(program, op)) for op in program.operations]
+    work = [(kind, step, getattr(total, kind)) for total, units in counted for kind, step in units.items()]
     return Price(
         mac=mac_energy(array) * (macs * _pe(array, bits, MULTIPLY_PJ, ADD_PJ) / _pe(array, array.accumulator_bits, MULTIPLY_PJ, ADD_PJ)),
         vector=sum((step_energy(step, hardware) * count for _, step, count in work), Energy()),

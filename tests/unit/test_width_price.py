@@ -99,6 +99,13 @@ def test_a_lane_has_a_table_for_each_kind_of_work_and_the_largest_of_the_rest():
     assert lane_area(used) == pytest.approx(expected)
 
 
+def test_layers_share_the_memories_of_their_tables():
+    one, two = (price(random_program(replace(SHAPES["vit"], depth=depth)), SMALL) for depth in (1, 2))
+
+    assert one.area_um2 == two.area_um2
+    assert one.vector.nominal_pj < two.vector.nominal_pj
+
+
 def test_a_core_of_fixed_registers_has_no_price(program):
     with pytest.raises(UserError, match="--hw: expected an array, whose units can be made narrower, got simd-mcu"):
         price(program, load("simd-mcu"))
