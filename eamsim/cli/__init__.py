@@ -20,6 +20,7 @@ from eamsim.cli.evaluate import evaluate
 from eamsim.cli.export import export
 from eamsim.cli.output import note
 from eamsim.cli.plot import app as plots
+from eamsim.cli.report import report
 from eamsim.cli.reproduce import reproduce
 from eamsim.cli.run import run
 from eamsim.cli.search import search
@@ -45,6 +46,7 @@ COMMANDS = {
     "eval": evaluate,
     "verify": verify,
     "cost": cost,
+    "report": report,
     "search": search,
     "entropy": entropy,
     "export": export,

@@ -1,0 +1,255 @@
+"""`eamsim report`: what a program costs on a chip, and what freezing buys there, as one page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shlex
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from cost_model.counts import count, excluded_pairs
+from cost_model.energy import Estimate, break_even_batch, evaluate, priced, workload
+from cost_model.hardware import Array, Hardware, load
+from cost_model.masks import PLAIN, store
+from cost_model.variants import refrozen, scattered, thawed, whole_heads
+from eamsim import __version__, artifact
+from eamsim.cli.cost import own_row
+from eamsim.cli.cost_hardware import figures, summary, verdict
+from eamsim.cli.cost_operations import operation_rows
+from eamsim.cli.output import Json, emit, note
+from eamsim.container import replacing
+from eamsim.errors import BadFile, MissingExtra, UserError
+from eamsim.program import Attention, Program
+from eamsim.verify import verify
+
+TAUS = tuple(tenth / 10 for tenth in range(10))
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def report(
+    model: Annotated[Path, typer.Argument(metavar="X.eam", help="A program.", show_default=False)],
+    hw: Annotated[str, typer.Option(metavar="H.yaml|PRESET", help="A hardware description (docs/cost.md).")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="X.html", help="The page to write.")],
+    batch: Annotated[int, typer.Option(help="Images that share one fetch of weights and maps.", min=1, max=1 << 20)] = 1,
+    sweep: Annotated[Path | None, typer.Option(metavar="sweep.csv", help="Accuracy over tau, from `eamsim sweep`.")] = None,
+    tables: Annotated[
+        list[Path] | None, typer.Option("--table", metavar="X.csv|X.md", help="The table over tau as CSV or Markdown too. May be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One self-contained HTML page: MACs, cycles, energy, memory, masks and widths of a program on a chip, and what freezing changes."""
+    check_output("--out", out, (".html",))
+    for path in tables or ():
+        check_output("--table", path, (".csv", ".md"))
+    try:
+        import jinja2
+
+        from eamsim.cli.report_figures import draw
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"eamsim", "cost_model"}:
+            raise
+        raise MissingExtra("plot", "eamsim report") from error
+    program, provenance = artifact.read(model)
+    found = findings(program, load(hw), batch)
+    found["accuracy"] = [] if sweep is None else accuracies(sweep)
+    manifest = {
+        "command": shlex.join(["eamsim", *sys.argv[1:]]),
+        "eamsim": __version__,
+        "program": {"file": str(model), "sha256": artifact.sha256(model)},
+        "built": {key: provenance[key] for key in ("model", "model_sha256", "calibration_sha256", "tau") if key in provenance},
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template, script = (files("eamsim").joinpath(f"data/report/{name}").read_text("utf-8") for name in ("report.html", "sort.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    note("drawing")
+    page = environment.from_string(template).render(
+        found | {"figures": draw(found, program), "manifest": manifest, "script": script, "script_sha256": digest}
+    )
+    for path in tables or ():
+        write(path, table_text(found["curves"], path.suffix))
+    write(out, page)
+    emit(found | {"manifest": manifest}, as_json, *found["verdicts"], f"{out}: {len(page.encode()):,} bytes, opens in any browser")
+
+
+def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
+    """UserError unless it can be a new file of such a name."""
+    if path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{option}: expected a {' or '.join(suffixes)} file in an existing, writable folder, got {path}")
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file in one step; BadFile where it cannot be written."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and try again") from error
+
+
+COLUMNS = ("macs_saved", "energy_change", "milliseconds", "cycles", "stored_map_bytes", "break_even_batch")
+
+
+def table_text(curves: list[dict[str, Any]], suffix: str) -> str:
+    """A line for each tau and kind of mask: fractions, milliseconds, cycles and bytes of one image."""
+    header = ("tau", "frozen", *COLUMNS)
+    lines = [(point["tau"], kind, *(point[kind][name] for name in COLUMNS)) for point in curves for kind in ("scattered", "heads")]
+    cells = [["" if value is None else str(value) for value in line] for line in (header, *lines)]
+    if suffix == ".csv":
+        return "".join(",".join(line) + "\n" for line in cells)
+    cells.insert(1, ["---"] * len(header))
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
+
+
+def findings(program: Program, hardware: Hardware, batch: int) -> dict[str, Any]:
+    """Every number of the page, ready for JSON: bytes, MACs, cycles, milliseconds and microjoules for one image."""
+    bare = thawed(program)
+    dense, own = evaluate(bare, hardware, batch), evaluate(program, hardware, batch)
+    macs, row = count(bare).macs, own_row(program)
+    curves = [point(bare, dense, hardware, batch, tau) for tau in TAUS]
+    largest = curves[-1]["scattered"]
+    verdicts = [f"Scattered weights at tau 0.9, renormalised (estimated with random masks): {verdict(largest, batch)}."]
+    if row["tau"]:
+        verdicts.insert(0, f"This program's own masks ({row['softmax']}, tau {row['tau']:.3f}): {verdict(figures(own, dense), batch)}.")
+    return {
+        "name": program.name,
+        "chip": summary(hardware, batch).removesuffix(" All figures for one image:"),
+        "description": hardware.description,
+        "batch": batch,
+        "row": row,
+        "own": figures(own, dense),
+        "dense": figures(dense, dense),
+        "ceiling": macs.scores / macs.full,
+        "curves": curves,
+        "verdicts": verdicts,
+        "layers": layers(program, own, batch),
+        "operations": operation_rows(program, own),
+        "roofline": roofline(own, hardware),
+        "batches": batch_curve(program, bare, hardware),
+        "encodings": encodings(program),
+        "heads": head_rows(program, hardware),
+        "datapath": vars(program.datapath),
+        "bounds": [
+            {"name": name, "low": low, "high": high, "bits": max((~low).bit_length() if low < 0 else 0, high.bit_length()) + 1}
+            for name, (low, high) in verify(program).items()
+        ],
+    }
+
+
+def point(bare: Program, dense: Estimate, hardware: Hardware, batch: int, tau: float) -> dict[str, Any]:
+    """Freezing a share tau, renormalised: scattered weights with random masks, and as much as whole heads, the most it can save."""
+    kinds = {"scattered": scattered(tau), "heads": whole_heads(bare, tau)}
+    programs = {kind: refrozen(bare, freezer, "renormalised") for kind, freezer in kinds.items()}
+    full = count(bare).macs.full
+    return {"tau": tau} | {
+        kind: figures(evaluate(each, hardware, batch), dense) | {"macs_saved": 1 - count(each).macs.full / full}
+        for kind, each in programs.items()
+    }
+
+
+def layers(program: Program, own: Estimate, batch: int) -> list[dict[str, Any]]:
+    """MACs, microjoules and cycles by block and part of it: what precedes the first point of a name, and its second part."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row, cost in zip(operation_rows(program, None), own.operations, strict=True):
+        block, _, rest = row["name"].rpartition(".")[0].partition(".") if "." in row["name"] else ("other", "", "")
+        part = rest or row["name"].rpartition(".")[2]
+        part = {"attn": "attention", "mlp": "MLP"}.get(part, "norms" if part.startswith("norm") else part)
+        if block == "other":
+            part = "other"
+        cell = found.setdefault((block, part), {"macs": 0, "energy_uj": 0.0, "cycles": 0.0})
+        cell["macs"] += row["macs"]
+        cell["energy_uj"] += (cost.energy + cost.fetch_energy).nominal_pj / 1e6 / batch
+        cell["cycles"] += cost.total_cycles / batch
+    return [{"block": block, "part": part, **cell} for (block, part), cell in found.items()]
+
+
+def roofline(own: Estimate, hardware: Hardware) -> dict[str, Any]:
+    """The two roofs, and every operation with products below them: MACs per byte of DRAM and MACs per second."""
+    per_second = hardware.frequency_mhz * 1e6
+    points = []
+    for cost in own.operations:
+        moved = cost.fetches + cost.moves
+        if cost.macs and cost.total_cycles:
+            dram = max(sum(moved.of("dram")) / 8, 1)
+            points.append(
+                {"name": cost.name, "macs_per_byte": cost.macs / dram, "macs_per_second": cost.macs / cost.total_cycles * per_second}
+            )
+    bits = hardware.memories.levels["dram"].bits_per_cycle if "dram" in hardware.memories.levels else None
+    bandwidth = None if bits is None else bits / 8 * per_second
+    return {"peak": hardware.compute.macs_per_cycle * per_second, "bytes_per_second": bandwidth, "points": points}
+
+
+def batch_curve(program: Program, bare: Program, hardware: Hardware) -> dict[str, Any]:
+    """Energy against nothing frozen at the same batch, of the program's masks and of scattered ones at tau 0.9, renormalised."""
+    curves = {}
+    masked = {"scattered, tau 0.9": refrozen(bare, scattered(0.9), "renormalised")}
+    if any(op.frozen is not None for op in attentions(program)):
+        masked = {"this program": program} | masked
+    works = {name: workload(each, hardware.compute) for name, each in (masked | {"": bare}).items()}
+    estimates = {name: [priced(work, hardware, batch) for batch in BATCHES] for name, work in works.items()}
+    for name in masked:
+        changes = [f.energy.nominal_pj / d.energy.nominal_pj - 1 for f, d in zip(estimates[name], estimates[""], strict=True)]
+        pays = break_even_batch(estimates[name][0], estimates[""][0])
+        curves[name] = {"batches": BATCHES, "energy_change": changes, "break_even_batch": pays}
+    return curves
+
+
+def attentions(program: Program) -> list[Attention]:
+    return [op for op in program.operations if isinstance(op, Attention)]
+
+
+def encodings(program: Program) -> dict[str, int | None]:
+    """Bytes of all frozen maps under each encoding; None where it cannot hold one of them. `auto`: the smallest of each head."""
+    sizes: dict[str, int | None] = {}
+    for encoding in ("auto", *PLAIN):
+        try:
+            sizes[encoding] = -(-sum(head.bits for op in attentions(program) for head in store(op, encoding)) // 8)
+        except UserError:
+            sizes[encoding] = None
+    return sizes
+
+
+def head_rows(program: Program, hardware: Hardware) -> list[dict[str, Any]]:
+    """Of every head (in the first window): the share of its weights that is frozen, and of the array's tiles that are frozen whole."""
+    height, width = (hardware.compute.rows, hardware.compute.columns) if isinstance(hardware.compute, Array) else (1, 1)
+    rows = []
+    for op in attentions(program):
+        for head in range(op.heads):
+            mask = frozen_mask(op, head)
+            tiles = whole_tiles(mask | excluded_pairs(op)[0, 0], height, width)
+            rows.append(
+                {
+                    "name": op.out.name,
+                    "head": head,
+                    "frozen": float(mask.mean()),
+                    "tiles": float(tiles.mean()),
+                    "tile": f"{height} x {width}",
+                }
+            )
+    return rows
+
+
+def frozen_mask(op: Attention, head: int) -> np.ndarray:
+    """bool [tokens, tokens] of the first window."""
+    return np.zeros((op.tokens, op.tokens), np.bool_) if op.frozen is None else np.asarray(op.frozen.mask[0, head])
+
+
+def whole_tiles(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """bool [tiles down, tiles across]: nothing in the tile is needed; tiles at the edges are smaller."""
+    rows, columns = mask.shape
+    padded = np.pad(mask, [(0, -rows % height), (0, -columns % width)], constant_values=True)
+    return np.all(padded.reshape(padded.shape[0] // height, height, -1, width), axis=(1, 3))
+
+
+def accuracies(sweep: Path) -> list[dict[str, Any]]:
+    """Top-1 of every row of a sweep."""
+    from reference.sweep_table import read_sweep
+
+    names = ("variant", "runner", "softmax", "seed", "tau", "top1")
+    return [{name: getattr(row, name) for name in names} for row in read_sweep(sweep)]
