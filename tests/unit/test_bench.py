@@ -26,7 +26,7 @@ def test_the_table_has_a_line_for_each_runtime():
     table = result_table([row | {"peak_memory_bytes": 250_000_000}])
     columns = [list(column.cells) for column in table.columns]
     assert columns[2:7] == [["eamsim", "torch"], ["2.00", "6.00"], ["1.90-2.10", "5.00-7.00"], ["", "3.00"], ["", "2.50-3.50"]]
-    assert columns[7:] == [["50%", ""], ["250", ""]]
+    assert columns[7:] == [["100", ""], ["50%", ""], ["250", ""]]
 
 
 def test_the_command_times_a_program(tmp_path):
