@@ -116,7 +116,11 @@ class Engine:
 
     def _call(self, records: np.ndarray, batch: int, memory: list[Memory]) -> None:
         isa, rounding = ISAS[self.isa], ROUNDINGS[self.program.datapath.rounding]
-        together(self.threads, lambda team, thread: forward(isa, rounding, records, batch, self.threads, team, memory[thread]))
+
+        def part(team: np.ndarray, thread: int) -> None:
+            forward(isa, rounding, records, batch, self.threads, team, memory[thread])
+
+        together(self.threads, len(records), part)
 
 
 def tap_records(records: np.ndarray, wanted: list[Tap]) -> tuple[np.ndarray, list[int], int]:

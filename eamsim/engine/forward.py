@@ -13,7 +13,7 @@ from eamsim.engine.layernorm import layer_norm
 from eamsim.engine.linear import linear
 from eamsim.engine.movement import embed, gather, input_quant, pool, publish
 from eamsim.engine.plan import ATTEND, EMBED, GATHER, INPUT_QUANT, LAYER_NORM, LINEAR, PACK_HEADS, POOL, PUBLISH
-from eamsim.engine.team import barrier, claim
+from eamsim.engine.team import claim, finish, wait_for
 
 
 @njit
@@ -61,14 +61,14 @@ def compile_forward(revision: str):
             units = op.units * batch
             grains = (units + op.grain - 1) // op.grain
             tasks = task_count(units, op.block, threads)
-            task = claim(team)
+            task = claim(team, index)
             while task < tasks:
                 first, last = task * grains // tasks * op.grain, (task + 1) * grains // tasks * op.grain
                 if first < last:
                     run_task(isa, rounding, records, index, first, min(last, units), batch, memory)
-                task = claim(team)
-            if not barrier(team, threads):
-                return
+                finish(team, index, tasks)
+                task = claim(team, index)
+            wait_for(team, index, tasks)
 
     return forward
 

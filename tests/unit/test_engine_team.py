@@ -1,9 +1,10 @@
-"""The engine's threads: barriers, failures, interrupts, forks, the end of the interpreter."""
+"""The engine's threads: waits, failures, interrupts, forks, the end of the interpreter."""
 
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -13,40 +14,64 @@ from programs import Shape, random_images, random_program
 from eamsim import engine
 from eamsim.engine import team
 
-COUNT = 3
+COUNT, ROUNDS = 3, 2000
 
 
 @njit(nogil=True)
-def add_in_turns(shared, threads, rounds, total):
-    """Each round claims 100 tasks, which add what the round before left."""
-    for number in range(rounds):
-        task = team.claim(shared)
+def add_in_turns(shared, total):
+    """Each round claims 100 tasks, which add to what the round before left."""
+    for number in range(len(total) - 1):
+        task = team.claim(shared, number)
         while task < 100:
             total[number + 1, task] = total[number, 99 - task] + 1
-            task = team.claim(shared)
-        if not team.barrier(shared, threads):
-            return
+            team.finish(shared, number, 100)
+            task = team.claim(shared, number)
+        team.wait_for(shared, number, 100)
+
+
+def rounds() -> np.ndarray:
+    return np.zeros((ROUNDS + 1, 100), np.int64)
+
+
+def assert_all_added(total: np.ndarray) -> None:
+    np.testing.assert_array_equal(total, np.broadcast_to(np.arange(ROUNDS + 1)[:, None], total.shape))
 
 
 def test_a_round_sees_all_that_the_round_before_wrote():
-    """More threads than processors, so that some sleep at the barrier."""
-    total = np.zeros((2001, 100), np.int64)
-    team.together(COUNT, lambda shared, thread: add_in_turns(shared, COUNT, 2000, total))
-    np.testing.assert_array_equal(total, np.broadcast_to(np.arange(2001)[:, None], total.shape))
+    """More threads than processors, so that some sleep."""
+    total = rounds()
+    team.together(COUNT, ROUNDS, lambda shared, thread: add_in_turns(shared, total))
+    assert_all_added(total)
 
 
 @pytest.mark.parametrize("failing", range(COUNT))
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failing_thread_ends_the_wait_of_the_others(failing, error):
-    total = np.zeros((3, 100), np.int64)
+def test_the_others_do_what_a_failing_thread_leaves(failing, error):
+    total, met = rounds(), threading.Barrier(COUNT, timeout=60)
 
     def work(shared: np.ndarray, thread: int) -> None:
+        met.wait()
         if thread == failing:
             raise error("as planned")
-        add_in_turns(shared, COUNT, 2, total)
+        add_in_turns(shared, total)
 
     with pytest.raises(error, match="as planned"):
-        team.together(COUNT, work)
+        team.together(COUNT, ROUNDS, work)
+    assert_all_added(total)
+
+
+def test_nobody_is_waited_for_who_does_not_come():
+    total, met = rounds(), threading.Event()
+
+    def work(shared: np.ndarray, thread: int) -> None:
+        if thread > 0:
+            met.wait(timeout=60)
+        add_in_turns(shared, total)
+        assert_all_added(total)
+        met.set()
+
+    team.together(COUNT, ROUNDS, work)
+    assert met.is_set()
 
 
 def logits_of_child(seed: int) -> np.ndarray:
@@ -64,7 +89,7 @@ def test_a_forked_child_has_threads_of_its_own():
 
 CHILD = """
 from eamsim.engine import team
-team.together(3, lambda shared, thread: None)
+team.together(3, 1, lambda shared, thread: None)
 print("end")
 """
 
