@@ -15,6 +15,7 @@ module av_row
     parameter int OUT_ZERO = 8,
     parameter int OUT_BITS = 4,
     parameter int ACC_BITS = 32,
+    parameter int OVERFLOW = ERROR,
     parameter int ROUNDING = HALF_UP
 ) (
     input logic clk,
@@ -34,9 +35,10 @@ module av_row
   localparam int LAST_CODE = (1 << ATTENTION_BITS) - 1;
   localparam int TOP_POWER = LAST_CODE / 2;
 
-  logic signed [ACC_BITS-1:0] running_even[0:HEAD_DIM-1], running_odd[0:HEAD_DIM-1], next_even[0:HEAD_DIM-1], next_odd[0:HEAD_DIM-1], product;
+  int64 running_even[0:HEAD_DIM-1], running_odd[0:HEAD_DIM-1], next_even[0:HEAD_DIM-1], next_odd[0:HEAD_DIM-1];
+  int64 product, total_even, total_odd, total;
+  logic [HEAD_DIM*ACC_BITS-1:0] narrow_even, narrow_odd;
   logic silent;
-  int64 total;
   logic [HEAD_DIM*OUT_BITS-1:0] next_out;
 
   assign in_ready = !out_valid || out_ready;
@@ -44,11 +46,15 @@ module av_row
 
   always_comb
     for (int d = 0; d < HEAD_DIM; d++) begin
-      product = silent ? 0 : ACC_BITS'($signed({1'b0, v[d*V_BITS+:V_BITS]})) - ACC_BITS'(V_ZERO);
-      product = product <<< (TOP_POWER - (code >> 1));
+      product = silent ? 0 : int64'({1'b0, v[d*V_BITS+:V_BITS]}) - 64'(V_ZERO);
+      product = product <<< (TOP_POWER - (32'(code) >> 1));
       next_even[d] = running_even[d] + (code[0] ? 0 : product);
       next_odd[d] = running_odd[d] + (code[0] ? product : 0);
-      total = int64'(next_even[d]) * 64'(MULTIPLIER_EVEN) + int64'(next_odd[d]) * 64'(MULTIPLIER_ODD);
+      total_even = narrow(next_even[d], ACC_BITS, OVERFLOW);
+      total_odd = narrow(next_odd[d], ACC_BITS, OVERFLOW);
+      narrow_even[d*ACC_BITS+:ACC_BITS] = total_even[ACC_BITS-1:0];
+      narrow_odd[d*ACC_BITS+:ACC_BITS] = total_odd[ACC_BITS-1:0];
+      total = total_even * 64'(MULTIPLIER_EVEN) + total_odd * 64'(MULTIPLIER_ODD);
       next_out[d*OUT_BITS+:OUT_BITS] = OUT_BITS'(
           clip(round_shift(total, 6'(OUT_SHIFT), ROUNDING) + 64'(OUT_ZERO), 0, (64'sd1 <<< OUT_BITS) - 64'sd1));
     end
@@ -66,12 +72,10 @@ module av_row
         for (int d = 0; d < HEAD_DIM; d++) begin
           running_even[d] <= in_last ? 0 : next_even[d];
           running_odd[d] <= in_last ? 0 : next_odd[d];
-          if (in_last) begin
-            even[d*ACC_BITS+:ACC_BITS] <= next_even[d];
-            odd[d*ACC_BITS+:ACC_BITS] <= next_odd[d];
-          end
         end
         if (in_last) begin
+          even <= narrow_even;
+          odd <= narrow_odd;
           out <= next_out;
           out_valid <= 1;
         end

@@ -1,16 +1,22 @@
-"""The testbench and its parameters for every operation in a folder of `eamsim trace export`, read from the manifest alone."""
+"""The testbench and its parameters for every operation in a folder of `eamsim trace export`, read from the manifest alone.
+
+As a program it prints the commands that compile and run them: `python benches.py VECTORS | sh -e`.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SOURCES = Path(__file__).parent
 ROUNDINGS = ("half_up", "half_even", "half_away", "floor")
+OVERFLOWS = ("error", "wrap", "saturate")
 Parameters = dict[str, int | str]
 
 
@@ -25,20 +31,22 @@ class Bench:
 def benches(folder: Path, lanes: int = 16) -> list[Bench]:
     manifest = json.loads((folder / "manifest.json").read_text())
     tensors = {entry["name"]: entry for entry in manifest["tensors"]}
-    rounding = ROUNDINGS.index(manifest["datapath"]["rounding"])
-    ratio = manifest["datapath"]["multiplier_bits"]
+    path = manifest["datapath"]
+    ratio: Parameters = {"MULTIPLIER_BITS": path["multiplier_bits"]}
+    acc: Parameters = {"ACC_BITS": path["accumulator_bits"]}
+    sums = acc | {"OVERFLOW": OVERFLOWS.index(path["overflow"])}
     found = []
     for op in manifest["operations"]:
-        common: Parameters = {"NAME": op["name"], "ROUNDING": rounding}
+        common: Parameters = {"NAME": op["name"], "ROUNDING": ROUNDINGS.index(path["rounding"])}
         match op["kind"], op.get("epilogue"):
             case "LayerNorm", _:
                 found.append(Bench("layer_norm_row", common | layer_norm(op, tensors)))
             case "Linear", "Requant":
-                found.append(Bench("dot_requant", common | dot(op, tensors) | {"LANES": lanes, "MULTIPLIER_BITS": ratio}))
+                found.append(Bench("dot_requant", common | dot(op, tensors) | sums | ratio | {"LANES": lanes}))
             case "Linear", "Gelu":
-                found.append(Bench("gelu_table", common | gelu(op, tensors) | {"MULTIPLIER_BITS": ratio}))
+                found.append(Bench("gelu_table", common | gelu(op, tensors) | acc | ratio))
             case "Attention", _:
-                found += [Bench("softmax_row", common | softmax(op, tensors)), Bench("av_row", common | context(op, tensors))]
+                found += [Bench("softmax_row", common | softmax(op, tensors)), Bench("av_row", common | context(op, tensors) | sums)]
     return found
 
 
@@ -84,6 +92,7 @@ def softmax(op: dict[str, Any], tensors: dict[str, Any]) -> Parameters:
         "LOG2_SCALE": str(op["log2_scale"]),
     }
     numbers |= {"FRACTION_BITS": fraction, "EXP2_BITS": op["exp2_bits"], "LOG2_BITS": log2}
+    numbers |= {"SCORE_BITS": tensors[f"{name}.scores"]["bits"]}
     numbers |= {"EXPONENT_BITS": tensors[f"{name}.exponents"]["bits"], "LOG_SUM_BITS": tensors[f"{name}.log_sum"]["bits"]}
     numbers |= {"RENORMALISED": int(op["softmax"] == "renormalised")}
     if f"{name}.frozen.mask" in tensors:
@@ -117,12 +126,23 @@ def flags(top: str, parameters: Parameters) -> list[str]:
     return [f"-P{top}.{key}={value if isinstance(value, int) else chr(34) + value + chr(34)}" for key, value in parameters.items()]
 
 
-def simulate(bench: Bench, folder: Path, scratch: Path, unit: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Compile and run a testbench in a folder of vectors; `unit`: another source of the unit, such as one with a planted fault."""
-    top, image = f"tb_{bench.unit}", scratch / f"{bench.unit}.vvp"
+def commands(bench: Bench, scratch: Path, unit: Path | None = None) -> tuple[list[str], list[str]]:
+    """Compile a testbench; run it, in the folder of vectors. `unit`: another source of the unit, such as one with a planted fault."""
+    top, image = f"tb_{bench.unit}", str(scratch / f"{bench.unit}.vvp")
     sources = [SOURCES / "eam_pkg.sv", unit or SOURCES / f"{bench.unit}.sv", SOURCES / f"{top}.sv"]
-    command = ["iverilog", "-g2012", f"-I{SOURCES}", "-s", top, "-o", image, *flags(top, bench.parameters), *sources]
-    compiled = subprocess.run(command, capture_output=True, text=True)
+    options = ["-g2012", f"-I{SOURCES}", "-s", top, "-o", image, *flags(top, bench.parameters)]
+    return ["iverilog", *options, *map(str, sources)], ["vvp", "-n", image]
+
+
+def simulate(bench: Bench, folder: Path, scratch: Path, unit: Path | None = None) -> subprocess.CompletedProcess[str]:
+    build, run = commands(bench, scratch, unit)
+    compiled = subprocess.run(build, capture_output=True, text=True)
     if compiled.returncode != 0:
         return compiled
-    return subprocess.run(["vvp", "-n", image], cwd=folder, capture_output=True, text=True, timeout=600)
+    return subprocess.run(run, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+if __name__ == "__main__":
+    for bench in benches(Path(sys.argv[1])):
+        build, run = map(shlex.join, commands(bench, Path.cwd()))
+        print(f"{build}\n(cd {shlex.quote(sys.argv[1])} && {run})")

@@ -106,7 +106,7 @@ def softmax_row(v: Vectors, p: dict[str, Any]) -> tuple[Iterator[Ports], Iterato
 
 
 def av_row(v: Vectors, p: dict[str, Any]) -> tuple[Iterator[Ports], Iterator[Ports]]:
-    name, heads, head_dim, tokens = p["NAME"], p["HEADS"], p["HEAD_DIM"], p["TOKENS"]
+    name, heads, head_dim, tokens, bits = (p[key] for key in ("NAME", "HEADS", "HEAD_DIM", "TOKENS", "ACC_BITS"))
     codes, even, odd = (v(f"{name}.{tap}") for tap in ("codes", "even", "odd"))
     maps = (len(codes) * p["WINDOWS"], heads, tokens)
     parts = v(p["X"]).reshape(maps[0], tokens, -1, head_dim)
@@ -123,7 +123,7 @@ def av_row(v: Vectors, p: dict[str, Any]) -> tuple[Iterator[Ports], Iterator[Por
                 yield pair | {"v": packed(values[m, h, j], p["V_BITS"]), "in_last": int(j == tokens - 1)}
 
     sums = zip(even.reshape(-1, head_dim), odd.reshape(-1, head_dim), out, strict=True)
-    return beats(), ({"even": packed(e, 32), "odd": packed(o, 32), "out": packed(c, p["OUT_BITS"])} for e, o, c in sums)
+    return beats(), ({"even": packed(e, bits), "odd": packed(o, bits), "out": packed(c, p["OUT_BITS"])} for e, o, c in sums)
 
 
 UNITS = {unit.__name__: unit for unit in (dot_requant, gelu_table, layer_norm_row, softmax_row, av_row)}

@@ -1,5 +1,6 @@
 // One output channel of a Linear with a Requant epilogue, LANES products a beat:
 //   acc = bias + sum (x - x_zero) * (w - w_zero)      out = clip(round_shift(acc * multiplier, shift) + zero)
+// The running sum is as wide as saturating the finished one may need; where it wraps, or cannot overflow, ACC_BITS of it are enough.
 // A beat that is not full is filled up with x = x_zero. bias, multiplier, shift and zero are read with the last beat.
 // Latency: one clock after the last beat; one beat a clock.
 module dot_requant
@@ -9,6 +10,7 @@ module dot_requant
     parameter int X_BITS = 4,
     parameter int W_BITS = 4,
     parameter int ACC_BITS = 32,
+    parameter int OVERFLOW = ERROR,
     parameter int MULTIPLIER_BITS = 16,
     parameter int OUT_BITS = 4,
     parameter int ROUNDING = HALF_UP
@@ -31,18 +33,17 @@ module dot_requant
     output logic signed [ACC_BITS-1:0] acc,
     output logic [OUT_BITS-1:0] out
 );
-  logic signed [ACC_BITS-1:0] running, beat, total;
-  int64 scaled;
+  int64 running, beat, total, scaled;
 
   assign in_ready = !out_valid || out_ready;
 
   always_comb begin
     beat = 0;
     for (int i = 0; i < LANES; i++)
-      beat += ACC_BITS'($signed({1'b0, x[i*X_BITS+:X_BITS]}) - $signed({1'b0, x_zero}))
-            * ACC_BITS'($signed({1'b0, w[i*W_BITS+:W_BITS]}) - $signed({1'b0, w_zero}));
-    total = running + beat + ACC_BITS'(bias);
-    scaled = int64'(total) * int64'({1'b0, multiplier});
+      beat += (int64'({1'b0, x[i*X_BITS+:X_BITS]}) - int64'({1'b0, x_zero}))
+            * (int64'({1'b0, w[i*W_BITS+:W_BITS]}) - int64'({1'b0, w_zero}));
+    total = narrow(running + beat + int64'(bias), ACC_BITS, OVERFLOW);
+    scaled = total * int64'({1'b0, multiplier});
   end
 
   always_ff @(posedge clk)
@@ -54,7 +55,7 @@ module dot_requant
       if (in_valid && in_ready) begin
         running <= in_last ? 0 : running + beat;
         if (in_last) begin
-          acc <= total;
+          acc <= total[ACC_BITS-1:0];
           out <= OUT_BITS'(clip(round_shift(scaled, shift, ROUNDING) + int64'({1'b0, zero}), 0, (64'sd1 <<< OUT_BITS) - 64'sd1));
           out_valid <= 1;
         end

@@ -27,9 +27,9 @@ module layer_norm_row
     output logic signed [31:0] normalised,
     output logic [OUT_BITS-1:0] out
 );
-  localparam int64 LOW = OUT_SIGNED ? -(64'sd1 <<< (OUT_BITS - 1)) : 64'sd0;
-  localparam int64 HIGH = (64'sd1 <<< (OUT_SIGNED ? OUT_BITS - 1 : OUT_BITS)) - 64'sd1;
-  localparam int LOAD = 0, ROOT = 1, DIVIDE = 2, EMIT = 3;
+  localparam int64 LOW = OUT_SIGNED != 0 ? -(64'sd1 <<< (OUT_BITS - 1)) : 64'sd0;
+  localparam int64 HIGH = (64'sd1 <<< (OUT_SIGNED != 0 ? OUT_BITS - 1 : OUT_BITS)) - 64'sd1;
+  localparam logic [1:0] LOAD = 0, ROOT = 1, DIVIDE = 2, EMIT = 3;
 
   logic signed [31:0] gain[0:CHANNELS-1];
   logic signed [63:0] offset[0:CHANNELS-1];

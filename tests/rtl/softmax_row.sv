@@ -32,7 +32,7 @@ module softmax_row
     output logic [31:0] log_sum,
     output logic [ATTENTION_BITS-1:0] code
 );
-  localparam int LOAD = 0, EXPONENTS = 1, LOGARITHM = 2, EMIT = 3;
+  localparam logic [1:0] LOAD = 0, EXPONENTS = 1, LOGARITHM = 2, EMIT = 3;
 
   logic [EXP2_BITS:0] exp2[0:(1<<FRACTION_BITS)-1];
   logic [FRACTION_BITS:0] log2[0:(1<<LOG2_BITS)-1];
@@ -46,8 +46,8 @@ module softmax_row
   logic signed [SCORE_BITS-1:0] top;
   logic [24:0] mass;
   logic [31:0] sum, term;
-  logic [63:0] mantissa;
-  int64 below, t, level, rounded;
+  logic [LOG2_BITS-1:0] mantissa;
+  int64 below, t, level;
 
   initial begin
     $readmemh(EXP2, exp2);
@@ -63,10 +63,10 @@ module softmax_row
     t = taken[at] ? round_shift(below, 6'(SCORE_SHIFT), ROUNDING) : 64'sd0;
     term = 32'(exp2[t[FRACTION_BITS-1:0]]) >> (t >>> FRACTION_BITS);
     lead = bit_length({32'd0, sum}) - 1;
-    mantissa = ({32'd0, sum} << LOG2_BITS) >> lead;
+    mantissa = LOG2_BITS'(({32'd0, sum} << LOG2_BITS) >> lead);
     level = (int64'({34'd0, exponents[at]}) + int64'({32'd0, log_sum}) + int64'({39'd0, mass}) + int64'(log2_scale)) <<< 1;
-    rounded = clip(round_shift(level, 6'(FRACTION_BITS), ROUNDING), 0, (64'sd1 <<< ATTENTION_BITS) - 64'sd1);
-    code = fixed[at] ? codes[at] : rounded[ATTENTION_BITS-1:0];
+    level = round_shift(level, 6'(FRACTION_BITS), ROUNDING);
+    code = fixed[at] ? codes[at] : ATTENTION_BITS'(clip(level, 0, (64'sd1 <<< ATTENTION_BITS) - 64'sd1));
   end
 
   always_ff @(posedge clk)
@@ -96,7 +96,7 @@ module softmax_row
           if (at == TOKENS - 1) state <= LOGARITHM;
         end
         LOGARITHM: begin
-          log_sum <= sum == 0 ? 0 : ((lead - EXP2_BITS) <<< FRACTION_BITS) + 32'(log2[mantissa[LOG2_BITS-1:0]]);
+          log_sum <= sum == 0 ? 0 : ((lead - EXP2_BITS) <<< FRACTION_BITS) + 32'(log2[mantissa]);
           state <= EMIT;
         end
         EMIT:

@@ -3,11 +3,13 @@ module tb_dot_requant;
   parameter NAME = "block0.attn.qkv";
   parameter X = "block0.norm1";
   parameter int ROWS = 17, IN = 64, CHANNELS = 192, LANES = 16;
-  parameter int X_BITS = 4, W_BITS = 4, OUT_BITS = 4, MULTIPLIER_BITS = 16, X_ZERO = 0, ROUNDING = 0;
+  parameter int X_BITS = 4, W_BITS = 4, OUT_BITS = 4, MULTIPLIER_BITS = 16, X_ZERO = 0;
+  parameter int ACC_BITS = 32, OVERFLOW = 0, ROUNDING = 0;
 
   logic [X_BITS-1:0] x[0:ROWS*IN-1];
   logic [W_BITS-1:0] weight[0:IN*CHANNELS-1], weight_zero[0:CHANNELS-1];
-  logic signed [31:0] bias[0:CHANNELS-1], expected_acc[0:ROWS*CHANNELS-1], acc;
+  logic signed [31:0] bias[0:CHANNELS-1];
+  logic signed [ACC_BITS-1:0] expected_acc[0:ROWS*CHANNELS-1], acc;
   logic [MULTIPLIER_BITS-1:0] multiplier[0:CHANNELS-1];
   logic [5:0] shift[0:CHANNELS-1];
   logic [OUT_BITS-1:0] zero[0:CHANNELS-1], expected[0:ROWS*CHANNELS-1], out;
@@ -19,7 +21,8 @@ module tb_dot_requant;
   `include "tb_check.svh"
 
   dot_requant #(
-      .LANES(LANES), .X_BITS(X_BITS), .W_BITS(W_BITS), .MULTIPLIER_BITS(MULTIPLIER_BITS), .OUT_BITS(OUT_BITS), .ROUNDING(ROUNDING)
+      .LANES(LANES), .X_BITS(X_BITS), .W_BITS(W_BITS), .ACC_BITS(ACC_BITS), .OVERFLOW(OVERFLOW), .MULTIPLIER_BITS(MULTIPLIER_BITS),
+      .OUT_BITS(OUT_BITS), .ROUNDING(ROUNDING)
   ) dut (
       .x(x_beat), .w(w_beat), .x_zero(X_BITS'(X_ZERO)), .w_zero(weight_zero[channel]), .bias(bias[channel]),
       .multiplier(multiplier[channel]), .shift(shift[channel]), .zero(zero[channel]), .*

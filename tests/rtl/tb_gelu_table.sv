@@ -2,9 +2,9 @@
 module tb_gelu_table;
   parameter NAME = "block0.mlp.fc1";
   parameter int ROWS = 17, CHANNELS = 256;
-  parameter int OUT_BITS = 4, MULTIPLIER_BITS = 16, INDEX_BITS = 8, INDEX_ZERO = 0, ROUNDING = 0;
+  parameter int OUT_BITS = 4, MULTIPLIER_BITS = 16, INDEX_BITS = 8, INDEX_ZERO = 0, ACC_BITS = 32, ROUNDING = 0;
 
-  logic signed [31:0] sums[0:ROWS*CHANNELS-1];
+  logic signed [ACC_BITS-1:0] sums[0:ROWS*CHANNELS-1];
   logic [MULTIPLIER_BITS-1:0] multiplier[0:CHANNELS-1];
   logic [5:0] shift[0:CHANNELS-1];
   logic [INDEX_BITS-1:0] expected_index[0:ROWS*CHANNELS-1], index;
@@ -14,8 +14,8 @@ module tb_gelu_table;
   `include "tb_check.svh"
 
   gelu_table #(
-      .MULTIPLIER_BITS(MULTIPLIER_BITS), .INDEX_BITS(INDEX_BITS), .INDEX_ZERO(INDEX_ZERO), .OUT_BITS(OUT_BITS), .ROUNDING(ROUNDING),
-      .TABLE({"constants/", NAME, ".table.hex"})
+      .ACC_BITS(ACC_BITS), .MULTIPLIER_BITS(MULTIPLIER_BITS), .INDEX_BITS(INDEX_BITS), .INDEX_ZERO(INDEX_ZERO), .OUT_BITS(OUT_BITS),
+      .ROUNDING(ROUNDING), .TABLE({"constants/", NAME, ".table.hex"})
   ) dut (.acc(sums[at]), .multiplier(multiplier[at%CHANNELS]), .shift(shift[at%CHANNELS]), .*);
 
   initial begin

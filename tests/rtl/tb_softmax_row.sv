@@ -4,12 +4,12 @@ module tb_softmax_row;
   parameter int IMAGES = 1, WINDOWS = 1, HEADS = 4, TOKENS = 17;
   parameter int SCORE_MULTIPLIER = 40000, SCORE_SHIFT = 16, FRACTION_BITS = 8, EXP2_BITS = 15, LOG2_BITS = 8, ATTENTION_BITS = 4;
   parameter LOG2_SCALE = "0";
-  parameter int EXPONENT_BITS = 30, LOG_SUM_BITS = 32, ROUNDING = 0;
+  parameter int SCORE_BITS = 32, EXPONENT_BITS = 30, LOG_SUM_BITS = 32, ROUNDING = 0;
   parameter int RENORMALISED = 0, FROZEN_MAPS = 0, FROZEN_BITS = 4, HAS_EXCLUDED = 0;
 
   localparam int ROWS = IMAGES * WINDOWS * HEADS * TOKENS, MAP = HEADS * TOKENS * TOKENS, LAST_CODE = (1 << ATTENTION_BITS) - 1;
 
-  logic signed [31:0] scores[0:ROWS*TOKENS-1];
+  logic signed [SCORE_BITS-1:0] scores[0:ROWS*TOKENS-1], score;
   logic [EXPONENT_BITS-1:0] expected_exponent[0:ROWS*TOKENS-1];
   logic [LOG_SUM_BITS-1:0] expected_log_sum[0:ROWS-1];
   logic [ATTENTION_BITS-1:0] expected[0:ROWS*TOKENS-1], code, given_code;
@@ -17,7 +17,7 @@ module tb_softmax_row;
   logic [FROZEN_BITS-1:0] frozen[0:FROZEN_MAPS*MAP];
   logic [24:0] masses[0:FROZEN_MAPS*HEADS*TOKENS], row_log2;
   logic excluded[0:WINDOWS*TOKENS*TOKENS-1];
-  logic signed [31:0] score, log2_scale;
+  logic signed [31:0] log2_scale;
   logic computed, given;
   logic [29:0] exponent;
   logic [31:0] log_sum;
@@ -27,8 +27,8 @@ module tb_softmax_row;
   `include "tb_check.svh"
 
   softmax_row #(
-      .TOKENS(TOKENS), .SCORE_MULTIPLIER(SCORE_MULTIPLIER), .SCORE_SHIFT(SCORE_SHIFT), .FRACTION_BITS(FRACTION_BITS),
-      .EXP2_BITS(EXP2_BITS), .LOG2_BITS(LOG2_BITS), .ATTENTION_BITS(ATTENTION_BITS), .ROUNDING(ROUNDING),
+      .TOKENS(TOKENS), .SCORE_BITS(SCORE_BITS), .SCORE_MULTIPLIER(SCORE_MULTIPLIER), .SCORE_SHIFT(SCORE_SHIFT),
+      .FRACTION_BITS(FRACTION_BITS), .EXP2_BITS(EXP2_BITS), .LOG2_BITS(LOG2_BITS), .ATTENTION_BITS(ATTENTION_BITS), .ROUNDING(ROUNDING),
       .EXP2({"constants/", NAME, ".exp2.hex"}), .LOG2({"constants/", NAME, ".log2.hex"})
   ) dut (.*);
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +11,9 @@ import benches
 import numpy as np
 import pytest
 from command_line import eamsim
-from programs import Shape, random_images, random_program
+from programs import Shape, operation, random_images, random_program
 
-from eamsim import artifact
+from eamsim import artifact, golden
 from eamsim.images import Preprocessing
 from eamsim.program import (
     Attention,
@@ -26,7 +27,6 @@ from eamsim.program import (
     Program,
     Raw,
     Requant,
-    Rounding,
     Softmax,
     Value,
 )
@@ -49,8 +49,10 @@ def export(folder: Path, program: Program, images: np.ndarray) -> Path:
     return folder / "vectors"
 
 
-def corners(rounding: Rounding, softmax: Softmax) -> Program:
-    """Ties, both saturations, sigma = 0, all-equal rows, the largest shifts, a wholly frozen row: tokens are rows of 8 x 8 images."""
+def corners(datapath: Datapath, softmax: Softmax) -> Program:
+    """Ties, both saturations, sigma = 0, all-equal rows, the largest shifts, a wholly frozen row: tokens are rows of 8 x 8 images.
+
+    Whether they are reached is a test below."""
     rng = np.random.default_rng(3)
     image, rows, values = Value("image", (8, 8, 3), 8), Value("rows", (8, 24), 8), Value("values", (8, 24), 16, signed=True)
     identity = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
@@ -59,6 +61,7 @@ def corners(rounding: Rounding, softmax: Softmax) -> Program:
     shift = np.array([0, 1, 2, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 40, 61, 62], np.int32)
     ratio = {"multiplier": np.where(shift < 18, 1 << np.minimum(np.maximum(shift - 9, 0), 7), 65535).astype(np.int32), "shift": shift}
     weight = rng.integers(0, 16, (24, 16), dtype=np.int64).astype(np.uint8)
+    weight[:, 0], weight[:, 1] = 0, 15
     dense = {
         "weight": weight,
         "weight_bits": 4,
@@ -83,7 +86,7 @@ def corners(rounding: Rounding, softmax: Softmax) -> Program:
             attention("flat", score_shift=62, softmax=softmax),
             attention("attn", score_shift=10, softmax=softmax),
         ),
-        Datapath(rounding=rounding),
+        datapath,
     )
 
 
@@ -109,11 +112,11 @@ def corner_images() -> np.ndarray:
     return images.reshape(3, 8, 8, 3)
 
 
-CASES: list[tuple[Rounding, Softmax]] = [
-    ("half_up", "renormalised"),
-    ("half_even", "paper"),
-    ("half_away", "renormalised"),
-    ("floor", "paper"),
+CASES: list[tuple[Datapath, Softmax]] = [
+    (Datapath("half_up", accumulator_bits=15, overflow="saturate"), "renormalised"),
+    (Datapath("half_even", accumulator_bits=15, overflow="wrap"), "paper"),
+    (Datapath("half_away"), "renormalised"),
+    (Datapath("floor", accumulator_bits=48), "paper"),
 ]
 RANDOM = [
     Shape(seed=11, head_dim=5, hidden=9, freeze="scattered", softmax="renormalised", extreme=True),
@@ -137,6 +140,7 @@ RANDOM = [
         freeze="heads",
         softmax="renormalised",
         last_code_is_zero=True,
+        datapath=Datapath(accumulator_bits=11, overflow="wrap"),
     ),
     Shape(seed=14, weight_bits=8, activation_bits=8, residual_bits=24, freeze="all", datapath=Datapath(rounding="half_away")),
 ]
@@ -148,12 +152,19 @@ def vectors(tmp_path_factory):
     root = tmp_path_factory.mktemp("vectors")
     digits, images = artifact.read(DIGITS / "digits.eam")[0], np.load(DIGITS / "digits_test.npz")["images"]
     folders = {"digits": export(root / "digits", digits, images[:1])}
-    for rounding, softmax in CASES:
-        folders[rounding] = export(root / rounding, corners(rounding, softmax), corner_images())
+    for path, softmax in CASES:
+        folders[path.rounding] = export(root / path.rounding, corners(path, softmax), corner_images())
     for shape in RANDOM:
         program = random_program(shape)
         folders[f"seed{shape.seed}"] = export(root / f"seed{shape.seed}", program, random_images(program, 2, 1))
     return folders
+
+
+@pytest.mark.skipif(shutil.which("verilator") is None, reason="needs Verilator (Debian package verilator)")
+@pytest.mark.parametrize("unit", ["dot_requant", "gelu_table", "layer_norm_row", "softmax_row", "av_row"])
+def test_verilator_has_no_complaint(unit):
+    done = subprocess.run(["verilator", "--lint-only", "-Wall", "eam_pkg.sv", f"{unit}.sv"], cwd=HERE, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def outputs(bench) -> int:
@@ -166,7 +177,7 @@ def outputs(bench) -> int:
     return p["ROWS"] * p["CHANNELS"]
 
 
-@pytest.mark.parametrize("name", ["digits", *(rounding for rounding, _ in CASES), *(f"seed{shape.seed}" for shape in RANDOM)])
+@pytest.mark.parametrize("name", ["digits", *(path.rounding for path, _ in CASES), *(f"seed{shape.seed}" for shape in RANDOM)])
 def test_units_equal_golden_without_python(vectors, name, tmp_path):
     compared = {}
     for bench in benches.benches(vectors[name]):
@@ -177,14 +188,45 @@ def test_units_equal_golden_without_python(vectors, name, tmp_path):
     assert name != "digits" or sum(compared.values()) > 10_000
 
 
+@pytest.mark.parametrize(("datapath", "softmax"), CASES)
+def test_corners_are_reached(datapath, softmax):
+    program = corners(datapath, softmax)
+    runs = [{} for _ in corner_images()]
+    for image, taps in zip(corner_images(), runs, strict=True):
+        golden.run(program, image, taps)
+    tap = {name: np.stack([taps[name] for taps in runs]) for name in runs[0]}
+    requant = operation(program, "requant", Linear).epilogue
+    assert isinstance(requant, Requant)
+    scaled, shift = tap["requant.acc"] * requant.multiplier.astype(np.int64), requant.shift.astype(np.int64)
+    step = np.int64(1) << shift
+    assert np.any((scaled % step == step // 2) & (shift > 0))  # ties
+    assert shift.max() == 62
+    level = (scaled >> shift) + requant.zero
+    assert level.min() < -1  # both saturations of the output, however it is rounded
+    assert level.max() > 16
+    if datapath.overflow != "error":
+        wide: dict[str, np.ndarray] = {}
+        golden.run(corners(Datapath(datapath.rounding), softmax), corner_images()[0], wide)
+        sums = [name for name in wide if name.endswith((".acc", ".scores", ".even", ".odd")) and name != "values.acc"]
+        assert all(wide[name].min() < -(1 << 14) or wide[name].max() >= 1 << 14 for name in sums)
+    assert np.any(tap["norm.variance"] == 1)  # sigma = 0: the offset alone
+    assert np.any(np.ptp(tap["attn.scores"], axis=-1) == 0)  # a row of equal scores
+    assert {0, 15} <= set(tap["attn.codes"].ravel().tolist())
+    frozen = operation(program, "attn", Attention).frozen
+    assert frozen is not None
+    assert frozen.mask.all(axis=-1).any()
+
+
 FAULTS = [
-    ("dot_requant", "- $signed({1'b0, w_zero})", ""),
+    ("dot_requant", "- int64'({1'b0, w_zero})", ""),
     ("dot_requant", "ROUNDING) +", "FLOOR) +"),
     ("dot_requant", "(64'sd1 <<< OUT_BITS) - 64'sd1", "64'sd255"),  # wraps instead of saturating
+    ("dot_requant", "ACC_BITS, OVERFLOW)", "ACC_BITS, WRAP)"),
     ("dot_requant", "in_last ? 0 : running + beat", "running + beat"),
     ("dot_requant", "!out_valid || out_ready", "1"),  # deaf to back-pressure
     ("gelu_table", "+ 64'(INDEX_ZERO)", ""),
     ("gelu_table", "rom[where]", "rom[index]"),
+    ("gelu_table", "out_valid <= 1", "out_valid <= 0"),  # hangs
     ("layer_norm_row", "int64'(row[at]) - total", "int64'(row[at])"),
     ("layer_norm_row", "<= {2'b0, variance}", "< {2'b0, variance}"),
     ("layer_norm_row", "grown >= root", "grown > root"),
@@ -193,9 +235,10 @@ FAULTS = [
     ("softmax_row", "fixed[at] ? codes[at] :", ""),
     ("softmax_row", "+ int64'({39'd0, mass})", ""),
     ("softmax_row", "LOG2_BITS) >> lead", "LOG2_BITS) >> (lead + 1)"),
-    ("av_row", "- ACC_BITS'(V_ZERO)", ""),
+    ("av_row", "- 64'(V_ZERO)", ""),
     ("av_row", "(LAST_CODE_IS_ZERO != 0", "(0"),
     ("av_row", "code[0] ? product", "code[0] ? -product"),
+    ("av_row", "ACC_BITS, OVERFLOW)", "ACC_BITS, ERROR)"),
     ("av_row", "6'(OUT_SHIFT)", "6'(OUT_SHIFT - 1)"),
 ]
 
