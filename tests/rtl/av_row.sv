@@ -38,22 +38,23 @@ module av_row
   int64 running_even[0:HEAD_DIM-1], running_odd[0:HEAD_DIM-1], next_even[0:HEAD_DIM-1], next_odd[0:HEAD_DIM-1];
   int64 product, total_even, total_odd, total;
   logic [HEAD_DIM*ACC_BITS-1:0] narrow_even, narrow_odd;
-  logic silent;
+  logic silent, is_odd;
   logic [HEAD_DIM*OUT_BITS-1:0] next_out;
 
   assign in_ready = !out_valid || out_ready;
+  assign is_odd = code[0];
   assign silent = excluded || (LAST_CODE_IS_ZERO != 0 && code == ATTENTION_BITS'(LAST_CODE));
 
   always_comb
     for (int d = 0; d < HEAD_DIM; d++) begin
       product = silent ? 0 : int64'({1'b0, v[d*V_BITS+:V_BITS]}) - 64'(V_ZERO);
       product = product <<< (TOP_POWER - (32'(code) >> 1));
-      next_even[d] = running_even[d] + (code[0] ? 0 : product);
-      next_odd[d] = running_odd[d] + (code[0] ? product : 0);
+      next_even[d] = running_even[d] + (is_odd ? 0 : product);
+      next_odd[d] = running_odd[d] + (is_odd ? product : 0);
       total_even = narrow(next_even[d], ACC_BITS, OVERFLOW);
       total_odd = narrow(next_odd[d], ACC_BITS, OVERFLOW);
-      narrow_even[d*ACC_BITS+:ACC_BITS] = total_even[ACC_BITS-1:0];
-      narrow_odd[d*ACC_BITS+:ACC_BITS] = total_odd[ACC_BITS-1:0];
+      narrow_even[d*ACC_BITS+:ACC_BITS] = ACC_BITS'(total_even);
+      narrow_odd[d*ACC_BITS+:ACC_BITS] = ACC_BITS'(total_odd);
       total = total_even * 64'(MULTIPLIER_EVEN) + total_odd * 64'(MULTIPLIER_ODD);
       next_out[d*OUT_BITS+:OUT_BITS] = OUT_BITS'(
           clip(round_shift(total, 6'(OUT_SHIFT), ROUNDING) + 64'(OUT_ZERO), 0, (64'sd1 <<< OUT_BITS) - 64'sd1));

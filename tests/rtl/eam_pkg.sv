@@ -19,7 +19,7 @@ package eam_pkg;
       end
       HALF_EVEN: begin
         round_shift = quotient;
-        if (shift != 0 && (rest > half || (rest == half && quotient[0]))) round_shift = quotient + 64'sd1;
+        if (shift != 0 && (rest > half || (rest == half && (quotient & 64'sd1) != 0))) round_shift = quotient + 64'sd1;
       end
       HALF_AWAY: begin
         round_shift = half + (x < 0 ? -x : x);

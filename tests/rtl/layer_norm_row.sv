@@ -54,7 +54,7 @@ module layer_norm_row
     centred = int64'(CHANNELS) * int64'(row[at]) - total;
     scaled = centred * int64'({1'b0, reciprocal});
     t = round_shift(scaled, 6'(exponent - FRACTION_BITS), ROUNDING);
-    normalised = t[31:0];
+    normalised = 32'(t);
     scaled = t * int64'(gain[at]) + offset[at];
     out = OUT_BITS'(clip(round_shift(scaled, 6'(SHIFT), ROUNDING), LOW, HIGH));
   end

@@ -237,7 +237,7 @@ FAULTS = [
     ("softmax_row", "LOG2_BITS) >> lead", "LOG2_BITS) >> (lead + 1)"),
     ("av_row", "- 64'(V_ZERO)", ""),
     ("av_row", "(LAST_CODE_IS_ZERO != 0", "(0"),
-    ("av_row", "code[0] ? product", "code[0] ? -product"),
+    ("av_row", "is_odd ? product", "is_odd ? -product"),
     ("av_row", "ACC_BITS, OVERFLOW)", "ACC_BITS, ERROR)"),
     ("av_row", "6'(OUT_SHIFT)", "6'(OUT_SHIFT - 1)"),
 ]
