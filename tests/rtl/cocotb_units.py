@@ -174,18 +174,19 @@ async def taken(dut: Any, ready: Any) -> None:
 
 
 async def accept(dut: Any, want: Ports, draw: random.Random) -> Ports:
-    """The next output, after a random time in which it is not wanted and must not change."""
-    while draw.random() < 0.2:
-        dut.out_ready.value = 0
-        await RisingEdge(dut.clk)
-    dut.out_ready.value = 1
+    """The next output, which must not change in the clocks in which it waits."""
+    waiting: Ports = {}
     while True:
+        ready = draw.random() >= 0.2
+        dut.out_ready.value = int(ready)
         await ReadOnly()
         valid = int(dut.out_valid.value) == 1
         found = {port: signed_like(getattr(dut, port).value, value) for port, value in want.items()} if valid else {}
+        assert not waiting or found == waiting, f"output changed from {waiting} to {found} while it waited"
         await RisingEdge(dut.clk)
-        if valid:
+        if valid and ready:
             return found
+        waiting = found
 
 
 def signed_like(value: Any, want: int) -> int:

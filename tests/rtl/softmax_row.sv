@@ -46,6 +46,7 @@ module softmax_row
   logic signed [SCORE_BITS-1:0] top;
   logic [24:0] mass;
   logic [31:0] sum, term;
+  logic [FRACTION_BITS-1:0] fraction;
   logic [LOG2_BITS-1:0] mantissa;
   int64 below, t, level;
 
@@ -61,7 +62,8 @@ module softmax_row
   always_comb begin
     below = (int64'(top) - int64'(scores[at])) * 64'(SCORE_MULTIPLIER);
     t = taken[at] ? round_shift(below, 6'(SCORE_SHIFT), ROUNDING) : 64'sd0;
-    term = 32'(exp2[FRACTION_BITS'(t)]) >> (t >>> FRACTION_BITS);
+    fraction = FRACTION_BITS'(t);
+    term = 32'(exp2[fraction]) >> (t >>> FRACTION_BITS);
     lead = bit_length({32'd0, sum}) - 1;
     mantissa = LOG2_BITS'(({32'd0, sum} << LOG2_BITS) >> lead);
     level = (int64'({34'd0, exponents[at]}) + int64'({32'd0, log_sum}) + int64'({39'd0, mass}) + int64'(log2_scale)) <<< 1;
