@@ -7,6 +7,7 @@ import hashlib
 import os
 import shlex
 import sys
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,15 +15,20 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from cost_model.counts import count, excluded_pairs
+from cost_model.arrays import blocks
+from cost_model.counts import count
 from cost_model.energy import Estimate, break_even_batch, evaluate, priced, workload
-from cost_model.hardware import Array, Hardware, load
+from cost_model.gemms import needed_scores
+from cost_model.hardware import Array, Hardware, Simd, load
 from cost_model.masks import PLAIN, store
+from cost_model.traffic import DoesNotFit
 from cost_model.variants import refrozen, scattered, thawed, whole_heads
 from eamsim import __version__, artifact
+from eamsim.cli.build import manifest_path, write_manifest
 from eamsim.cli.cost import own_row
 from eamsim.cli.cost_hardware import figures, summary, verdict
 from eamsim.cli.cost_operations import operation_rows
+from eamsim.cli.export import described
 from eamsim.cli.output import Json, emit, note
 from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
@@ -57,12 +63,13 @@ def report(
             raise
         raise MissingExtra("plot", "eamsim report") from error
     program, provenance = artifact.read(model)
-    found = findings(program, load(hw), batch)
+    chip = load(hw)
+    found = findings(program, chip, batch)
     found["accuracy"] = [] if sweep is None else accuracies(sweep)
     manifest = {
         "command": shlex.join(["eamsim", *sys.argv[1:]]),
         "eamsim": __version__,
-        "program": {"file": str(model), "sha256": artifact.sha256(model)},
+        "input": [described(path) for path in (model, Path(hw), sweep) if path is not None and path.is_file()],
         "built": {key: provenance[key] for key in ("model", "model_sha256", "calibration_sha256", "tau") if key in provenance},
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -70,11 +77,12 @@ def report(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     note("drawing")
     page = environment.from_string(template).render(
-        found | {"figures": draw(found, program), "manifest": manifest, "script": script, "script_sha256": digest}
+        found | {"figures": draw(found, program, chip.compute), "manifest": manifest, "script": script, "script_sha256": digest}
     )
     for path in tables or ():
         write(path, table_text(found["curves"], path.suffix))
     write(out, page)
+    write_manifest(manifest_path(out), manifest | {"output": [described(path) for path in (*(tables or ()), out)]})
     emit(found | {"manifest": manifest}, as_json, *found["verdicts"], f"{out}: {len(page.encode()):,} bytes, opens in any browser")
 
 
@@ -134,6 +142,7 @@ def findings(program: Program, hardware: Hardware, batch: int) -> dict[str, Any]
         "batches": batch_curve(program, bare, hardware),
         "encodings": encodings(program),
         "heads": head_rows(program, hardware),
+        "skipped_block": skipped_block(hardware.compute),
         "datapath": vars(program.datapath),
         "bounds": [
             {"name": name, "low": low, "high": high, "bits": max((~low).bit_length() if low < 0 else 0, high.bit_length()) + 1}
@@ -170,33 +179,41 @@ def layers(program: Program, own: Estimate, batch: int) -> list[dict[str, Any]]:
 
 
 def roofline(own: Estimate, hardware: Hardware) -> dict[str, Any]:
-    """The two roofs, and every operation with products below them: MACs per byte of DRAM and MACs per second."""
+    """Of every memory, its roof and the operations below it: multiplies (of the core's width) per byte moved, and per second."""
     per_second = hardware.frequency_mhz * 1e6
-    points = []
-    for cost in own.operations:
-        moved = cost.fetches + cost.moves
-        if cost.macs and cost.total_cycles:
-            dram = max(sum(moved.of("dram")) / 8, 1)
-            points.append(
-                {"name": cost.name, "macs_per_byte": cost.macs / dram, "macs_per_second": cost.macs / cost.total_cycles * per_second}
-            )
-    bits = hardware.memories.levels["dram"].bits_per_cycle if "dram" in hardware.memories.levels else None
-    bandwidth = None if bits is None else bits / 8 * per_second
-    return {"peak": hardware.compute.macs_per_cycle * per_second, "bytes_per_second": bandwidth, "points": points}
+    levels = {}
+    for level, memory in hardware.memories.levels.items():
+        points = []
+        for cost in own.operations:
+            moved = sum((cost.fetches + cost.moves).of(level)) / 8
+            if cost.macs and moved:
+                speed = cost.macs / cost.total_cycles * per_second
+                points.append({"name": cost.name, "macs_per_byte": cost.macs / moved, "macs_per_second": speed})
+        levels[level] = {"bytes_per_second": memory.bits_per_cycle / 8 * per_second, "points": points}
+    return {"peak": hardware.compute.macs_per_cycle * per_second, "levels": levels}
 
 
 def batch_curve(program: Program, bare: Program, hardware: Hardware) -> dict[str, Any]:
-    """Energy against nothing frozen at the same batch, of the program's masks and of scattered ones at tau 0.9, renormalised."""
+    """Energy against nothing frozen at the same batch, of the program's masks and of scattered ones at tau 0.9, renormalised.
+
+    Up to the largest batch whose values fit the chip.
+    """
     curves = {}
     masked = {"scattered, tau 0.9": refrozen(bare, scattered(0.9), "renormalised")}
     if any(op.frozen is not None for op in attentions(program)):
         masked = {"this program": program} | masked
     works = {name: workload(each, hardware.compute) for name, each in (masked | {"": bare}).items()}
-    estimates = {name: [priced(work, hardware, batch) for batch in BATCHES] for name, work in works.items()}
+    estimates: dict[str, list[Estimate]] = {name: [] for name in works}
+    with suppress(DoesNotFit):
+        for batch in BATCHES:
+            fitting = {name: priced(work, hardware, batch) for name, work in works.items()}
+            for name, estimate in fitting.items():
+                estimates[name].append(estimate)
+    dense = estimates[""]
     for name in masked:
-        changes = [f.energy.nominal_pj / d.energy.nominal_pj - 1 for f, d in zip(estimates[name], estimates[""], strict=True)]
-        pays = break_even_batch(estimates[name][0], estimates[""][0])
-        curves[name] = {"batches": BATCHES, "energy_change": changes, "break_even_batch": pays}
+        changes = [f.energy.nominal_pj / d.energy.nominal_pj - 1 for f, d in zip(estimates[name], dense, strict=True)]
+        pays = break_even_batch(estimates[name][0], dense[0])
+        curves[name] = {"batches": BATCHES[: len(changes)], "energy_change": changes, "break_even_batch": pays}
     return curves
 
 
@@ -216,22 +233,13 @@ def encodings(program: Program) -> dict[str, int | None]:
 
 
 def head_rows(program: Program, hardware: Hardware) -> list[dict[str, Any]]:
-    """Of every head (in the first window): the share of its weights that is frozen, and of the array's tiles that are frozen whole."""
-    height, width = (hardware.compute.rows, hardware.compute.columns) if isinstance(hardware.compute, Array) else (1, 1)
+    """Of every head (in the first window): the share of its weights that is frozen, and of its scores that the core leaves out."""
     rows = []
     for op in attentions(program):
+        skipped = left_out(op, hardware.compute)
         for head in range(op.heads):
-            mask = frozen_mask(op, head)
-            tiles = whole_tiles(mask | excluded_pairs(op)[0, 0], height, width)
-            rows.append(
-                {
-                    "name": op.out.name,
-                    "head": head,
-                    "frozen": float(mask.mean()),
-                    "tiles": float(tiles.mean()),
-                    "tile": f"{height} x {width}",
-                }
-            )
+            shares = {"frozen": float(frozen_mask(op, head).mean()), "left_out": float(skipped[head].mean())}
+            rows.append({"name": op.out.name, "head": head} | shares)
     return rows
 
 
@@ -240,11 +248,26 @@ def frozen_mask(op: Attention, head: int) -> np.ndarray:
     return np.zeros((op.tokens, op.tokens), np.bool_) if op.frozen is None else np.asarray(op.frozen.mask[0, head])
 
 
-def whole_tiles(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """bool [tiles down, tiles across]: nothing in the tile is needed; tiles at the edges are smaller."""
-    rows, columns = mask.shape
-    padded = np.pad(mask, [(0, -rows % height), (0, -columns % width)], constant_values=True)
-    return np.all(padded.reshape(padded.shape[0] // height, height, -1, width), axis=(1, 3))
+def skipped_block(compute: Array | Simd) -> tuple[int, int] | None:
+    """Queries by keys of the smallest block of scores that the core can leave out; None where it computes all of a head."""
+    match compute:
+        case Array(skip="tile", dataflow=dataflow, rows=rows, columns=columns):
+            return {"os": (rows, columns), "ws": (1, columns), "is": (columns, 1)}[dataflow]
+        case Array(skip="pair") | Simd(skip="pair"):
+            return 1, 1
+        case _:
+            return None
+
+
+def left_out(op: Attention, compute: Array | Simd) -> np.ndarray:
+    """bool [heads, tokens, tokens] of the first window: scores that the core does not compute, in wholly unneeded heads or blocks."""
+    skipped = np.ones((op.heads, op.tokens, op.tokens), np.bool_)
+    skipped[list(op.score_heads)] = False
+    block, needed = skipped_block(compute), needed_scores(op)
+    if block is not None and needed is not None:
+        kept, heights, widths = blocks(needed[0], *block)
+        skipped |= ~kept.repeat(heights, axis=1).repeat(widths, axis=2)
+    return skipped
 
 
 def accuracies(sweep: Path) -> list[dict[str, Any]]:

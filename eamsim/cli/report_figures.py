@@ -12,8 +12,10 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from eamsim.cli.report import attentions, frozen_mask
+from cost_model.hardware import Array, Simd
+from eamsim.cli.report import attentions, frozen_mask, left_out
 from eamsim.program import Program
 
 INK = "#010203"
@@ -23,6 +25,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 9,
     "svg.fonttype": "none",
     "svg.hashsalt": "eamsim",
+    "text.parse_math": False,  # names come from files
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -33,7 +36,7 @@ STYLE: dict[Any, Any] = {
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
 
 
-def draw(found: dict[str, Any], program: Program) -> dict[str, Markup]:
+def draw(found: dict[str, Any], program: Program, compute: Array | Simd) -> dict[str, Markup]:
     """The SVG of every figure by its name; those that a program has nothing for are left out."""
     figures: dict[str, Callable[[], Figure]] = {
         "layers": lambda: layers(found),
@@ -42,7 +45,7 @@ def draw(found: dict[str, Any], program: Program) -> dict[str, Markup]:
         "roofline": lambda: roofline(found),
     }
     if found["row"]["tau"]:
-        figures |= {"masks": lambda: masks(found, program), "encodings": lambda: encodings(found)}
+        figures |= {"masks": lambda: masks(program, compute), "encodings": lambda: encodings(found)}
     if found["accuracy"]:
         figures["accuracy"] = lambda: accuracy(found)
     with matplotlib.rc_context(STYLE):
@@ -101,7 +104,7 @@ def against_tau(found: dict[str, Any]) -> Figure:
             axis.plot(taus, [quantity(point[kind]) for point in found["curves"]], line, color=colour, label=KINDS[kind])
         axis.set_xlabel("frozen weights, τ (%)")
         axis.set_ylabel(label)
-    axes[0].axhline(100 * found["ceiling"], color=COLOURS[6], linestyle=":", label="all of QK$^T$, the ceiling of scattered weights")
+    axes[0].axhline(100 * found["ceiling"], color=COLOURS[6], linestyle=":", label="all of QKᵀ, the ceiling of scattered weights")
     axes[1].axhline(0, color=COLOURS[6], linewidth=0.8)
     handles, labels = axes[0].get_legend_handles_labels()
     if found["row"]["tau"]:
@@ -133,36 +136,57 @@ def against_batch(found: dict[str, Any]) -> Figure:
 
 
 def roofline(found: dict[str, Any]) -> Figure:
-    """Operations below the roofs of DRAM bandwidth and multipliers."""
-    roof, (figure, (axis,)) = found["roofline"], panels(1, 3.2)
-    x = np.array([point["macs_per_byte"] for point in roof["points"]])
-    axis.loglog(x, [point["macs_per_second"] / 1e9 for point in roof["points"]], "o", color=COLOURS[0], alpha=0.6, label="an operation")
-    reach = np.geomspace(min(x.min(), 1), max(x.max(), 10) * 2, 50)
-    top = np.full(50, roof["peak"])
-    if roof["bytes_per_second"] is not None:
-        top = np.minimum(top, reach * roof["bytes_per_second"])
-    axis.plot(reach, top / 1e9, color=COLOURS[5], label="DRAM bandwidth, then all multipliers")
-    axis.set_xlabel("MACs per byte of DRAM traffic")
-    axis.set_ylabel("GMAC/s")
-    axis.legend()
+    """Operations below the roofs of each memory's bandwidth and of the multipliers; layers that are alike lie upon one another."""
+    roof = found["roofline"]
+    figure, axes = panels(len(roof["levels"]), 3.4)
+    roles = dict.fromkeys(role(point["name"]) for level in roof["levels"].values() for point in level["points"])
+    colours = dict(zip(roles, COLOURS * (len(roles) // len(COLOURS) + 1), strict=False))
+    for axis, (name, level) in zip(axes, roof["levels"].items(), strict=True):
+        for kind, colour in colours.items():
+            points = [point for point in level["points"] if role(point["name"]) == kind]
+            x, y = ([point[key] for point in points] for key in ("macs_per_byte", "macs_per_second"))
+            axis.plot(x, np.array(y) / 1e9, "o", color=colour, label=kind)
+        knee = roof["peak"] / level["bytes_per_second"]
+        x = [point["macs_per_byte"] for point in level["points"]]
+        reach = [min(*x, knee) / 10, knee, max(*x, knee) * 2]
+        axis.loglog(reach, [reach[0] * level["bytes_per_second"] / 1e9, *2 * [roof["peak"] / 1e9]], color=INK, linewidth=1, label="roof")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_locator(LogLocator(subs=(1, 3)))
+            scale.set_major_formatter("{x:g}")
+            scale.set_minor_formatter(NullFormatter())
+        axis.set_xlabel(f"MACs per byte of {name.upper()} traffic")
+        axis.set_ylabel("GMAC/s")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return figure
 
 
-def masks(found: dict[str, Any], program: Program) -> Figure:
-    """Every head's frozen weights (first window of a Swin), a row of pictures for each layer."""
+def role(name: str) -> str:
+    """What an operation does in its block: its name without the block's."""
+    block, _, rest = name.partition(".")
+    return rest or block
+
+
+def masks(program: Program, compute: Array | Simd) -> Figure:
+    """Every head's frozen weights (first window of a Swin), layers side by side, and what of them the core leaves out."""
     ops = attentions(program)
-    columns = max(op.heads for op in ops)
-    figure = Figure((9, 9 / columns * len(ops) if columns >= 6 else 1.5 * len(ops)), layout="constrained")
-    grid = figure.subplots(len(ops), columns, squeeze=False)
-    colours = ListedColormap([(0.5, 0.5, 0.5, 0.12), COLOURS[0]])
-    for op, axes in zip(ops, grid, strict=True):
-        for head, axis in enumerate(axes):
-            axis.set_axis_off()
-            if head < op.heads:
-                axis.imshow(frozen_mask(op, head), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-                if op is ops[0]:
-                    axis.set_title(f"head {head}")
-        axes[0].text(-0.05, 0.5, op.out.name.partition(".")[0], transform=axes[0].transAxes, ha="right", va="center")
+    heads = max(op.heads for op in ops)
+    across = min(6 if heads <= 3 else 12, len(ops))
+    down = -(-len(ops) // across) * heads
+    figure = Figure((9, 0.3 + 8.4 / across * down), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    colours = ListedColormap([(0.5, 0.5, 0.5, 0.15), COLOURS[0], COLOURS[1]])
+    for axis in grid.flat:
+        axis.set_axis_off()
+    for layer, op in enumerate(ops):
+        skipped = left_out(op, compute)
+        for head in range(op.heads):
+            axis = grid[layer // across * heads + head, layer % across]
+            picture = np.where(skipped[head], 2, frozen_mask(op, head))
+            axis.imshow(picture, cmap=colours, vmin=0, vmax=2, interpolation="none")
+            if head == 0:
+                axis.set_title(op.out.name.partition(".")[0], fontsize=9)
+            if layer % across == 0:
+                axis.text(-0.05, 0.5, f"head {head}", transform=axis.transAxes, ha="right", va="center", rotation=90)
     return figure
 
 

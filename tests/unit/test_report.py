@@ -3,18 +3,25 @@
 import csv
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from command_line import eamsim
 
+from cost_model.arrays import DOWN, run
 from cost_model.counts import count
+from cost_model.gemms import gemms
+from cost_model.hardware import load
 from eamsim import artifact
-from eamsim.cli.report import TAUS
+from eamsim.cli.report import TAUS, attentions, left_out
 
 DIGITS = Path(__file__).parents[2] / "eamsim/data/digits/digits.eam"
+CIFAR = Path(__file__).parents[2] / "traces/cifar10-deit.eam"
 DEIT_TINY = Path(__file__).parents[2] / "traces/deit-tiny.eam"
+PRESET = Path(__file__).parents[2] / "cost_model/presets/small-npu.yaml"
 SWEEP = Path(__file__).parents[2] / "docs/results/cifar10-deit/sweep.csv"
 FIGURES = ("tau", "batch", "layers", "roofline", "masks", "encodings", "accuracy")
 
@@ -58,13 +65,64 @@ def test_scattered_maps_of_a_deit_tiny_cost_energy_at_batch_one(tmp_path):
     assert "it pays from batch 5" in (tmp_path / "r.html").read_text()
 
 
-def test_names_cannot_speak_to_the_browser(tmp_path):
+def renamed(x: Any, new: str) -> Any:
+    """Every name in it that begins with block0 begins with `new` instead."""
+    if isinstance(x, str):
+        return x.replace("block0", new)
+    if isinstance(x, tuple):
+        return tuple(renamed(each, new) for each in x)
+    if is_dataclass(x) and not isinstance(x, type):
+        return replace(x, **{field.name: renamed(getattr(x, field.name), new) for field in fields(x) if field.init})
+    return x
+
+
+def test_names_cannot_speak_to_the_browser(tmp_path, monkeypatch):
+    """Nor to Matplotlib, which reads $...$ as mathematics."""
+    monkeypatch.chdir(tmp_path)
+    evil = "<script>alert(1)</script>$\\frac{$&amp;"
     program, provenance = artifact.read(DIGITS)
-    artifact.write(tmp_path / "h.eam", replace(program, name="<script>alert(1)</script>"), provenance)
-    assert eamsim("report", tmp_path / "h.eam", "--hw", "small-npu", "-o", tmp_path / "r.html").code in (None, 0)
-    page = (tmp_path / "r.html").read_text()
-    assert "<script>alert" not in page
+    artifact.write(tmp_path / "h.eam", replace(program, name=evil, operations=renamed(program.operations, evil)), provenance)
+    chip = (
+        PRESET.read_text().replace("name: small-npu", f"name: {evil!r}").replace("description: An edge", "description: <img src=x>An edge")
+    )
+    Path("h.yaml").write_text(chip)
+    done = eamsim("report", "h.eam", "--hw", "h.yaml", "-o", "r.html")
+    assert done.code in (None, 0), done.err
+    page = Path("r.html").read_text()
+    assert ("<script>alert" in page, "<img" in page, page.count("<script>")) == (False, False, 1)
     assert "&lt;script&gt;alert(1)" in page
+    assert [described["file"] for described in json.loads(Path("r.html.json").read_text())["input"]] == ["h.eam", "h.yaml"]
+
+
+@pytest.mark.parametrize("dataflow", DOWN)
+def test_what_the_masks_show_as_left_out_is_what_the_array_does_not_compute(dataflow):
+    compute = load("small-npu").compute.model_copy(update={"dataflow": dataflow, "rows": 4, "columns": 8})
+    program, _ = artifact.read(CIFAR)
+    shown = 0
+    for op in attentions(program):
+        scores = gemms(program, op)[0]
+        computed = ~left_out(op, compute)
+        assert np.count_nonzero(computed) == run(scores, dataflow, 4, 8, "tile").results
+        shown += np.count_nonzero(~computed)
+    assert shown > 0
+
+
+def test_the_papers_softmax_leaves_nothing_out():
+    program, _ = artifact.read(DEIT_TINY)
+    assert {op.softmax for op in attentions(program)} == {"paper"}
+    assert not any(left_out(op, load("small-npu").compute).any() for op in attentions(program))
+
+
+def test_a_chip_without_dram_is_shown_up_to_the_batch_it_holds(tmp_path):
+    done = eamsim("report", CIFAR, "--hw", "simd-mcu", "-o", tmp_path / "r.html", "--json")
+    assert done.code in (None, 0), done.err
+    found = json.loads(done.out)
+    assert found["batches"]["this program"]["batches"] == [1, 2, 4]
+    assert set(found["roofline"]["levels"]) == {"sram", "rom"}
+    for level in found["roofline"]["levels"].values():
+        for point in level["points"]:
+            reach = point["macs_per_byte"] * level["bytes_per_second"]
+            assert point["macs_per_second"] <= min(found["roofline"]["peak"], reach) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(
