@@ -118,7 +118,7 @@ class Engine:
         isa, rounding = ISAS[self.isa], ROUNDINGS[self.program.datapath.rounding]
 
         def part(team: np.ndarray, thread: int) -> None:
-            forward(isa, rounding, records, batch, self.threads, team, memory[thread])
+            forward(isa, rounding, records, batch, thread, self.threads, team, memory[thread])
 
         together(self.threads, len(records), part)
 

@@ -24,14 +24,14 @@ FIELDS = (
     *("row_bytes", "even", "odd", "context_shift", "context_zero", "zeros", *softmax.FIELDS),
     *("tap_scores", "tap_exponents", "tap_codes", "tap_log_sum", "tap_even", "tap_odd"),
 )
-BLOCK_ROWS = 12 * ROWS
+BLOCK_ROWS = 17 * ROWS  # two blocks of 197 tokens, so that three heads are equal work for two threads; else 36 to 204 rows are within 1 %
 # One byte of the map for each pair: its code if frozen, else one of these; the softmax runs over those with the highest bit.
 EXCLUDED, COMPUTED, IN_SOFTMAX = 0x40, 0xFF, 0x80
 MAX_ATTENTION_BITS = 4
 
 
 def plan_attention(op: Attention, x: Value, score_bound: Bound, constants: Constants) -> dict[str, Any]:
-    """Units: heads of windows when packing; blocks of their rows when attending."""
+    """Units: heads of windows; `plan_operation` makes the halves to pack and the blocks of rows to attend of them."""
     refuse_widths(op, x)
     k_reach, v_reach = (max(zero, x.high - zero) for zero in (op.k_zero, op.v_zero))
     zeros = {"q_zero": op.q_zero, "k_zero": op.k_zero, "v_zero": op.v_zero}
@@ -184,17 +184,18 @@ def panel_bytes(rows: int, columns: int) -> int:
 
 @njit
 def pack_heads(op, first, last, batch, memory):
-    """Units: heads of windows."""
+    """Units: the keys, then the values of each head of each window."""
     for unit in range(first, last):
-        window, head = unit // op.heads, unit % op.heads
+        window, head = unit // 2 // op.heads, unit // 2 % op.heads
         rows = memory.codes[op.x * batch + window * op.window_tokens * op.in_channels :]
         slot = memory.ints[op.slots + head]
-        if slot >= 0:
+        if unit % 2 == 1:
+            values = memory.panels[value_panels(op, window, head) :][: op.value_bytes]
+            pack_values(op, rows[(2 * op.scored + head) * op.head_dim :], values)
+        elif slot >= 0:
             keys = memory.panels[key_panels(op, window, slot) :][: op.key_bytes]
             bias = memory.panel_bias[key_bias(op, window, slot) : key_bias(op, window, slot + 1)]
             pack_keys(op, rows[(op.scored + slot) * op.head_dim :], keys, bias)
-        values = memory.panels[value_panels(op, window, head) :][: op.value_bytes]
-        pack_values(op, rows[(2 * op.scored + head) * op.head_dim :], values)
 
 
 @njit

@@ -17,9 +17,9 @@ from eamsim.engine.team import claim, finish, wait_for
 
 
 @njit
-def task_count(units, largest, threads):
-    """Tasks of about `largest` units at most, the same number for each thread if there are units enough."""
-    return (units + largest * threads - 1) // (largest * threads) * threads
+def share_of(units, largest, threads):
+    """How many tasks each thread has: of about `largest` units at most."""
+    return (units + largest * threads - 1) // (largest * threads)
 
 
 @njit
@@ -53,22 +53,30 @@ def compile_forward(revision: str):
     """`revision` is part of the key of Numba's cache, which watches this file alone and not those of the kernels."""
 
     @njit(nogil=True, cache=True)
-    def forward(isa, rounding, records, batch, threads, team, memory):
-        """Called by each of `threads` threads with the same `team` (see team.py) and a memory with its own scratch."""
+    def forward(isa, rounding, records, batch, thread, threads, team, memory):
+        """Called by each of `threads` threads with the same `team` (see team.py) and a memory with its own scratch.
+
+        A thread takes its own share of every operation first, the rows whose operands its cache has from the operation before, then what
+        others have left.
+        """
         _ = revision
         for index in range(len(records)):
             op = records[index]
             units = op.units * batch
             grains = (units + op.grain - 1) // op.grain
-            tasks = task_count(units, op.block, threads)
-            task = claim(team, index)
-            while task < tasks:
-                first, last = task * grains // tasks * op.grain, (task + 1) * grains // tasks * op.grain
-                if first < last:
-                    run_task(isa, rounding, records, index, first, min(last, units), batch, memory)
-                finish(team, index, tasks)
-                task = claim(team, index)
-            wait_for(team, index, tasks)
+            share = share_of(units, op.block, threads)
+            tasks = share * threads
+            for turn in range(threads):
+                owner = (thread + turn) % threads
+                number = claim(team, threads, index, owner)
+                while number < share:
+                    task = owner * share + number
+                    first, last = task * grains // tasks * op.grain, (task + 1) * grains // tasks * op.grain
+                    if first < last:
+                        run_task(isa, rounding, records, index, first, min(last, units), batch, memory)
+                    finish(team, threads, index, tasks)
+                    number = claim(team, threads, index, owner)
+            wait_for(team, threads, index, tasks)
 
     return forward
 

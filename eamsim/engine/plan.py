@@ -146,7 +146,8 @@ def plan_operation(
             return [{"kind": LINEAR} | linear.plan_linear(op, x, operand, place, reach, constants)]
         case Attention():
             fields = attention.plan_attention(op, x, bounds[f"{op.out.name}.scores"], constants)
-            return [{"kind": PACK_HEADS} | fields, {"kind": ATTEND} | fields | {"units": fields["units"] * fields["blocks"]}]
+            heads, blocks = fields["units"], fields["blocks"]
+            return [fields | {"kind": PACK_HEADS, "units": 2 * heads}, fields | {"kind": ATTEND, "units": heads * blocks}]
         case Pool():
             return [{"kind": POOL} | movement.plan_pool(op, x.shape[0])]
         case _:

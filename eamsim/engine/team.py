@@ -27,8 +27,8 @@ from numba.extending import intrinsic
 from eamsim.engine.memory import aligned
 from eamsim.engine.tile import I32, I64, declare
 
-# What the threads of one call share: int64 [STATE + 2 * operations], the first on cache lines of their own, then for each operation the
-# tasks claimed and the tasks finished. PATIENCE: seconds and nanoseconds.
+# What the threads of one call share: int64 [STATE + operations * (threads + 1)], the first on cache lines of their own, then for each
+# operation the tasks finished and, of each thread's share of them, the tasks claimed. PATIENCE: seconds and nanoseconds.
 LINE = 8
 PASSED, ASLEEP, PATIENCE = (LINE * n for n in range(3))
 STATE = 3 * LINE
@@ -125,27 +125,27 @@ def futex(context: Any, builder: ir.IRBuilder, signature: Any, args: Any, operat
 
 
 @njit
-def claim(team, index):
-    """The number of the next task of operation `index`; beyond its last there is none."""
-    return fetch_add(team, STATE + 2 * index, 1)
+def claim(team, threads, index, owner):
+    """The number of the next task in the owner's share of operation `index`; beyond the share's last there is none."""
+    return fetch_add(team, STATE + index * (threads + 1) + 1 + owner, 1)
 
 
 @njit
-def finish(team, index, tasks):
+def finish(team, threads, index, tasks):
     """A task of operation `index` is finished; who finishes the last of its `tasks` wakes all that sleep."""
-    if fetch_add(team, STATE + 2 * index + 1, 1) == tasks - 1:
+    if fetch_add(team, STATE + index * (threads + 1), 1) == tasks - 1:
         fetch_add(team, PASSED, 1)
         if fetch(team, ASLEEP) > 0:
             wake(team)
 
 
 @njit
-def wait_for(team, index, tasks):
+def wait_for(team, threads, index, tasks):
     """Return once all tasks of operation `index` are finished."""
     looks = 0
     while True:
         passed = fetch(team, PASSED)  # before the look: if the last task ends between them, nobody falls asleep
-        if fetch(team, STATE + 2 * index + 1) >= tasks:
+        if fetch(team, STATE + index * (threads + 1)) >= tasks:
             return
         looks += 1
         if looks < SPINS:
@@ -187,7 +187,7 @@ def together(threads: int, operations: int, work: Callable[[np.ndarray, int], No
 
     An exception of one of them, or an interrupt, is raised here when the others have done all that is left.
     """
-    team = aligned(STATE + 2 * operations, np.int64)
+    team = aligned(STATE + operations * (threads + 1), np.int64)
     team[PATIENCE + 1] = LONGEST_SLEEP_NS
     others: list[Future[None]] = []
     try:

@@ -14,23 +14,25 @@ from programs import Shape, random_images, random_program
 from eamsim import engine
 from eamsim.engine import team
 
-COUNT, ROUNDS = 3, 2000
+COUNT, SHARE, ROUNDS = 3, 30, 2000
 
 
 @njit(nogil=True)
 def add_in_turns(shared, total):
-    """Each round claims 100 tasks, which add to what the round before left."""
+    """Each round claims COUNT shares of 30 tasks, which add to what the round before left."""
     for number in range(len(total) - 1):
-        task = team.claim(shared, number)
-        while task < 100:
-            total[number + 1, task] = total[number, 99 - task] + 1
-            team.finish(shared, number, 100)
-            task = team.claim(shared, number)
-        team.wait_for(shared, number, 100)
+        for owner in range(COUNT):
+            task = team.claim(shared, COUNT, number, owner)
+            while task < SHARE:
+                place = owner * SHARE + task
+                total[number + 1, place] = total[number, COUNT * SHARE - 1 - place] + 1
+                team.finish(shared, COUNT, number, COUNT * SHARE)
+                task = team.claim(shared, COUNT, number, owner)
+        team.wait_for(shared, COUNT, number, COUNT * SHARE)
 
 
 def rounds() -> np.ndarray:
-    return np.zeros((ROUNDS + 1, 100), np.int64)
+    return np.zeros((ROUNDS + 1, COUNT * SHARE), np.int64)
 
 
 def assert_all_added(total: np.ndarray) -> None:
