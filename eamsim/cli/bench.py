@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from reference.models import Model
 
 ROUNDS = 9
+TURN = 0.2
 CHILD = """
 import re, sys
 import numpy as np
 from pathlib import Path
 from eamsim import artifact, engine
-program, _ = artifact.read(Path(sys.argv[1]))
-runner = engine.load(program, int(sys.argv[3]), sys.argv[4])
+runner = engine.load(artifact.read(Path(sys.argv[1]))[0], int(sys.argv[2]), sys.argv[3])
 for _ in range(2):
-    runner.run(np.zeros((int(sys.argv[2]), *program.image.shape), np.uint8))
+    runner.run(np.zeros([int(extent) for extent in sys.argv[4:]], np.uint8))
 print(1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]))
 """
 """Not getrusage: its maximum begins with what the parent held at the fork."""
@@ -50,7 +50,7 @@ def bench(
         str, typer.Option(metavar="torch,onnxruntime,openvino", help="Runtimes to compare: torch in float32, the others in int8.")
     ] = "",
     random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
-    rounds: Annotated[int, typer.Option(help="Times each runtime runs, one after the other.", min=3)] = ROUNDS,
+    rounds: Annotated[int, typer.Option(help="Turns of each runtime, one after the other.", min=3)] = ROUNDS,
     threads: Threads = None,
     isa: Isa = None,
     profile: Annotated[bool, typer.Option("--profile", help="Time per kind of operation too.")] = False,
@@ -144,15 +144,26 @@ def peer_calls(peers: list[str], model: Model, pixels: np.ndarray, threads: int)
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, size: int) -> dict[str, list[float]]:
-    """Milliseconds an image of every round, each runtime once a round, after a call to warm it up."""
+    """Milliseconds an image of every round, in which each runtime has one turn.
+
+    A turn is TURN seconds of calls that do not count, since the others' threads spin on after their turn and the caches hold the
+    others' weights, and as many that do.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, call in calls.items():
-            start = perf_counter()
-            call()
-            if number:
-                times[name].append((perf_counter() - start) * 1e3 / size)
+            mean_seconds(call)
+            times[name].append(mean_seconds(call) * 1e3 / size)
     return times
+
+
+def mean_seconds(call: Callable[[], Any]) -> float:
+    """Of calls for TURN seconds, of one at least."""
+    start, count = perf_counter(), 0
+    while count == 0 or perf_counter() - start < TURN:
+        call()
+        count += 1
+    return (perf_counter() - start) / count
 
 
 def spread(values: list[float]) -> list[float]:
@@ -166,7 +177,7 @@ def peak_memory_bytes(program: Program, size: int, threads: int, isa: str) -> in
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.eam"
         artifact.write(path, program, {})
-        command = [sys.executable, "-c", CHILD, str(path), str(size), str(threads), isa]
+        command = [sys.executable, "-c", CHILD, str(path), str(threads), isa, *map(str, (size, *program.image.shape))]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

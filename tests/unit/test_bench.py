@@ -1,6 +1,7 @@
 """`eamsim bench`: its arithmetic on given times, and the command on a small program."""
 
 import json
+import sys
 
 import pytest
 from command_line import eamsim, save_data, save_model
@@ -9,11 +10,14 @@ from eamsim.cli.bench import interleaved, result_table, spread
 from eamsim.engine import isa, peak
 
 
-def test_runtimes_run_in_turn_and_the_first_call_is_not_timed():
-    calls = []
+def test_runtimes_run_in_turn_and_the_first_calls_are_not_timed(monkeypatch):
+    module = sys.modules["eamsim.cli.bench"]  # the name is the command of the package
+    calls, clock = [], iter(range(10**6))
+    monkeypatch.setattr(module, "TURN", 2)
+    monkeypatch.setattr(module, "perf_counter", lambda: next(clock))
     times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, 2)
-    assert calls == ["a", "b"] * 4
-    assert [len(each) for each in times.values()] == [3, 3]
+    assert "".join(calls) == "aaaabbbb" * 3  # of two seconds each: two calls that do not count, two that do
+    assert times == {"a": [750.0] * 3, "b": [750.0] * 3}  # three ticks for two calls of two images
 
 
 def test_spread_is_the_quartiles():
