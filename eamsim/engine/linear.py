@@ -36,9 +36,10 @@ TOKENS, CHANNELS = 8 * ROWS, 16 * PANEL  # one block of accumulators: 48 KB
 
 def plan_linear(op: Linear, x: Value, operand: Value | None, place: int, reach: int, constants: Constants) -> dict[str, Any]:
     """Units: tokens. operand: the Residual's r, which lies at `place` (-1 without one); reach: the greatest magnitude of a sum."""
-    weight = op.weight.astype(np.int16) - op.weight_zero
-    if weight.min() < -128 or weight.max() > 127:
-        refuse(f"{op.out.name} Linear", f"weight - weight_zero reaches [{weight.min()}, {weight.max()}], beyond int8")
+    low, high = (int(limit(limit(op.weight, axis=0).astype(np.int16) - op.weight_zero)) for limit in (np.min, np.max))
+    if low < -128 or high > 127:
+        refuse(f"{op.out.name} Linear", f"weight - weight_zero reaches [{low}, {high}], beyond int8")
+    weight = (op.weight - op.weight_zero).view(np.int8)  # modulo 256: the difference is what fits
     bias = op.bias - op.x_zero * weight.sum(axis=0, dtype=np.int64)
     epilogue = op.epilogue
     return {
@@ -49,7 +50,7 @@ def plan_linear(op: Linear, x: Value, operand: Value | None, place: int, reach: 
         "weight": constants.add(pack(weight)),
         "bias": constants.add(padded(bias.astype(np.int32), PANEL)),  # modulo 2^32: the finished sum is what fits
         "steps": -(-x.shape[1] // STEP),
-        "safe_steps": safe_steps(x.high, int(np.abs(weight).max())),
+        "safe_steps": safe_steps(x.high, max(-low, high)),
         "multiplier": constants.add(epilogue.multiplier),
         "shift": constants.add(epilogue.shift),
         "narrow": is_narrow(epilogue, reach, operand),
@@ -101,9 +102,16 @@ def taps(op: Linear) -> dict[str, tuple[int, ...]]:
 
 def pack(weight: np.ndarray) -> np.ndarray:
     """[in_channels, out_channels] -> int8 panels [out / 16][in / 4][16][4], zero padded."""
-    full = np.pad(weight.astype(np.int8), [(0, -extent % size) for extent, size in zip(weight.shape, (STEP, PANEL), strict=True)])
-    steps, panels = full.shape[0] // STEP, full.shape[1] // PANEL
-    return np.ascontiguousarray(full.reshape(steps, STEP, panels, PANEL).transpose(2, 0, 3, 1))
+    steps, panels = (-(-extent // size) for extent, size in zip(weight.shape, (STEP, PANEL), strict=True))
+    full = np.zeros((steps * STEP, panels * PANEL), np.int8)
+    full[: weight.shape[0], : weight.shape[1]] = weight
+    return full.reshape(steps, STEP, panels, PANEL).transpose(2, 0, 3, 1)
+
+
+def packed_bytes(op: Linear) -> int:
+    """Size of what `pack` makes of the weights."""
+    in_channels, out_channels = op.weight.shape
+    return -(-in_channels // STEP) * -(-out_channels // PANEL) * STEP_BYTES
 
 
 def padded(row: np.ndarray, multiple: int) -> np.ndarray:

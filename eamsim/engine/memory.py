@@ -46,26 +46,32 @@ class Memory(NamedTuple):
 
 
 class Constants:
-    """Collects constant arrays of four types; `add` returns the offset of each within its flat array."""
+    """Collects constant arrays of four types; `add` returns the offset of each within its flat array.
 
-    def __init__(self) -> None:
-        self.parts: dict[str, list[np.ndarray]] = {"int8": [], "uint8": [], "int32": [], "int64": []}
-        self.sizes = dict.fromkeys(self.parts, 0)
+    Room for `weights` bytes of int8 is taken at once, so that no two copies of the largest of them are ever in memory.
+    """
+
+    def __init__(self, weights: int = 0) -> None:
+        self.parts: dict[str, list[np.ndarray]] = {"uint8": [], "int32": [], "int64": []}
+        self.sizes = dict.fromkeys(("int8", *self.parts), 0)
+        self.weights = aligned(weights, np.int8)
 
     def add(self, array: np.ndarray) -> int:
         """Each array starts on a cache line and is followed by zeros up to the next."""
         kind = str(array.dtype)
         offset = self.sizes[kind]
-        self.parts[kind].append(array.ravel())
         gap = -array.nbytes % CACHE_LINE // array.itemsize
-        self.parts[kind].append(np.zeros(gap, array.dtype))
+        if kind == "int8":
+            self.weights[offset : offset + array.size].reshape(array.shape)[:] = array
+        else:
+            self.parts[kind] += [array.ravel(), np.zeros(gap, array.dtype)]
         self.sizes[kind] = offset + array.size + gap
         return offset
 
     def flat(self) -> dict[str, np.ndarray]:
         """The four arrays by their names in Memory."""
-        names = {"weights": "int8", "tables": "uint8", "ints": "int32", "longs": "int64"}
-        return {name: self.joined(kind) for name, kind in names.items()}
+        names = {"tables": "uint8", "ints": "int32", "longs": "int64"}
+        return {"weights": self.weights} | {name: self.joined(kind) for name, kind in names.items()}
 
     def joined(self, kind: str) -> np.ndarray:
         whole = aligned(self.sizes[kind], kind)

@@ -91,7 +91,8 @@ def make_plan(program: Program) -> Plan:
         if not value.signed and value.bits > 8:
             refuse(value.name, f"codes of {value.bits} bits do not fit a byte")
     places, code_size, value_size = place_values(program)
-    constants, rows, taps = Constants(), [], []
+    constants = Constants(sum(linear.packed_bytes(op) for op in program.operations if isinstance(op, Linear)))
+    rows, taps = [], []
     for op in program.operations:
         steps = plan_operation(op, program.values, places, bounds, constants)
         common = common_fields(program.values[op.x], op.out, places)
