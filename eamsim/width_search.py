@@ -1,9 +1,15 @@
-"""The search for the narrowest datapath: which widths are tried, in which order, and which of them is taken (docs/widths.md)."""
+"""The search for the narrowest datapath: which widths are tried, in which order, and which of them is taken (docs/widths.md).
+
+Two steps, so that no datapath is taken because chance flattered it. First an order of datapaths, each cheaper and noisier than the one
+before, from what each width alone does to the logits: no label is read. Then accuracy is tested in that order, and the first datapath
+that fails ends the search: fixed-sequence testing, which needs no correction for how many are tried (Angelopoulos, Bates, Candes,
+Jordan and Lei, Learn then Test, arXiv 2110.01052).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +19,62 @@ from eamsim.errors import BadFile
 from eamsim.narrow import FLOORS, KNOBS, Widths
 from eamsim.table import FLAG, read_table, write_table
 
+Z = 1.6449
+"""Of the standard normal distribution 95 % lies below."""
+HOPELESS = 0.1
+"""Noise at which narrowing one width alone ends."""
+STEP = 0.05
+"""Of the cost: a datapath is tested if it saves as much against the one tested before."""
+
 
 @dataclass(frozen=True)
 class Trial(Widths):
-    """One datapath that was judged, a row of the table.
+    """One datapath that was run, a row of the table.
 
-    stage: default, alone or joint; energy_uj: of an image; cost: energy x area, of the default's; top1: a fraction of
-    `images`; probability: the mean that they give to the right class; pareto: none is as cheap and as accurate, and better in one;
-    search: a digest of the program and the images.
+    stage: default, alone (one width, no test of accuracy) or joint; energy_uj: of an image; cost: energy x area, of the default's;
+    noise: share of the logits' variance that the default's do not explain; loss, error: of accuracy against the default, a fraction, and
+    its standard error; top1: of the images as they are; kept: it passed the test; search: a digest of the program and the images.
     """
 
     stage: str
     energy_uj: float
     area_um2: float
     cost: float
+    noise: float
+    loss: float
+    error: float
     top1: float
-    probability: float
     images: int
     search: str
-    pareto: bool = False
+    kept: bool = False
     chosen: bool = False
 
     @property
     def widths(self) -> Widths:
         return Widths(**{name: getattr(self, name) for name in KNOBS})
 
+    @property
+    def bound(self) -> float:
+        """What is lost at most, with a confidence of 95 %."""
+        return self.loss + Z * self.error
+
 
 INTEGERS = {name: int for name in (*KNOBS, "images")}
-PARSERS: dict[str, Callable[[str], Any]] = {**INTEGERS, "stage": str, "search": str, "pareto": FLAG, "chosen": FLAG}
+PARSERS: dict[str, Callable[[str], Any]] = {**INTEGERS, "stage": str, "search": str, "kept": FLAG, "chosen": FLAG}
 
 Measure = Callable[[Widths, str], Trial | None]
 """(widths, stage) -> the trial, or None where constants of the program do not fit such widths."""
-
-
-LEAST_SAVING = 1e-3
-"""Of the cost, by which a last bit less must pay for the run that tries it."""
 
 
 class Enough(Exception):
     """As many programs as allowed were run."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Search:
-    """start: the widths of the program as it came; sums: bits that all its sums provably need; keep: top-1 that may be lost, a fraction.
+    """start: the widths of the program as it came; sums: bits that all its sums provably need; keep: accuracy that may be lost, a fraction.
 
-    cost: of any widths, or None where they do not fit; cheap, as nothing is run.
+    cost: of any widths, or None where they do not fit; cheap, as nothing is run. kept: what passed so far, the cheapest last.
     """
 
     start: Widths
@@ -66,45 +82,45 @@ class Search:
     keep: float
     cost: Callable[[Widths], float | None]
     measure: Measure
+    kept: list[Trial] = field(default_factory=list)
 
     def run(self) -> None:
-        """Measure: the default, each width alone, the cheapest combination predicted, then wider until it keeps, then narrower again."""
-        base = self.measure(self.start, "default")
-        assert base is not None
-        alone = {knob: self.alone(knob, base) for knob in KNOBS}
-        state = self.predicted(alone, base)
-        trial = self.measure(state, "joint")
-        while not self.keeps(trial, base):
-            state, trial = self.wider(state, trial, base)
-        while (narrower := self.narrower(state, base)) != state:
-            state = narrower
+        """Measure each width alone, put datapaths in order, and test them until one fails."""
+        self.accept(self.start, "default")
+        alone = {knob: self.alone(knob) for knob in KNOBS}
+        exact = replace(self.start, accumulator_bits=min(self.start.accumulator_bits, self.sums))
+        if exact != self.start:
+            self.accept(exact, "joint")  # the same integers, proven: nothing to test
+        for widths in self.tested(self.chain(alone, exact)):
+            trial = self.measure(widths, "joint")
+            if trial is None or trial.bound > self.keep:
+                return
+            self.kept.append(trial)
 
-    def keeps(self, trial: Trial | None, base: Trial) -> bool:
-        """Whether a trial loses no more than allowed, by both measures."""
-        return trial is not None and lost(trial, base) <= self.keep + 1e-9
+    def accept(self, widths: Widths, stage: str) -> None:
+        """What loses nothing."""
+        trial = self.measure(widths, stage)
+        assert trial is not None
+        self.kept.append(trial)
 
-    def alone(self, knob: str, base: Trial) -> dict[int, float]:
-        """What is lost at each width of one knob that was tried; halving finds the narrowest that keeps."""
-        settings = [*sorted(self.below(self.start, knob)), getattr(self.start, knob)]
-        found, too_narrow, enough = {settings[-1]: 0.0}, -1, len(settings) - 1
-        while enough - too_narrow > 1:
-            middle = (too_narrow + enough) // 2
-            trial = self.measure(with_width(self.start, knob, settings[middle]), "alone")
-            if trial is not None:
-                found[settings[middle]] = max(lost(trial, base), 0.0)
-            too_narrow, enough = (too_narrow, middle) if self.keeps(trial, base) else (middle, enough)
-        return found
+    def alone(self, knob: str) -> dict[int, float]:
+        """The noise of every width of one knob, the others as they came, from the narrowest that is not hopeless.
 
-    def below(self, widths: Widths, knob: str) -> list[int]:
-        """The narrower settings of a knob, the next one first. Sums need what they need: their width is proven, not searched."""
-        now = getattr(widths, knob)
+        The default's counts as much as that of a bit less: any other datapath breaks the ties of four-bit codes otherwise.
+        """
         if knob == "accumulator_bits":
-            return [self.sums] if self.sums < now else []
-        return list(range(now - 1, getattr(FLOORS, knob) - 1, -1)) if now else []
+            return {self.sums: 0.0}
+        found: dict[int, float] = {}
+        for bits in range(getattr(self.start, knob) - 1, getattr(FLOORS, knob) - 1, -1):
+            trial = self.measure(with_width(self.start, knob, bits), "alone")
+            if trial is None or trial.noise > HOPELESS:
+                break
+            found[bits] = trial.noise
+        return found | {getattr(self.start, knob): max(found.items(), default=(0, 0.0))[1]}
 
-    def predicted(self, alone: dict[str, dict[int, float]], base: Trial) -> Widths:
-        """Each knob as narrow as it keeps alone; then, as long as the losses add up to too much, the one that gains most per cost wider."""
-        levels = {knob: sorted(bits for bits, loss in losses.items() if loss <= self.keep) for knob, losses in alone.items()}
+    def chain(self, alone: dict[str, dict[int, float]], exact: Widths) -> list[Widths]:
+        """From the widest to the narrowest; built from there, each time by the next width that gains most (noise per cost)."""
+        levels = {knob: useful(noise) for knob, noise in alone.items()}
 
         def combined() -> Widths:
             narrow = Widths(**{knob: bits[0] for knob, bits in levels.items()})
@@ -112,50 +128,32 @@ class Search:
 
         def gain(knob: str) -> float:
             now, wider = levels[knob][:2]
-            dearer = (self.cost(replace(combined(), **{knob: wider})) or 0) - (self.cost(combined()) or 0)
+            dearer = (self.cost(with_width(chain[0], knob, wider)) or 0) - (self.cost(chain[0]) or 0)
             return (alone[knob][now] - alone[knob][wider]) / max(dearer, 1e-12)
 
-        while sum(alone[knob][bits[0]] for knob, bits in levels.items()) > self.keep:
-            best = max((knob for knob in KNOBS if len(levels[knob]) > 1), key=gain)
+        chain = [combined()]
+        while wider := [knob for knob in KNOBS if len(levels[knob]) > 1]:
+            best = max(wider, key=gain)
             levels[best] = levels[best][1:]
-        return combined()
+            chain.insert(0, combined())
+        return chain
 
-    def wider(self, state: Widths, trial: Trial | None, base: Trial) -> tuple[Widths, Trial | None]:
-        """One knob a bit wider: the cheapest that keeps, else the one that gains most per cost."""
-        moves = [with_width(state, knob, getattr(state, knob) + 1) for knob in KNOBS if getattr(state, knob) < getattr(self.start, knob)]
-        found = {move: self.measure(move, "joint") for move in moves if move != state}
-        kept = [move for move, result in found.items() if self.keeps(result, base)]
-        if kept:
-            best = min(kept, key=lambda move: self.cost(move) or 0)
-            return best, found[best]
-        now, cost = lost(trial, base) if trial else 1.0, self.cost(state) or 0
-
-        def gain(move: Widths) -> float:
-            result = found[move]
-            return (now - (lost(result, base) if result else 1.0)) / max((self.cost(move) or 0) - cost, 1e-12)
-
-        best = max(found, key=gain)
-        return best, found[best]
-
-    def narrower(self, state: Widths, base: Trial) -> Widths:
-        """Each knob in turn a bit narrower, the greatest saving first, where that keeps and saves enough."""
-
-        def move(knob: str) -> Widths:
-            return with_width(state, knob, next(iter(self.below(state, knob)), getattr(state, knob)))
-
-        def saving(knob: str) -> float:
-            before, after = self.cost(state), self.cost(move(knob))
-            return 1 - after / before if before and after else 0.0
-
-        for knob in sorted(KNOBS, key=saving, reverse=True):
-            if saving(knob) >= LEAST_SAVING and self.keeps(self.measure(narrower := move(knob), "joint"), base):
-                state = narrower
-        return state
+    def tested(self, chain: list[Widths]) -> list[Widths]:
+        """Those of the chain that each save enough against the one before; where constants do not fit, the chain ends."""
+        last, found = self.kept[-1].cost, []
+        for widths in chain:
+            if (cost := self.cost(widths)) is None:
+                break
+            if cost <= (1 - STEP) * last:
+                found.append(widths)
+                last = cost
+        return found
 
 
-def lost(trial: Trial, base: Trial) -> float:
-    """Of top-1, the worse of the two measures: chance rarely flatters both."""
-    return max(base.top1 - trial.top1, base.probability - trial.probability)
+def useful(noise: dict[int, float]) -> list[int]:
+    """Widths, the narrowest first, that are each less noisy than all narrower ones."""
+    widths = sorted(noise)
+    return [bits for at, bits in enumerate(widths) if all(noise[bits] < noise[narrower] for narrower in widths[:at])]
 
 
 def with_width(widths: Widths, knob: str, bits: int) -> Widths:
@@ -166,37 +164,28 @@ def with_width(widths: Widths, knob: str, bits: int) -> Widths:
     return replace(changed, norm_fraction_bits=min(changed.norm_fraction_bits, changed.reciprocal_bits + 1))
 
 
-def choose(trials: Sequence[Trial], keep: float) -> Trial:
-    """The cheapest that loses no more than allowed; the first is the default, which loses nothing."""
-    kept = [trial for trial in trials if lost(trial, trials[0]) <= keep + 1e-9]
-    return min(kept, key=lambda trial: (trial.cost, -trial.probability))
+def paired_loss(right: np.ndarray, base: np.ndarray) -> tuple[float, float]:
+    """Accuracy lost against a base and its standard error, fractions: bool [views, images] each, whether an answer is right.
+
+    Views of an image are no images of their own: d_i is the mean over them of what image i loses. loss = sum d / (n + 2), error^2 =
+    (sum d^2 + 1 - (sum d)^2 / (n + 2)) / (n + 2)^2: the interval Wald + 2 for matched pairs, which does not vanish where nothing was
+    seen to be lost (Agresti and Min, Statistics in Medicine 24, 2005).
+    """
+    lost = (base.astype(np.float64) - right).mean(axis=0)
+    images = len(lost) + 2
+    return float(lost.sum() / images), float(np.sqrt((lost**2).sum() + 1 - lost.sum() ** 2 / images) / images)
 
 
-def mark(trials: Sequence[Trial], chosen: Trial) -> list[Trial]:
-    """The same trials with `pareto` (cost against top1) and `chosen` set."""
-    costs, accuracies = np.array([[trial.cost, trial.top1] for trial in trials]).T
-
-    def beaten(trial: Trial) -> bool:
-        as_good = (costs <= trial.cost) & (accuracies >= trial.top1)
-        return bool((as_good & ((costs < trial.cost) | (accuracies > trial.top1))).any())
-
-    return [replace(trial, pareto=not beaten(trial), chosen=trial is chosen) for trial in trials]
+def unexplained(logits: np.ndarray, base: np.ndarray) -> float:
+    """1 - r^2, r the correlation of logits [images, classes] with the base's, an image's mean taken off: their unit does not matter."""
+    ours, theirs = (each - each.mean(axis=1, keepdims=True) for each in (logits, base))
+    power = (ours**2).sum() * (theirs**2).sum()
+    return float(1 - (ours * theirs).sum() ** 2 / power) if power else float((logits != base).any())
 
 
-def probabilities(logits: np.ndarray, scale: float) -> np.ndarray:
-    """Softmax over the classes of scale x logits [images, classes]."""
-    terms = np.exp(scale * (logits - logits.max(axis=1, keepdims=True)))
-    return terms / terms.sum(axis=1, keepdims=True)
-
-
-def fitted_scale(logits: np.ndarray, top1: float) -> float:
-    """The scale at which the logits are as sure of their answers, on average, as they are right: integers say nothing of it."""
-    low, high = -40.0, 10.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        sure = probabilities(logits, 2.0**middle).max(axis=1).mean()
-        low, high = (middle, high) if sure < top1 else (low, middle)
-    return 2.0**low
+def mark(trials: Sequence[Trial], kept: Sequence[Trial]) -> list[Trial]:
+    """The same trials with `kept` and `chosen`, the last that was kept, set."""
+    return [replace(trial, kept=trial in kept, chosen=trial == kept[-1]) for trial in trials]
 
 
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:
@@ -209,7 +198,7 @@ def read_trials(path: Path) -> list[Trial]:
     advice = "make the table again with `eamsim widths`"
     trials = read_table(path, Trial, PARSERS, "a search for widths", advice)
     for number, trial in enumerate(trials, 1):
-        if not (0 <= trial.top1 <= 1 and 0 <= trial.probability <= 1 and trial.images > 0 and trial.cost > 0):
-            got = f"top1 {trial.top1}, probability {trial.probability}, images {trial.images}, cost {trial.cost}"
+        if not (0 <= trial.top1 <= 1 and 0 <= trial.noise <= 1 and trial.error >= 0 and trial.images > 0 and trial.cost > 0):
+            got = f"top1 {trial.top1}, noise {trial.noise}, error {trial.error}, images {trial.images}, cost {trial.cost}"
             raise BadFile(f"{path}: row {number}: expected fractions from 0 to 1, images and a cost, got {got}; {advice}")
     return trials

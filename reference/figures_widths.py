@@ -1,4 +1,4 @@
-"""What narrower datapaths lose: each width alone, and the front of the search."""
+"""What narrower datapaths do: the noise of each width alone, and the accuracy of those that were tested."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from eamsim.width_search import Trial
+from eamsim.width_search import HOPELESS, Trial, Z
 from reference.figures import PAGE_INCHES, new_figure, style
 
 TITLES = {
@@ -22,26 +22,24 @@ TITLES = {
     "gelu_index_bits": "GELU: index",
 }
 COLUMNS = 3
-LOSSES = -1.5, 3.0
-"""Points shown; what loses more is on the upper edge."""
-TOP1, PROBABILITY, CHOSEN = "#0072B2", "#D55E00", "black"
+NOISE, KEPT, FAILED, CHOSEN = "#D55E00", "#0072B2", "0.5", "black"
 
 
 @style()
 def widths_figure(trials: Sequence[Trial]) -> Figure:
-    """Points lost against bits, a panel for each width, the others as in the program; last, what was tried jointly against its cost."""
+    """Noise against bits, a panel for each width, the others as in the program; last, the loss of what was tested against its cost."""
     base, chosen = trials[0], next((trial for trial in trials if trial.chosen), None)
     figure = new_figure(PAGE_INCHES, 5.2)
     axes = figure.subplots(COLUMNS, COLUMNS, squeeze=False)
     for axis, (knob, title) in zip(axes.flat, TITLES.items(), strict=False):
         own = [trial for trial in trials if trial.stage == "alone" and _varies(trial, base, knob)]
-        _draw_width(axis, knob, sorted([base, *own], key=lambda trial: getattr(trial, knob)), base, chosen)
+        _draw_width(axis, knob, sorted(own, key=lambda trial: getattr(trial, knob)), chosen)
         axis.set_title(title)
     for axis in axes[:, 0]:
-        axis.set_ylabel("points lost")
-    _draw_front(axes.flat[-1], trials, base)
+        axis.set_ylabel("noise of the logits (%)")
+    _draw_tested(axes.flat[-1], [trial for trial in trials if trial.stage != "alone"])
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -51,40 +49,30 @@ def _varies(trial: Trial, base: Trial, knob: str) -> bool:
     return changed == [knob] or (knob == "reciprocal_bits" and changed == ["norm_fraction_bits", knob])
 
 
-def _draw_width(axis: Axes, knob: str, trials: Sequence[Trial], base: Trial, chosen: Trial | None) -> None:
+def _draw_width(axis: Axes, knob: str, trials: Sequence[Trial], chosen: Trial | None) -> None:
     bits = [getattr(trial, knob) for trial in trials]
-    axis.axhline(0, color="0.6", linewidth=0.6)
-    for name, colour, label in (("top1", TOP1, "top-1"), ("probability", PROBABILITY, "mean probability of the right class")):
-        axis.plot(bits, [_shown(100 * (getattr(base, name) - getattr(trial, name))) for trial in trials], "o-", color=colour, label=label)
+    axis.plot(bits, [100 * trial.noise for trial in trials], "o-", color=NOISE, label="variance that the default's logits do not explain")
     if chosen:
         axis.axvline(getattr(chosen, knob), color=CHOSEN, linestyle=":", linewidth=0.8, label="chosen")
-    axis.set_ylim(*LOSSES)
+    axis.set_ylim(0, 100 * HOPELESS)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("bits")
     axis.invert_xaxis()
     axis.grid(axis="y", color="0.9", linewidth=0.4)
 
 
-def _draw_front(axis: Axes, trials: Sequence[Trial], base: Trial) -> None:
-    for stage, colour, marker in (("alone", "0.6", "."), ("joint", TOP1, "o")):
-        own = [trial for trial in trials if trial.stage == stage]
-        axis.scatter(
-            [trial.cost for trial in own],
-            [_shown(100 * (base.top1 - trial.top1)) for trial in own],
-            10,
-            color=colour,
-            marker=marker,
-            label=stage,
-        )
+def _draw_tested(axis: Axes, trials: Sequence[Trial]) -> None:
+    """Bars reach to what is lost at most, with a confidence of 95 %."""
+    axis.axhline(0, color="0.6", linewidth=0.6)
+    for kept, colour, label in ((True, KEPT, "kept"), (False, FAILED, "fails")):
+        own = [trial for trial in trials if trial.kept == kept]
+        places, losses = [trial.cost for trial in own], [100 * trial.loss for trial in own]
+        above = [100 * Z * trial.error for trial in own]
+        axis.errorbar(places, losses, [[0] * len(own), above], fmt="o", markersize=3, linewidth=0.8, color=colour, label=label)
     for trial in trials:
         if trial.chosen:
-            axis.scatter([trial.cost], [_shown(100 * (base.top1 - trial.top1))], 45, facecolors="none", edgecolors=CHOSEN, linewidths=0.8)
-    axis.scatter([1], [0], 20, color=CHOSEN, marker="x", label="default")
-    axis.set(title="all together", xlabel="energy x area, of the default's", ylim=LOSSES)
+            axis.scatter([trial.cost], [100 * trial.loss], 45, facecolors="none", edgecolors=CHOSEN, linewidths=0.8)
+    axis.set(title="tested together", xlabel="energy x area, of the default's", ylabel="points lost, and at most")
+    axis.invert_xaxis()
     axis.grid(color="0.9", linewidth=0.4)
-    axis.legend(loc="upper right")
-
-
-def _shown(loss: float) -> float:
-    """Within the panel."""
-    return min(max(loss, LOSSES[0]), LOSSES[1])
+    axis.legend(loc="upper left")

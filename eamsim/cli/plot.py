@@ -160,7 +160,7 @@ def widths(
     out: Out,
     as_json: Json = False,
 ) -> None:
-    """What narrower datapaths lose. Each width alone, and all that were tried together against their cost."""
+    """What narrower datapaths do. The noise of each width alone, and the accuracy that was lost together against the cost."""
     import_matplotlib()
     from eamsim.width_search import read_trials
     from reference.figures_widths import widths_figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,17 +18,17 @@ from eamsim import __version__, artifact
 from eamsim.cli.build import check_output, manifest_path, write_manifest
 from eamsim.cli.output import Json, Threads, emit, note, progress, table
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
-from eamsim.cli.width_bench import BATCH, Bench
+from eamsim.cli.width_bench import BATCH, VIEWS, Bench
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.narrow import KNOBS, Widths, narrowed, proven_sums, sum_bits
 from eamsim.program import Program
-from eamsim.width_search import Enough, Search, Trial, choose, lost, mark, read_trials, write_trials
+from eamsim.width_search import Enough, Search, Trial, mark, read_trials, write_trials
 
 if TYPE_CHECKING:
     from eamsim.engine import Engine
 
-FORMAT = 1
+FORMAT = 2
 """Of a table that --resume continues; to be raised when the code begins to judge otherwise."""
 PEAK_IMAGES = 256
 NAMES = {
@@ -52,7 +52,9 @@ def widths(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="Y.eam", help="The program to write; beside it Y.eam.json and Y.eam.widths.csv.")
     ],
-    keep: Annotated[float, typer.Option(metavar="POINTS", help="Of top-1 that may be lost.", min=0, max=100)] = 0.5,
+    keep: Annotated[
+        float, typer.Option(metavar="POINTS", help="Of top-1 that may be lost, with a confidence of 95 %.", min=0, max=100)
+    ] = 0.5,
     hw: Annotated[str, typer.Option(metavar="H.yaml", help="The chip that prices widths: a description or a preset.")] = "small-npu",
     batch: Annotated[int, typer.Option(help="Images per fetch of the weights, for the price.", min=1)] = 1,
     limit: Annotated[int | None, typer.Option(help="At most so many of --data, evenly spaced.", min=1)] = None,
@@ -83,16 +85,16 @@ def widths(
             evaluations,
             advance,
         )
-        trials = search(bench, keep / 100)
-    chosen = choose(trials, keep / 100)
-    trials = mark(trials, chosen)
+        kept = search(bench, keep / 100)
+    trials = mark(list(bench.trials.values()), kept)
+    chosen = next(trial for trial in trials if trial.chosen)
     write_trials(table_path(out), trials)
     result = narrowed(program, chosen.widths)
     sums = observed_sums(result, images.spread(PEAK_IMAGES), load_engine(result, threads, isa))
     found = {
         "from_sha256": parent,
         "keep": keep / 100,
-        "judged": {"images": len(images), "sha256": images.sha256, "labelled": bench.labelled},
+        "judged": {"images": len(images), "views": len(VIEWS), "sha256": images.sha256, "labelled": bench.labelled},
         "hardware": {"name": hardware.name, "batch": batch},
         "default": summary(trials[0], bench),
         "chosen": summary(chosen, bench),
@@ -113,24 +115,25 @@ def table_path(out: Path) -> Path:
     return out.with_name(out.name + ".widths.csv")
 
 
-def known_trials(path: Path, digest: str) -> dict[Widths, Trial]:
+def known_trials(path: Path, digest: str) -> dict[tuple[Widths, str], Trial]:
     """What an interrupted search has run; UserError if it was of another program or other images. None if there is no table."""
     trials = read_trials(path) if path.exists() else []
     if any(trial.search != digest for trial in trials):
         raise UserError(f"--resume: {path} belongs to another program or other images; give those, or leave --resume out")
-    return {trial.widths: trial for trial in trials}
+    return {(trial.widths, trial.stage): replace(trial, kept=False, chosen=False) for trial in trials}
 
 
 def search(bench: Bench, keep: float) -> list[Trial]:
-    """All trials, the program as it came first; says where they are kept when interrupted."""
+    """The trials that passed, the program as it came first; says where they are kept when interrupted."""
+    found = Search(bench.start, max(proven_sums(bench.program).values()), keep, bench.cost, bench.measure)
     try:
-        Search(bench.start, max(proven_sums(bench.program).values()), keep, bench.cost, bench.measure).run()
+        found.run()
     except Enough:
         note(f"stopped after {bench.evaluations} programs: the cheapest so far is taken; allow more --evaluations for a longer search")
     except KeyboardInterrupt:
         note(f"interrupted: {len(bench.trials)} trials are kept in {bench.path}; the same command with --resume continues")
         raise
-    return list(bench.trials.values())
+    return found.kept
 
 
 def observed_sums(program: Program, images: ImageSet, engine: Engine) -> dict[str, Any]:
@@ -154,7 +157,7 @@ def summary(trial: Trial, bench: Bench) -> dict[str, Any]:
     priced = bench.price(trial.widths)
     assert priced is not None
     parts = {name: energy.nominal_pj / 1e6 for name, energy in vars(priced).items() if name != "area_um2"}
-    accuracy = {name: getattr(trial, name) for name in ("top1", "probability")}
+    accuracy = {name: getattr(trial, name) for name in ("top1", "noise", "loss", "error", "bound")}
     return {
         "widths": asdict(trial.widths),
         **accuracy,
@@ -165,27 +168,31 @@ def summary(trial: Trial, bench: Bench) -> dict[str, Any]:
 
 
 def report(trials: list[Trial], found: dict[str, Any], path: Path) -> tuple[str | Table, ...]:
-    """What was found, width by width, and the front of the search."""
+    """What was found, width by width, and the datapaths whose accuracy was tested, in that order."""
     base, chosen = trials[0], next(trial for trial in trials if trial.chosen)
-    kept = [trial for trial in trials if trial.stage != "joint" and lost(trial, base) <= found["keep"] + 1e-9]
-    rows = [(NAMES[knob], getattr(base, knob), min(getattr(each, knob) for each in kept), getattr(chosen, knob)) for knob in KNOBS]
-    front = [base, *sorted((each for each in trials[1:] if each.pareto or each.chosen), key=lambda each: -each.cost)]
+    rows = [(NAMES[knob], getattr(base, knob), getattr(chosen, knob)) for knob in KNOBS]
+    tested = [trial for trial in trials if trial.stage != "alone"]
     sums, judged = found["sums"], found["judged"]
     energy, area = chosen.energy_uj / base.energy_uj - 1, chosen.area_um2 / base.area_um2 - 1
+    measure = "top-1" if judged["labelled"] else "agreement with the default"
     return (
-        table(("bits", "default", "enough alone", "chosen"), rows),
+        table(("bits", "default", "chosen"), rows),
         "",
-        table(("widths, in this order", "energy uJ", "area mm2", "cost", "top-1", "probability", ""), [front_line(each) for each in front]),
-        f"\n{'top-1' if judged['labelled'] else 'agreement with the default'} of the {judged['images']} images that judged, and the "
-        "probability that they give to the right class; on others it will differ",
+        table(
+            ("widths, in this order", "energy uJ", "area mm2", "cost", "noise", "lost", "at most", ""),
+            [tested_line(each) for each in tested],
+        ),
+        f"\nlost: points of {measure} against the default, {judged['images']} images in {judged['views']} views; at most: with a "
+        f"confidence of 95 %. The first beyond {100 * found['keep']:g} ends the search",
         f"energy {energy:+.1%}, area {area:+.1%} on {found['hardware']['name']}; sums need {sums['proven']} bits, proven "
         f"({sums['observed']} seen on {sums['images']} images)",
         f"{path}: {len(trials)} trials; eamsim plot widths {path}",
     )
 
 
-def front_line(trial: Trial) -> tuple[str, ...]:
-    """One datapath, dearest first."""
+def tested_line(trial: Trial) -> tuple[str, ...]:
+    """One datapath."""
     bits = " ".join(f"{getattr(trial, knob):2}" for knob in KNOBS)
     priced = f"{trial.energy_uj:.1f}", f"{trial.area_um2 / 1e6:.3f}", f"{trial.cost:.3f}"
-    return (bits, *priced, f"{trial.top1:.2%}", f"{trial.probability:.2%}", "<- chosen" * trial.chosen)
+    said = "<- chosen" if trial.chosen else "" if trial.kept else "fails"
+    return (bits, *priced, f"{trial.noise:.4f}", f"{100 * trial.loss:+.2f}", f"{100 * trial.bound:+.2f}", said)

@@ -16,6 +16,8 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 
+from matplotlib.collections import LineCollection
+
 from eamsim import artifact, width_search
 from eamsim.errors import BadFile, UserError
 from eamsim.narrow import KNOBS
@@ -66,18 +68,19 @@ def sweep_rows(model=MODEL, softmaxes=("paper", "renormalised"), seeds=(0, 1, 2)
 TRIALS = mark([Trial("none", 0, 0, 0.8, 300, 0), Trial("row", 0.1, 0.02, 0.7, 300, 0.1), Trial("head", 0.2, 0.03, 0.75, 300, 0.1)], 2)
 
 
-def datapath(stage: str, cost: float, top1: float, chosen: bool = False, **narrow: int) -> width_search.Trial:
+def datapath(stage: str, cost: float, noise: float, loss: float = 0, chosen: bool = False, **narrow: int) -> width_search.Trial:
     widths: dict[str, Any] = dict.fromkeys(KNOBS, 16) | narrow
-    return width_search.Trial(**widths, stage=stage, energy_uj=1, area_um2=1, cost=cost, top1=top1, probability=top1 - 0.1,
-                              images=300, search="a", chosen=chosen)  # fmt: skip
+    return width_search.Trial(**widths, stage=stage, energy_uj=1, area_um2=1, cost=cost, noise=noise, loss=loss, error=0.001, top1=0.8,
+                              images=300, search="a", kept=stage != "alone" and loss < 0.005, chosen=chosen)  # fmt: skip
 
 
 WIDTHS = [
-    datapath("default", 1, 0.8),
-    datapath("alone", 0.9, 0.5, residual_bits=7),
-    datapath("alone", 0.95, 0.79, residual_bits=12),
-    datapath("alone", 0.8, 0.81, reciprocal_bits=8, norm_fraction_bits=9),
-    datapath("joint", 0.4, 0.795, chosen=True, residual_bits=12, reciprocal_bits=8, norm_fraction_bits=9, multiplier_bits=11),
+    datapath("default", 1, 0),
+    datapath("alone", 0.9, 0.2, residual_bits=7),
+    datapath("alone", 0.95, 0.01, residual_bits=12),
+    datapath("alone", 0.8, 0.05, reciprocal_bits=8, norm_fraction_bits=9),
+    datapath("joint", 0.4, 0.02, loss=0.001, chosen=True, residual_bits=12, reciprocal_bits=8, norm_fraction_bits=9, multiplier_bits=11),
+    datapath("joint", 0.3, 0.03, loss=0.02, residual_bits=11, reciprocal_bits=8, norm_fraction_bits=9, multiplier_bits=11),
 ]
 
 
@@ -108,7 +111,7 @@ FILES = {
     "widths": (
         "widths.csv",
         PAGE_PIXELS,
-        ["points lost", "bits", "residual stream", "all together", "energy x area, of the default's", "chosen"],
+        ["noise of the logits (%)", "bits", "residual stream", "tested together", "points lost, and at most", "chosen", "fails"],
     ),
     "front": ("front.csv", COLUMN_PIXELS, ["top-1 accuracy (%)", "multiply-accumulates saved (%)", "row", "chosen"]),
 }
@@ -271,17 +274,20 @@ def test_the_front_holds_the_trials():
     assert points == {(0, 80), (2, 70), (3, 75)}
 
 
-def test_a_panel_holds_the_losses_of_one_width_in_points():
+def test_a_panel_holds_the_noise_of_one_width_and_the_last_one_what_was_tested():
     figure = figures_widths.widths_figure(WIDTHS)
 
-    residual, fraction, reciprocal, front = (figure.axes[index] for index in (0, 5, 6, 8))
-    top1 = {axis: np.asarray(axis.lines[1].get_xydata()) for axis in (residual, fraction, reciprocal)}
-    assert_allclose(top1[residual], [[7, 3], [12, 1], [16, 0]])  # 30 points are on the edge
-    assert_allclose(top1[fraction], [[16, 0]])
-    assert_allclose(top1[reciprocal], [[8, -1], [16, 0]])
+    residual, fraction, reciprocal, tested = (figure.axes[index] for index in (0, 5, 6, 8))
+    noise = {axis: np.asarray(axis.lines[0].get_xydata()) for axis in (residual, fraction, reciprocal)}
+    assert_allclose(noise[residual], [[7, 20], [12, 1]])
+    assert len(noise[fraction]) == 0
+    assert_allclose(noise[reciprocal], [[8, 5]])
     assert [np.asarray(axis.lines[-1].get_xdata())[0] for axis in (residual, reciprocal)] == [12, 8]
-    points = [tuple(np.round(point, 6)) for marks in front.collections for point in np.asarray(marks.get_offsets())]
-    assert points == [(0.9, 3), (0.95, 1), (0.8, -1), (0.4, 0.5), (0.4, 0.5), (1, 0)]
+    kept, failed = (np.asarray(line.get_xydata()) for line in tested.lines[1:])
+    assert_allclose(kept, [[1, 0], [0.4, 0.1]])
+    assert_allclose(failed, [[0.3, 2]])
+    bars = [segment for marks in tested.collections if isinstance(marks, LineCollection) for segment in marks.get_segments()]
+    assert_allclose(bars[-1], [[0.3, 2], [0.3, 2.16449]])
 
 
 @pytest.mark.parametrize(("model", "name"), [("deit", "deit"), ("local-dir:a/b/", "b"), ("hf-hub:timm/vit", "vit"), ("local-dir:c", "c")])
