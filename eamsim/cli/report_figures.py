@@ -89,7 +89,7 @@ def layers(found: dict[str, Any]) -> Figure:
 
 
 def against_tau(found: dict[str, Any]) -> Figure:
-    """What freezing a share tau changes, renormalised: MACs with their ceiling, energy, time, stored maps."""
+    """What freezing a share tau changes, renormalised: MACs, energy, time, each with its ceiling, and stored maps."""
     figure = Figure((9, 4.8), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
     taus = [100 * point["tau"] for point in found["curves"]]
@@ -104,7 +104,9 @@ def against_tau(found: dict[str, Any]) -> Figure:
             axis.plot(taus, [quantity(point[kind]) for point in found["curves"]], line, color=colour, label=KINDS[kind])
         axis.set_xlabel("frozen weights, τ (%)")
         axis.set_ylabel(label)
-    axes[0].axhline(100 * found["ceiling"], color=COLOURS[6], linestyle=":", label="all of QKᵀ, the ceiling of scattered weights")
+    ceiling = found["ceiling"]
+    for axis, most in zip(axes, (100 * ceiling["macs_saved"], 100 * ceiling["energy_change"], ceiling["milliseconds"]), strict=False):
+        axis.axhline(most, color=COLOURS[6], linestyle=":", label="all of QKᵀ, maps for nothing")
     axes[1].axhline(0, color=COLOURS[6], linewidth=0.8)
     handles, labels = axes[0].get_legend_handles_labels()
     if found["row"]["tau"]:

@@ -47,7 +47,9 @@ def test_the_numbers_are_those_of_eamsim_cost(made):
     assert sum(op["macs"] for op in found["operations"]) == count(program).macs.full
     assert [point["tau"] for point in found["curves"]] == list(TAUS)
     for point in found["curves"]:
-        assert point["scattered"]["macs_saved"] <= found["ceiling"]
+        for name, sign in (("macs_saved", 1), ("energy_change", -1), ("milliseconds", -1)):
+            assert sign * point["scattered"][name] <= sign * found["ceiling"][name]
+    assert found["ceiling"]["energy_change"] < 0
 
 
 def test_the_tables_hold_the_curves(made):
