@@ -169,6 +169,19 @@ def widths(
 
 
 @app.command()
+def designs(
+    table: Annotated[Path, typer.Argument(metavar="DESIGNS.csv", help="Written by `eamsim search -o`.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """The chips of a search. Energy against latency, and those that no other beats."""
+    import_matplotlib()
+    from reference.figures_designs import designs_figure, read_designs
+
+    finish("designs", designs_figure(read_designs(table)), out, read_from(table), as_json)
+
+
+@app.command()
 def table1(
     sweeps: SweepFiles,
     out: Out,

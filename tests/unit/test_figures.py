@@ -21,7 +21,7 @@ from matplotlib.collections import LineCollection
 from eamsim import artifact, width_search
 from eamsim.errors import BadFile, UserError
 from eamsim.narrow import KNOBS
-from reference import figures, figures_curves, figures_maps, figures_widths
+from reference import figures, figures_curves, figures_designs, figures_maps, figures_widths
 from reference.budget import Trial, mark, write_front
 from reference.curves import ablation_panels, accuracy_panels, read_sweeps, short_name
 from reference.statistics_file import Header, Statistics, read_statistics, write_statistics
@@ -84,14 +84,18 @@ WIDTHS = [
 ]
 
 
+DESIGNS = "granularity,latency_ms,energy_uj,area_mm2,pareto\nnone,4,9,1.5,False\nhead,2,8,1,True\nhead,8,3,2,True\n"
+
+
 @pytest.fixture
 def inputs(tmp_path) -> dict[str, Path]:
     """A file of statistics, of a sweep and of a budget search."""
-    paths = {name: tmp_path / name for name in ("stats.h5", "sweep.csv", "front.csv", "widths.csv")}
+    paths = {name: tmp_path / name for name in ("stats.h5", "sweep.csv", "front.csv", "widths.csv", "designs.csv")}
     write_maps(paths["stats.h5"])
     write_sweep(paths["sweep.csv"], sweep_rows())
     write_front(paths["front.csv"], TRIALS)
     width_search.write_trials(paths["widths.csv"], WIDTHS)
+    paths["designs.csv"].write_text(DESIGNS)
     return paths
 
 
@@ -113,6 +117,7 @@ FILES = {
         PAGE_PIXELS,
         ["noise of the logits (%)", "bits", "residual stream", "tested together", "points lost, and at most", "chosen", "fails"],
     ),
+    "designs": ("designs.csv", COLUMN_PIXELS, ["energy per image (µJ)", "latency of a batch (ms)", "front: head (2)", "front: none (0)"]),
     "front": ("front.csv", COLUMN_PIXELS, ["top-1 accuracy (%)", "multiply-accumulates saved (%)", "row", "chosen"]),
 }
 
@@ -288,6 +293,20 @@ def test_a_panel_holds_the_noise_of_one_width_and_the_last_one_what_was_tested()
     assert_allclose(failed, [[0.3, 2]])
     bars = [segment for marks in tested.collections if isinstance(marks, LineCollection) for segment in marks.get_segments()]
     assert_allclose(bars[-1], [[0.3, 2], [0.3, 2.16449]])
+
+
+def test_designs_on_the_front_stand_out(inputs):
+    (axis,) = figures_designs.designs_figure(figures_designs.read_designs(inputs["designs.csv"])).axes
+
+    points = [np.asarray(marks.get_offsets()).tolist() for marks in axis.collections]
+    assert [each for each in points if each] == [[[4, 9]], [[2, 8], [8, 3]]]
+
+
+@pytest.mark.parametrize(("old", "new"), [("pareto", "best"), ("True", "yes"), (",9,", ",x,"), ("True", "False")])
+def test_a_table_of_no_designs_is_refused(inputs, old, new):
+    inputs["designs.csv"].write_text(DESIGNS.replace(old, new))
+    with pytest.raises(BadFile, match="make it again with `eamsim search -o`"):
+        figures_designs.read_designs(inputs["designs.csv"])
 
 
 @pytest.mark.parametrize(("model", "name"), [("deit", "deit"), ("local-dir:a/b/", "b"), ("hf-hub:timm/vit", "vit"), ("local-dir:c", "c")])
