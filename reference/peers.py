@@ -69,7 +69,7 @@ def onnxruntime_int8(module: nn.Module, images: np.ndarray, threads: int) -> Cal
     with tempfile.TemporaryDirectory() as folder:
         plain, prepared, quantised = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "int8.onnx"))
         torch.onnx.export(module, (torch.from_numpy(images),), plain, input_names=["images"], dynamo=False)
-        quant_pre_process(plain, prepared)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)  # shapes are fixed, and symbolic ones of a Swin are not found
         quantize_static(prepared, quantised, Reader(), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
         session = onnxruntime.InferenceSession(quantised, options, providers=["CPUExecutionProvider"])
     return lambda batch: session.run(None, {"images": batch})
