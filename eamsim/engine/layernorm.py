@@ -59,8 +59,8 @@ def taps(op: LayerNorm) -> dict[str, tuple[int, ...]]:
 def layer_norm(rounding, op, first, last, batch, memory):
     """The statistics of all tokens first: their square roots are taken side by side."""
     channels, values, taps = op.channels, memory.values, memory.taps
-    numbers = np.empty((3, last - first), np.int64)
-    totals, variances, deviations = numbers[0], numbers[1], numbers[2]
+    found = np.empty((3, last - first), np.int64)
+    totals, variances, deviations = found[0], found[1], found[2]
     for token in range(first, last):
         start = op.x * batch + token * channels
         total, squares = statistics(values[start : start + channels])
@@ -68,39 +68,39 @@ def layer_norm(rounding, op, first, last, batch, memory):
         variances[token - first] = channels * squares - total * total + op.variance_offset
     keep(taps, op.tap_variance * batch, first, variances)
     isqrt_each(variances, deviations)
+    longs, ints, codes = memory.longs.ctypes.data, memory.ints.ctypes.data, memory.codes.ctypes.data
+    x, out, constants = values.ctypes.data + 4 * op.x * batch, codes + op.out * batch, (ints + 4 * op.gain, longs + 8 * op.split_offset)
+    whole = channels // LANES * LANES if op.narrow and op.tap_normalised < 0 and not op.out_signed else 0
     for token in range(first, last):
         exponent, reciprocal = invert(deviations[token - first], op.reciprocal_bits)
         if op.tap_reciprocal >= 0:
             taps[op.tap_reciprocal * batch + token] = reciprocal
-        norm_token(rounding, op, token, totals[token - first], reciprocal, exponent - op.fraction_bits, batch, memory)
+        total, shift, start = totals[token - first], exponent - op.fraction_bits, token * channels
+        done = whole if shift <= 32 else 0
+        if done > 0:
+            numbers = (channels * reciprocal, total * reciprocal, shift)
+            row = NormRow(x + 4 * start, out + start, done // LANES, *numbers, *constants, op.norm_shift, op.low, op.high)
+            norm_vectors(rounding, row)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
+        if done < channels:
+            norm_rest(rounding, op, token, done, total, reciprocal, shift, batch, memory)
 
 
 @njit
-def norm_token(rounding, op, token, total, reciprocal, shift, batch, memory):
-    """Whole vectors of channels in registers, if 32 bits hold the results and nobody looks at what lies between; the rest in scratch."""
-    channels, codes, values = op.channels, memory.codes, memory.values
-    start, done = token * channels, 0
-    if op.narrow and shift <= 32 and op.tap_normalised < 0 and not op.out_signed:
-        done = channels // LANES * LANES
-        longs, ints = memory.longs.ctypes.data, memory.ints.ctypes.data
-        x, out = values.ctypes.data + 4 * (op.x * batch + start), codes.ctypes.data + op.out * batch + start
-        factor, gain, offset = channels * reciprocal, ints + 4 * op.gain, longs + 8 * op.split_offset
-        row = NormRow(x, out, done // LANES, factor, total * reciprocal, shift, gain, offset, op.norm_shift, op.low, op.high)
-        if done > 0:
-            norm_vectors(rounding, row)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
-    if done < channels:
-        x, row = values[op.x * batch + start + done : op.x * batch + start + channels], memory.words[: channels - done]
-        gain, offset = memory.ints[op.gain + done : op.gain + channels], memory.longs[op.offset + done : op.offset + channels]
-        if shift <= 32:
-            normalise(rounding, np.int32(0), x, channels, total, reciprocal, shift, row)
-        else:
-            normalise(rounding, np.int64(0), x, channels, total, reciprocal, shift, row)
-        keep(memory.taps, op.tap_normalised * batch, start, row)
-        if op.narrow:
-            scale(rounding, gain, offset, op.norm_shift, np.int32(op.low), np.int32(op.high), row)
-        else:
-            scale(rounding, gain, offset, op.norm_shift, op.low, op.high, row)
-        store_row(op.out_signed, op.out * batch + start + done, codes, values, row)
+def norm_rest(rounding, op, token, done, total, reciprocal, shift, batch, memory):
+    """Channels [done, channels) of a token, in scratch: what does not fill a vector or 32 bits, or is looked at on the way."""
+    channels, start = op.channels, token * op.channels
+    x, row = memory.values[op.x * batch + start + done : op.x * batch + start + channels], memory.words[: channels - done]
+    gain, offset = memory.ints[op.gain + done : op.gain + channels], memory.longs[op.offset + done : op.offset + channels]
+    if shift <= 32:
+        normalise(rounding, np.int32(0), x, channels, total, reciprocal, shift, row)
+    else:
+        normalise(rounding, np.int64(0), x, channels, total, reciprocal, shift, row)
+    keep(memory.taps, op.tap_normalised * batch, start, row)
+    if op.narrow:
+        scale(rounding, gain, offset, op.norm_shift, np.int32(op.low), np.int32(op.high), row)
+    else:
+        scale(rounding, gain, offset, op.norm_shift, op.low, op.high, row)
+    store_row(op.out_signed, op.out * batch + start + done, memory.codes, memory.values, row)
 
 
 class NormRow(NamedTuple):

@@ -196,12 +196,10 @@ def _fused(isa, rounding, op, first, last, batch, memory):
             tiles(isa, rounding, ToShortCodes(), count, rows, product, finish, 1)
         else:
             tiles(isa, rounding, ToCodes(), count, rows, product, finish, 1)
-        if op.has_table:
-            for token in range(first, last):
-                start = op.out * batch + token * channels
-                row = memory.codes[start : start + count * PANEL]
-                keep(memory.taps, op.tap_index * batch, token * channels, row)
-                look_up(isa, memory.tables[op.lut :], (op.high + 16) // 16 * 16, row, row)
+        if op.has_table:  # of whole rows at once: what is not done of them is overwritten later
+            codes = memory.codes[op.out * batch + first * channels : op.out * batch + last * channels]
+            keep(memory.taps, op.tap_index * batch, first * channels, codes)
+            look_up(isa, memory.tables[op.lut :], (op.high + 16) // 16 * 16, codes, codes)
         return count * PANEL
 
     return in_tiles
