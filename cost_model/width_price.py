@@ -23,7 +23,8 @@ from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm
 MULTIPLY_PJ, ADD_PJ = 3.1 / 32**2, 0.1 / 32
 """Per bit x bit and per bit: Horowitz, ISSCC 2014, 45 nm. They split the figure of a multiply-accumulate into its two parts."""
 MULTIPLY_UM2, ADD_UM2, REGISTER_UM2 = 6350 / 32**2, 278 / 32, 5.98
-"""Per bit x bit and per bit: Aladdin (Shao et al., ISCA 2014), 40 nm library, 32-bit units; scaled by us as the energies are."""
+"""Per bit x bit and per bit: Aladdin (Shao et al., ISCA 2014), 40 nm library (cmos40_aladdin_mul_area 6.35e3, _add_area 2.78e2,
+_reg_area 5.98), 32-bit units; scaled by us as the energies are."""
 TABLE_UM2 = 1.0
 """Per bit of a table: an estimate, three times a 6T cell of about 0.35 um2 at 45 nm, for the periphery of so small a memory."""
 LOOKUP_BITS, LOOKUP_TABLE_BITS = 8, 8 * 8192
