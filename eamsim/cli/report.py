@@ -244,19 +244,19 @@ def encodings(program: Program) -> dict[str, int | None]:
 
 
 def head_rows(program: Program, hardware: Hardware) -> list[dict[str, Any]]:
-    """Of every head (in the first window): the share of its weights that is frozen, and of its scores that the core leaves out."""
+    """Of every head, over all windows: the share of its weights that is frozen, and of its scores that the core leaves out."""
     rows = []
     for op in attentions(program):
-        skipped = left_out(op, hardware.compute)
+        frozen, skipped = frozen_share(op), left_out(op, hardware.compute).mean(axis=0)
         for head in range(op.heads):
-            shares = {"frozen": float(frozen_mask(op, head).mean()), "left_out": float(skipped[head].mean())}
+            shares = {"frozen": float(frozen[head].mean()), "left_out": float(skipped[head].mean())}
             rows.append({"name": op.out.name, "head": head} | shares)
     return rows
 
 
-def frozen_mask(op: Attention, head: int) -> np.ndarray:
-    """bool [tokens, tokens] of the first window."""
-    return np.zeros((op.tokens, op.tokens), np.bool_) if op.frozen is None else np.asarray(op.frozen.mask[0, head])
+def frozen_share(op: Attention) -> np.ndarray:
+    """float [heads, tokens, tokens]: of the windows, those that have a weight frozen."""
+    return np.zeros((op.heads, op.tokens, op.tokens)) if op.frozen is None else np.asarray(op.frozen.mask).mean(axis=0)
 
 
 def skipped_block(compute: Array | Simd) -> tuple[int, int] | None:
@@ -271,13 +271,13 @@ def skipped_block(compute: Array | Simd) -> tuple[int, int] | None:
 
 
 def left_out(op: Attention, compute: Array | Simd) -> np.ndarray:
-    """bool [heads, tokens, tokens] of the first window: scores that the core does not compute, in wholly unneeded heads or blocks."""
-    skipped = np.ones((op.heads, op.tokens, op.tokens), np.bool_)
-    skipped[list(op.score_heads)] = False
+    """bool [maps, heads, tokens, tokens]: scores that the core does not compute, in wholly unneeded heads or blocks."""
     block, needed = skipped_block(compute), needed_scores(op)
+    skipped = np.ones((1 if needed is None else len(needed), op.heads, op.tokens, op.tokens), np.bool_)
+    skipped[:, list(op.score_heads)] = False
     if block is not None and needed is not None:
-        kept, heights, widths = blocks(needed[0], *block)
-        skipped |= ~kept.repeat(heights, axis=1).repeat(widths, axis=2)
+        kept, heights, widths = blocks(needed.reshape(-1, op.tokens, op.tokens), *block)
+        skipped |= ~kept.repeat(heights, axis=1).repeat(widths, axis=2).reshape(skipped.shape)
     return skipped
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from cost_model.hardware import Array, Simd
-from eamsim.cli.report import attentions, frozen_mask, left_out
+from eamsim.cli.report import attentions, frozen_share, left_out
 from eamsim.program import Program
 
 INK = "#010203"
@@ -169,22 +169,22 @@ def role(name: str) -> str:
 
 
 def masks(program: Program, compute: Array | Simd) -> Figure:
-    """Every head's frozen weights (first window of a Swin), layers side by side, and what of them the core leaves out."""
+    """Every head's frozen weights, layers side by side, and what of them the core leaves out: the deeper, the more windows of a Swin."""
     ops = attentions(program)
     heads = max(op.heads for op in ops)
     across = min(6 if heads <= 3 else 12, len(ops))
     down = -(-len(ops) // across) * heads
     figure = Figure((9, 0.3 + 8.4 / across * down), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False)
-    colours = ListedColormap([(0.5, 0.5, 0.5, 0.15), COLOURS[0], COLOURS[1]])
+    computed, frozen, skipped = (np.array(to_rgba(colour)) for colour in ((0.5, 0.5, 0.5, 0.15), COLOURS[0], COLOURS[1]))
     for axis in grid.flat:
         axis.set_axis_off()
     for layer, op in enumerate(ops):
-        skipped = left_out(op, compute)
+        of_frozen, of_skipped = frozen_share(op)[..., None], left_out(op, compute).mean(axis=0)[..., None]
+        pictures = of_skipped * skipped + (1 - of_skipped) * (of_frozen * frozen + (1 - of_frozen) * computed)
         for head in range(op.heads):
             axis = grid[layer // across * heads + head, layer % across]
-            picture = np.where(skipped[head], 2, frozen_mask(op, head))
-            axis.imshow(picture, cmap=colours, vmin=0, vmax=2, interpolation="none")
+            axis.imshow(pictures[head], interpolation="none")
             if head == 0:
                 axis.set_title(op.out.name.partition(".")[0], fontsize=9)
             if layer % across == 0:
