@@ -78,7 +78,7 @@ class Bench:
     def program(self, state: State) -> Program:
         """The program of this state; blocks of which nothing is frozen hold no map."""
         maps = zip(self.masks(state), self.mean, strict=True)
-        frozen = [FrozenMap(mask, mean.astype(np.float32)) if mask.any() else None for mask, mean in maps]
+        frozen = [FrozenMap(mask, mean.astype(np.float64)) if mask.any() else None for mask, mean in maps]
         return with_frozen(self.dense, frozen, self.grids)
 
     def saved(self, state: State) -> float:

@@ -11,7 +11,7 @@ from reference.repq import Calibrated
 
 
 def attention_of_image(model: Model | Calibrated, image: np.ndarray, layer: int) -> tuple[int, np.ndarray]:
-    """The number of a layer, and its maps (Eq. 11) of one image: float32 [heads, tokens, tokens].
+    """The number of a layer, and its maps (Eq. 11) of one image: float64 [heads, tokens, tokens].
 
     image: uint8 [height, width, 3]; layer: from 0, or from -1 backwards. Raises UserError for a layer that does not exist.
     """

@@ -39,7 +39,7 @@ class AttentionStatistics:
         return min(seen // self.maps[layer].per_image for layer, seen in self.seen.items())
 
     def add(self, layer: int, maps: np.ndarray) -> None:
-        """Count one batch of a layer's attention maps: softmax values in [0, 1], float32 [batch, maps, tokens, tokens] (Eq. 11).
+        """Count one batch of a layer's attention maps: softmax values in [0, 1], float64 [batch, maps, tokens, tokens] (Eq. 11).
 
         A layer this object does not hold is passed over; where windows share maps, the batch is one of windows. Raises UserError for
         maps of another shape, for more images than announced, and for values outside [0, 1] or NaN (the layer's statistics are then
@@ -48,8 +48,8 @@ class AttentionStatistics:
         if layer not in self.counts:
             return
         shape = self.maps[layer].shape
-        if maps.dtype != np.float32 or maps.ndim != 4 or maps.shape[1:] != shape:
-            raise UserError(f"layer {layer} attention maps: must be float32 {('batch', *shape)}, got {maps.dtype} {maps.shape}")
+        if maps.dtype != np.float64 or maps.ndim != 4 or maps.shape[1:] != shape:
+            raise UserError(f"layer {layer} attention maps: must be float64 {('batch', *shape)}, got {maps.dtype} {maps.shape}")
         self.seen[layer] += len(maps)
         if self.seen[layer] > self.capacity[layer]:
             found, expected = self.seen[layer], self.capacity[layer]
@@ -82,7 +82,7 @@ class AttentionStatistics:
     def variance(self, layer: int) -> np.ndarray:
         """Population variance of every attention weight: float32 [maps, tokens, tokens], in [0, 1/4], from sums in float64.
 
-        The squares of float32 values are exact in float64. Raises UserError if the layer has been given no image.
+        Raises UserError if the layer has been given no image.
         """
         images = self.images_of(layer)
         variance = self.squares[layer] / images - (self.sums[layer] / images) ** 2
@@ -111,7 +111,7 @@ def layer_bytes(shape: tuple[int, int, int], images: int) -> int:
 def _count(maps, counts, sums, squares):
     """Add maps [batch, weights] to counts [weights, 256], sums and squares [weights]; False if a value is outside [0, 1] or NaN.
 
-    Scaling by 256 is exact in float32, so the bin of [k / 256, (k + 1) / 256) is its integer part; 1.0 joins bin 255 (Eq. 12).
+    Scaling by 256 is exact, so the bin of [k / 256, (k + 1) / 256) is its integer part; 1.0 joins bin 255 (Eq. 12).
     The first inner loop is vectorised, the second is not; neighbours' counters do not wait for each other's stores.
     """
     outside = 0
@@ -125,11 +125,10 @@ def _count(maps, counts, sums, squares):
             for weight in range(len(values)):
                 value = values[weight]
                 outside += not ((value >= 0) & (value <= 1))
-                scaled = min(value * np.float32(BINS), np.float32(BINS - 1))
-                bins[weight] = np.uint8(np.int32(scaled if scaled > 0 else np.float32(0)))  # NaN too is given a bin
-                exact = np.float64(value)
-                block_sums[weight] += exact
-                block_squares[weight] += exact * exact
+                scaled = min(value * BINS, BINS - 1.0)
+                bins[weight] = np.uint8(np.int32(scaled if scaled > 0 else 0.0))  # NaN too is given a bin
+                block_sums[weight] += value
+                block_squares[weight] += value * value
             for weight in range(len(values)):
                 block_counts[weight, bins[weight]] += 1
     return outside == 0

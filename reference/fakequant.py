@@ -22,7 +22,7 @@ MAX_FROZEN_MASS = 1 - 2.0**-10  # a row that is not wholly frozen keeps some mas
 def predict(
     model: Model | Calibrated, images: np.ndarray, frozen: Sequence[FrozenMap] | None = None, softmax: Softmax = "paper"
 ) -> np.ndarray:
-    """Logits float32 [batch, classes] of uint8 images [batch, height, width, 3].
+    """Logits float64 [batch, classes] of uint8 images [batch, height, width, 3].
 
     frozen: one map per block, whose values are used as they are (`quantise_frozen` puts them on the attention grid).
     softmax: `paper` is Eq. 15 to the letter; `renormalised` takes the softmax over the unfrozen pairs alone and scales it by
@@ -47,7 +47,7 @@ def predict(
 def collect_maps(model: Model | Calibrated, batches: Iterable[np.ndarray], consume: Callable[[int, np.ndarray], None]) -> None:
     """Call `consume(block, maps)` for every block of every batch of uint8 images [batch, height, width, 3].
 
-    maps: the softmax of Eq. 11, float32 [batch, *Maps.shape], in a quantised model before it is put on the attention
+    maps: the softmax of Eq. 11, float64 [batch, *Maps.shape], in a quantised model before it is put on the attention
     grid (the entropy of section 4.3 is that of the quantised network's maps, not of their sixteen codes).
     """
     collect_attention(model, batches, lambda block, maps, values: consume(block, maps.numpy()))
@@ -56,7 +56,7 @@ def collect_maps(model: Model | Calibrated, batches: Iterable[np.ndarray], consu
 def collect_attention(model: Model | Calibrated, batches: Iterable[np.ndarray], consume: Callable[[int, Tensor, Tensor], None]) -> None:
     """As `collect_maps`, but `consume(block, maps, values)` sees what the maps are multiplied with too.
 
-    values: V of Eq. 1 as the network uses it, float32 [batch, maps, tokens, head_dim].
+    values: V of Eq. 1 as the network uses it, float64 [batch, maps, tokens, head_dim].
     """
     network, site, quantise = _parts(model)
     values = torch.empty(0)
@@ -89,14 +89,14 @@ def on_grid(frozen: FrozenMap, grid: LogSqrt2) -> FrozenMap:
 
 def frozen_mass(frozen: FrozenMap) -> np.ndarray:
     """F: the sum of each row's frozen values, at most MAX_FROZEN_MASS; float64 [maps, tokens]."""
-    return np.where(frozen.mask, frozen.mean, 0).sum(axis=2, dtype=np.float64).clip(max=MAX_FROZEN_MASS)
+    return np.where(frozen.mask, frozen.mean, 0).sum(axis=2).clip(max=MAX_FROZEN_MASS)
 
 
 class _Frozen:
     """A block's frozen maps as tensors [maps, tokens, tokens], repeated for every window where windows share them."""
 
     def __init__(self, frozen: FrozenMap, maps: int):
-        remaining = (1 - frozen_mass(frozen)).astype(np.float32)[:, :, None]
+        remaining = (1 - frozen_mass(frozen))[:, :, None]
         each = (frozen.mask, frozen.mean, remaining)
         self.mask, self.values, self.remaining = (torch.from_numpy(array).repeat(maps // len(array), 1, 1) for array in each)
 

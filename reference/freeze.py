@@ -19,7 +19,7 @@ Order = Literal["entropy", "variance", "output", "random"]
 class FrozenMap:
     """Frozen attention weights of one block: where `mask` is set, `mean` replaces the computed weight (Eq. 15).
 
-    mask: bool [maps, tokens, tokens], a map for each head (of each window, unless windows share one); mean: float32, same shape, in
+    mask: bool [maps, tokens, tokens], a map for each head (of each window, unless windows share one); mean: float64, same shape, in
     [0, 1], the mean map A^mu of all weights.
     """
 
@@ -88,7 +88,7 @@ def freeze(scores: Sequence[np.ndarray], mean: Sequence[np.ndarray], freezing: F
         units = [_pool(layer, shape) / np.maximum(size, 1) for layer, shape, size in zip(finite, shapes, sizes, strict=True)]
     chosen = _choose(units, sizes, freezing)
     masks = [each & _spread(layer, shape, each.shape[-1]) for each, layer, shape in zip(live, chosen, shapes, strict=True)]
-    return [FrozenMap(mask, np.asarray(layer, np.float32)) for mask, layer in zip(masks, mean, strict=True)]
+    return [FrozenMap(mask, np.asarray(layer, np.float64)) for mask, layer in zip(masks, mean, strict=True)]
 
 
 def lowest(scores: np.ndarray, sizes: np.ndarray, tau: float) -> np.ndarray:

@@ -33,7 +33,7 @@ def softmax(block: int, scores: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A linear layer: weight float32 [out_channels, in_channels], bias float32 [out_channels]."""
+    """A linear layer: weight float64 [out_channels, in_channels], bias float64 [out_channels]."""
 
     weight: Tensor
     bias: Tensor
@@ -44,7 +44,7 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """LayerNorm over the last axis: gain and bias float32 [channels]."""
+    """LayerNorm over the last axis: gain and bias float64 [channels]."""
 
     gain: Tensor
     bias: Tensor
@@ -86,8 +86,8 @@ class Pixels:
     std: Tensor
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels [..., 3], or [..., 1] for all three channels, as the network takes them: float32 [..., 3]."""
-        return (pixels.float() / 255 - self.mean) / self.std
+        """uint8 pixels [..., 3], or [..., 1] for all three channels, as the network takes them: float64 [..., 3]."""
+        return (pixels.double() / 255 - self.mean) / self.std
 
     def patches(self, images: Tensor) -> Tensor:
         """Normalised pixels [batch, patches, patch_size * patch_size * 3], each patch in the order (row, column, channel)."""

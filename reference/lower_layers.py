@@ -175,7 +175,7 @@ class Lowering:
     def norm(self, x: Value, out: Value, norm: Norm, scale: float, zero: int = 0) -> LayerNorm:
         """gain = gamma / scale * 2^(shift - fraction_bits), offset = (beta / scale + zero) * 2^shift."""
         config, channels = self.config, len(norm.gain)
-        gain = (norm.gain.double() / scale).numpy()
+        gain = (norm.gain / scale).numpy()
         largest = float(np.abs(gain).max()) or 1.0
         shift = config.norm_fraction_bits + config.multiplier_bits - 1 - math.frexp(largest)[1]
         if shift < 0:
@@ -187,7 +187,7 @@ class Lowering:
             x.name,
             out,
             np.rint(gain * 2.0 ** (shift - config.norm_fraction_bits)).astype(np.int32),
-            np.rint(((norm.bias.double() / scale).numpy() + zero) * 2.0**shift).astype(np.int64),
+            np.rint(((norm.bias / scale).numpy() + zero) * 2.0**shift).astype(np.int64),
             shift,
             max(1, round(eps)),
             config.norm_fraction_bits,

@@ -40,4 +40,4 @@ def embedding(lowering: Lowering, vit: Vit, image: Value) -> list[Operation]:
 def constant(lowering: Lowering, x: torch.Tensor, scale: Fraction) -> np.ndarray:
     """x in units of the residual stream."""
     limit = 1 << (lowering.config.residual_bits - 1)
-    return np.clip(np.rint(x.double().numpy() / float(scale)), -limit, limit - 1).astype(np.int32)
+    return np.clip(np.rint(x.numpy() / float(scale)), -limit, limit - 1).astype(np.int32)

@@ -56,9 +56,7 @@ def load_model(spec: str, weights: str | None = None, random_init: int | None = 
         raise UserError("--weights and --random-init: expected at most one of them, got both; drop one")
     source = weights or (spec if spec.startswith((LOCAL, HUB)) else None)
     if random_init is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random_init)
-            module = _create(spec)
+        module = _untrained(spec, random_init)
     elif source is None:
         module = _download(spec)
     else:
@@ -115,6 +113,18 @@ def _create(spec: str) -> nn.Module:
         return timm.create_model(spec, pretrained=False)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
         raise _unusable(spec, f"cannot be built ({_first_line(error)}); check its name and configuration") from error
+
+
+def _untrained(spec: str, seed: int) -> nn.Module:
+    """Random weights that every processor draws alike: of their float64, in whose last bits processors differ, eight bits are kept."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _create(spec).bfloat16().float()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _is_timm_name(spec: str) -> bool:

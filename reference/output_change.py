@@ -35,7 +35,7 @@ class OutputChange:
         self.metric = [each.repeat(shape[0] // len(each), 1, 1) for each, shape in zip(metric, shapes, strict=True)]
 
     def add(self, block: int, maps: Tensor, values: Tensor) -> None:
-        """Take in one batch of a block: maps [batch, maps, tokens, tokens] and values [batch, maps, tokens, head_dim], float32."""
+        """Take in one batch of a block: maps [batch, maps, tokens, tokens] and values [batch, maps, tokens, head_dim], float64."""
         context = maps @ values
         projected = context @ self.metric[block]
         self.gram[block] += torch.einsum("bhic,bhjc->hij", values @ self.metric[block], values)

@@ -12,6 +12,11 @@ SAMPLE_SIZE = 1 << 22  # values of a tensor that a range search looks at: enough
 LEAST_SCALE = 2.0**-16  # of the largest scale: a constant channel still needs a scale
 
 
+def as_scale(x: Tensor) -> Tensor:
+    """x to 24 bits: products of two scales are exact in float64, and its last bits, in which processors differ, end here."""
+    return x.float().double()
+
+
 @dataclass(frozen=True, eq=False)
 class Affine:
     """`code = clip(round(x / scale) + zero, 0, 2^bits - 1)`; scale and zero broadcast against x.
@@ -24,11 +29,11 @@ class Affine:
     bits: int
 
     def codes(self, x: Tensor) -> Tensor:
-        return (torch.round(x / self.scale) + self.zero).clamp(0, (1 << self.bits) - 1)
+        return (x / self.scale).round_().add_(self.zero).clamp_(0, (1 << self.bits) - 1)  # in place: half the time of a forward pass
 
     def __call__(self, x: Tensor) -> Tensor:
         """x quantised and dequantised."""
-        return (self.codes(x) - self.zero) * self.scale
+        return self.codes(x).sub_(self.zero).mul_(self.scale)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class LogSqrt2:
         return (1 << self.bits) - 1 + self.extra_zero
 
     def codes(self, x: Tensor) -> Tensor:
-        return torch.round(-2 * torch.log2(x / self.scale)).clamp(0, self.last_code)
+        return (x / self.scale).log2_().mul_(-2).round_().clamp_(0, self.last_code)
 
     def decode(self, codes: Tensor) -> Tensor:
         values = self.scale * torch.exp2(-codes / 2)
@@ -67,7 +72,7 @@ def search_affine(x: Tensor, bits: int, contain_zero: bool, channel_axis: int | 
     """
     rows = x.reshape(1, -1) if channel_axis is None else x.movedim(channel_axis, 0).flatten(1)
     rows = _sample(rows).sort(dim=1).values
-    best = torch.full((len(rows), 1), torch.inf)
+    best = torch.full((len(rows), 1), torch.inf, dtype=torch.float64)
     scale, zero = torch.ones_like(best), torch.zeros_like(best)
     for percentile in PERCENTILES:
         low, high = _quantile(rows, 1 - percentile), _quantile(rows, percentile)
@@ -87,13 +92,13 @@ def search_affine(x: Tensor, bits: int, contain_zero: bool, channel_axis: int | 
 def search_log(x: Tensor, bits: int, last_code_is_zero: bool, extra_zero: bool = False) -> LogSqrt2:
     """The log-sqrt2 quantiser whose scale, one of the PERCENTILES of x, has the least mean squared error; x in [0, 1]."""
     rows = _sample(x.reshape(1, -1)).sort(dim=1).values
-    scales = [_quantile(rows, percentile).item() for percentile in PERCENTILES]
+    scales = [as_scale(_quantile(rows, percentile)).item() for percentile in PERCENTILES]
     candidates = [LogSqrt2(scale, bits, last_code_is_zero, extra_zero) for scale in scales]
     return min(candidates, key=lambda quantiser: (quantiser(rows) - rows).square().mean().item())
 
 
 def _affine(low: Tensor, high: Tensor, bits: int) -> Affine:
-    scale = (high - low) / ((1 << bits) - 1)
+    scale = as_scale((high - low) / ((1 << bits) - 1))
     least = scale.max() * LEAST_SCALE
     scale = scale.clamp(min=least) if least > 0 else torch.ones_like(scale)
     return Affine(scale, torch.round(-low / scale), bits)

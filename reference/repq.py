@@ -13,7 +13,7 @@ from torch import Tensor
 from reference.layers import Dense, Norm
 from reference.models import Model
 from reference.networks import Network
-from reference.quantisers import Affine, LogSqrt2, search_affine, search_log
+from reference.quantisers import Affine, LogSqrt2, as_scale, search_affine, search_log
 from reference.swin import Swin, Windows
 
 Mode = Literal["hardware", "published"]
@@ -49,21 +49,21 @@ class Calibrated:
         network = _quantise_weights(self.network, self.weights)
         if self.mode == "published":
             return network
-        biases = {name: (self.bias_codes(name) * self.acc_scales(name)).float() for name in self.denses}
+        biases = {name: self.bias_codes(name) * self.acc_scales(name) for name in self.denses}
         network = network.with_layers({name: replace(dense, bias=biases[name]) for name, dense in _denses(network).items()})
         if isinstance(network, Swin):
-            scaled = [(self.logit_bias_codes(i, each) * self.score_scale(i)).float() for i, each in enumerate(network.windows)]
+            scaled = [self.logit_bias_codes(i, each) * self.score_scale(i) for i, each in enumerate(network.windows)]
             windows = [replace(each, logit_bias=bias) for each, bias in zip(network.windows, scaled, strict=True)]
             network = replace(network, windows=tuple(windows))
         return network
 
     def acc_scales(self, name: str) -> Tensor:
-        """Scale of a linear layer's accumulator: float64 [out_channels], exact, being the product of two float32."""
-        return self.activations[self.network.sources[name]].scale.double() * self.weights[name].scale.flatten().double()
+        """Scale of a linear layer's accumulator: float64 [out_channels], exact, being products of scales."""
+        return self.activations[self.network.sources[name]].scale * self.weights[name].scale.flatten()
 
     def bias_codes(self, name: str) -> Tensor:
         """A linear layer's bias in units of its accumulator: float64 integers [out_channels]."""
-        return torch.round(self.denses[name].bias.double() / self.acc_scales(name))
+        return torch.round(self.denses[name].bias / self.acc_scales(name))
 
     def score_scale(self, block: int) -> float:
         """Scale of the products of a block's q and k codes, exact."""
@@ -71,7 +71,7 @@ class Calibrated:
 
     def logit_bias_codes(self, block: int, windows: Windows) -> Tensor:
         """The relative position bias in units of the block's scores: float64 integers [heads, tokens, tokens]."""
-        return torch.round(windows.logit_bias.double() / self.score_scale(block))
+        return torch.round(windows.logit_bias / self.score_scale(block))
 
 
 def calibrate(model: Model, images: np.ndarray, mode: Mode = "hardware", weight_bits: int = 4, activation_bits: int = 4) -> Calibrated:
@@ -158,7 +158,7 @@ def _reparametrise(network: Network, activations: dict[str, Affine], mode: Mode)
 def _fold(norm: Norm, dense: Dense, per_channel: Affine, mode: Mode) -> tuple[Norm, Dense, Affine]:
     """RepQ-ViT, Eq. 7-9: x' = x / r - b, with r = scale / scale~ and b = min / r - min~, leaves the layer's output as it was."""
     scale, zero = per_channel.scale.flatten(), per_channel.zero.flatten()
-    target = Affine(scale.mean(), zero.mean(), per_channel.bits)
+    target = Affine(as_scale(scale.mean()), zero.mean(), per_channel.bits)
     if mode == "hardware":  # before b is computed: the identity holds for any target
         target = replace(target, zero=target.zero.round().clamp(0, (1 << target.bits) - 1))
     r = scale / target.scale

@@ -33,7 +33,7 @@ from reference.repq import Calibrated
 from reference.sweep_table import Row, Runner, Unit, Variant
 
 BATCH = 50
-FORMAT = 1
+FORMAT = 2
 """Of the files of units; to be raised when the code begins to give other results for equal choices."""
 
 

@@ -20,7 +20,7 @@ class Windows:
     """How a map of tokens is cut into windows, each of which attends to itself alone.
 
     order: int64 [windows, tokens], the token of the map (row by row) at each place of each window, cyclic shift included;
-    logit_bias: float32 [heads, tokens, tokens], the relative position bias, added to the scores of every window; excluded: bool
+    logit_bias: float64 [heads, tokens, tokens], the relative position bias, added to the scores of every window; excluded: bool
     [windows, tokens, tokens], the pairs of tokens that are neighbours through the shift alone, or None without shift.
     """
 
@@ -106,7 +106,7 @@ class Swin:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, site: Site = keep, attend: Attend = softmax) -> Tensor:
-        """Logits float32 [batch, classes] of uint8 images [batch, height, width, 3].
+        """Logits float64 [batch, classes] of uint8 images [batch, height, width, 3].
 
         `site` is called with every value a quantiser may stand at, and with the residual stream, in the order of execution: input,
         patch_embed, embed, then per block merge.norm and merge.reduction where the map shrinks, norm1, attn.q (scaled already),

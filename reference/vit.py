@@ -52,7 +52,7 @@ class Vit:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, site: Site = keep, attend: Attend = softmax) -> Tensor:
-        """Logits float32 [batch, classes] of uint8 images [batch, height, width, 3].
+        """Logits float64 [batch, classes] of uint8 images [batch, height, width, 3].
 
         `site` is called with every value a quantiser may stand at, and with the residual stream, in the order of execution:
         input, patch_embed, embed, then per block norm1, attn.q, attn.k, attn.v, attn, attn.proj, norm2, mlp.fc1, mlp.fc2, then norm.

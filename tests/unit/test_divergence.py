@@ -18,11 +18,11 @@ def statistics(maps, layer=0):
 
 
 def random_maps(images, seed, power):
-    return np.random.default_rng(seed).random((images, *SHAPE), np.float32) ** power
+    return np.random.default_rng(seed).random((images, *SHAPE)) ** power
 
 
 def constant(value, images):
-    return np.full((images, 1, 1, 1), value, np.float32)
+    return np.full((images, 1, 1, 1), value)
 
 
 def direct(p_counts, q_counts):

@@ -6,7 +6,7 @@ from reference.entropy import AttentionStatistics, layer_bytes
 from reference.maps import Maps
 
 SHAPE = (2, 5, 5)
-EDGES = (np.arange(257) / 256).astype(np.float32)
+EDGES = np.arange(257) / 256
 
 
 def numpy_counts(maps):
@@ -29,13 +29,13 @@ def statistics(maps, batch=7):
 
 
 def special_maps():
-    """600 images of 0, 1, every bin border and its two float32 neighbours, and of random values of many magnitudes."""
+    """600 images of 0, 1, every bin border and its two neighbours, and of random values of many magnitudes."""
     rng = np.random.default_rng(1)
-    borders = np.concatenate([EDGES, np.nextafter(EDGES[1:], np.float32(0)), np.nextafter(EDGES[:-1], np.float32(1))])
-    maps = (rng.random((600, *SHAPE), np.float32) ** 6).reshape(600, -1)
+    borders = np.concatenate([EDGES, np.nextafter(EDGES[1:], 0), np.nextafter(EDGES[:-1], 1)])
+    maps = (rng.random((600, *SHAPE)) ** 6).reshape(600, -1)
     maps[:, 0] = np.resize(borders, 600)
     maps[:, 1] = np.resize(borders[::-1], 600)
-    maps[:, 2], maps[:, 3], maps[:, 4] = 0, 1, np.finfo(np.float32).smallest_subnormal
+    maps[:, 2], maps[:, 3], maps[:, 4] = 0, 1, np.finfo(np.float64).smallest_subnormal
     maps[:, 5] = np.resize(EDGES[:256], 600)
     maps[:, 6] = rng.integers(0, 2, 600)
     return maps.reshape(600, *SHAPE)
@@ -69,7 +69,7 @@ def test_entropy_is_equation_13():
 
 
 def test_entropy_of_constant_half_and_uniform_weights_is_0_1_and_8_bits():
-    maps = np.zeros((512, 1, 2, 2), np.float32)
+    maps = np.zeros((512, 1, 2, 2))
     maps[:, 0, 0, 1] = 0.7
     maps[::2, 0, 1, 0] = 1
     maps[:, 0, 1, 1] = np.resize(EDGES[:256], 512)
@@ -83,7 +83,7 @@ def test_mean_is_summed_in_float64():
     mean = statistics(maps).mean(0)
 
     assert mean.dtype == np.float32
-    np.testing.assert_array_equal(mean, maps.mean(0, dtype=np.float64).astype(np.float32))
+    np.testing.assert_array_equal(mean, maps.mean(0).astype(np.float32))
 
 
 def test_variance_is_that_of_the_population_in_float64():
@@ -93,11 +93,11 @@ def test_variance_is_that_of_the_population_in_float64():
 
     assert variance.dtype == np.float32
     # One float32 rounding, and the difference of two float64 sums of 600 terms in [0, 1].
-    np.testing.assert_allclose(variance, maps.astype(np.float64).var(axis=0), rtol=2**-23, atol=600 * 2**-53)
+    np.testing.assert_allclose(variance, maps.var(axis=0), rtol=2**-23, atol=600 * 2**-53)
 
 
 def test_a_constant_weight_has_no_variance():
-    variance = statistics(np.full((1000, 1, 3, 3), 0.7, np.float32)).variance(0)
+    variance = statistics(np.full((1000, 1, 3, 3), 0.7)).variance(0)
 
     assert variance.min() >= 0
     assert variance.max() <= 1000 * 2**-53
@@ -105,12 +105,12 @@ def test_a_constant_weight_has_no_variance():
 
 @pytest.mark.parametrize("tokens", [1, 8, 9, 16])
 def test_weights_beyond_whole_blocks_are_counted(tokens):
-    maps = np.random.default_rng(3).random((3, 1, tokens, tokens), np.float32)
+    maps = np.random.default_rng(3).random((3, 1, tokens, tokens))
 
     stats = statistics(maps, batch=2)
 
     np.testing.assert_array_equal(stats.counts[0], numpy_counts(maps))
-    np.testing.assert_array_equal(stats.squares[0], (maps.astype(np.float64) ** 2).sum(axis=0))
+    np.testing.assert_array_equal(stats.squares[0], (maps**2).sum(axis=0))
 
 
 def test_memory_is_what_layer_bytes_says():
@@ -131,7 +131,7 @@ def test_the_size_of_the_batches_changes_nothing():
 
 
 def test_maps_of_any_memory_order_are_counted():
-    maps = np.random.default_rng(2).random((3, 19, 19, 3), np.float32).transpose(0, 3, 1, 2)
+    maps = np.random.default_rng(2).random((3, 19, 19, 3)).transpose(0, 3, 1, 2)
 
     np.testing.assert_array_equal(statistics(maps).counts[0], numpy_counts(maps))
 
@@ -150,23 +150,23 @@ def test_a_subset_of_the_layers_ignores_the_others():
 @pytest.mark.parametrize(("images", "counter"), [(65_535, np.uint16), (65_536, np.uint32)])
 def test_counters_are_as_wide_as_the_images_need(images, counter):
     stats = AttentionStatistics({0: Maps((1, 1, 1))}, images)
-    stats.add(0, np.full((images, 1, 1, 1), 0.5, np.float32))
+    stats.add(0, np.full((images, 1, 1, 1), 0.5))
 
     assert stats.counts[0].dtype == counter
     assert stats.counts[0][0, 0, 0, 128] == images
 
 
-@pytest.mark.parametrize("value", [np.nan, -0.001, np.nextafter(np.float32(1), np.float32(2)), np.inf])
+@pytest.mark.parametrize("value", [np.nan, -0.001, np.nextafter(1, 2), np.inf])
 def test_values_that_are_no_softmax_are_refused(value):
-    maps = np.full((2, *SHAPE), value, np.float32)
+    maps = np.full((2, *SHAPE), value)
 
     with pytest.raises(UserError, match=r"layer 0 attention maps: must lie in \[0, 1\], got a value outside or NaN"):
         AttentionStatistics({0: Maps(SHAPE)}, 2).add(0, maps)
 
 
-@pytest.mark.parametrize("maps", [np.zeros((1, 2, 5, 4), np.float32), np.zeros((2, 5, 5), np.float32), np.zeros((1, *SHAPE))])
+@pytest.mark.parametrize("maps", [np.zeros((1, 2, 5, 4)), np.zeros((2, 5, 5)), np.zeros((1, *SHAPE), np.float32)])
 def test_maps_of_another_shape_or_type_are_refused(maps):
-    with pytest.raises(UserError, match=r"layer 0 attention maps: must be float32 \('batch', 2, 5, 5\), got float"):
+    with pytest.raises(UserError, match=r"layer 0 attention maps: must be float64 \('batch', 2, 5, 5\), got float"):
         AttentionStatistics({0: Maps(SHAPE)}, 2).add(0, maps)
 
 
@@ -174,7 +174,7 @@ def test_more_images_than_announced_are_refused():
     stats = AttentionStatistics({0: Maps(SHAPE)}, 3)
 
     with pytest.raises(UserError, match="layer 0 attention maps: 4 images, expected at most 3"):
-        stats.add(0, np.zeros((4, *SHAPE), np.float32))
+        stats.add(0, np.zeros((4, *SHAPE)))
 
 
 @pytest.mark.parametrize("method", ["entropy", "mean", "variance"])

@@ -130,8 +130,8 @@ def test_the_mean_map_is_kept_whole():
     (frozen,) = freeze([mean], [mean], Freezing(0.5, "row"))
 
     assert isinstance(frozen, FrozenMap)
-    assert (frozen.mask.dtype, frozen.mean.dtype) == (np.bool_, np.float32)
-    np.testing.assert_array_equal(frozen.mean, mean.astype(np.float32))
+    assert (frozen.mask.dtype, frozen.mean.dtype) == (np.bool_, np.float64)
+    np.testing.assert_array_equal(frozen.mean, mean)
 
 
 @pytest.mark.parametrize("granularity", ["weight", "row", "column", "tile:3x3"])

@@ -42,13 +42,13 @@ def measured():
     change = OutputChange(calibrated.network)
     statistics = attention_statistics(calibrated, images, progress, change)
     seen = []
-    collect_attention(calibrated, images.batches(48), lambda block, maps, values: seen.append((maps.double(), values.double())))
+    collect_attention(calibrated, images.batches(48), lambda block, maps, values: seen.append((maps, values)))
     return calibrated, statistics, change, seen
 
 
 def contributions(calibrated, block: int, values):
     """V W of every head: [images, heads, tokens, channels]."""
-    weight = calibrated.network.blocks[block].proj.weight.double().unflatten(1, (calibrated.network.blocks[0].heads, -1))
+    weight = calibrated.network.blocks[block].proj.weight.unflatten(1, (calibrated.network.blocks[0].heads, -1))
     return torch.einsum("nhjc,ohc->nhjo", values, weight)
 
 

@@ -178,7 +178,7 @@ def tap_of(taps, name, shape):
 @pytest.mark.parametrize("fraction", [0, 0.3, 1])
 def test_integer_logits_follow_fake_quantisation(calibrated, images, softmax, fraction):
     mask = np.random.default_rng(4).random((HEADS, TOKENS, TOKENS)) < fraction
-    frozen = [FrozenMap(mask, np.full(mask.shape, 1 / TOKENS, np.float32)) for _ in range(BLOCKS)] if fraction else None
+    frozen = [FrozenMap(mask, np.full(mask.shape, 1 / TOKENS)) for _ in range(BLOCKS)] if fraction else None
     program = lower(calibrated, frozen, softmax)
     verify(program)
 
@@ -195,7 +195,7 @@ def centred_correlation(x, y):
 def test_a_wholly_frozen_head_loses_its_q_and_k_columns_when_renormalised(calibrated):
     mask = np.zeros((HEADS, TOKENS, TOKENS), bool)
     mask[1] = True
-    frozen = [FrozenMap(mask, np.full(mask.shape, 0.05, np.float32))] * BLOCKS
+    frozen = [FrozenMap(mask, np.full(mask.shape, 0.05))] * BLOCKS
     whole, renormalised, paper = lower(calibrated), lower(calibrated, frozen, "renormalised"), lower(calibrated, frozen, "paper")
     head_dim = CHANNELS // HEADS
 
@@ -214,7 +214,7 @@ def test_frozen_codes_and_row_logarithms_by_hand(calibrated):
     mask = np.zeros((HEADS, TOKENS, TOKENS), bool)
     mask[0, 0, :3] = True
     mask[0, 1] = True
-    mean = np.zeros(mask.shape, np.float32)
+    mean = np.zeros(mask.shape)
     grid = replace(calibrated.attention[0], scale=0.5, last_code_is_zero=True)
     mean[0, 0, :2] = 0.5, 0.27
     mean[0, 1] = 0.5

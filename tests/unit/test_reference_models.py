@@ -71,8 +71,8 @@ def test_maps_are_collected_per_block_and_their_rows_sum_to_one():
         (1, (2, 2, 17, 17)),
     ]
     for _, maps in seen:
-        assert maps.dtype == np.float32
-        np.testing.assert_allclose(maps.sum(axis=3), 1, rtol=1e-5)
+        assert maps.dtype == np.float64
+        np.testing.assert_allclose(maps.sum(axis=3), 1, rtol=1e-14)
 
 
 def test_a_local_dir_brings_its_weights_preprocessing_and_labels(folder):

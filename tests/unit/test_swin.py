@@ -164,7 +164,7 @@ def test_q_is_scaled_before_its_quantiser(model):
 
 def test_relative_positions_are_integers_of_the_score_in_hardware_mode(calibrated):
     for i, windows in enumerate(calibrated.quantised.windows):
-        codes = windows.logit_bias.double() / calibrated.score_scale(i)
+        codes = windows.logit_bias / calibrated.score_scale(i)
         np.testing.assert_allclose(codes, codes.round(), atol=1e-3)
         np.testing.assert_array_equal(codes.round(), calibrated.logit_bias_codes(i, calibrated.network.windows[i]))
 
@@ -172,9 +172,9 @@ def test_relative_positions_are_integers_of_the_score_in_hardware_mode(calibrate
 def test_excluded_pairs_weigh_nothing(calibrated, model):
     """Not even where the grid's last code is no zero, nor where all other weights of a row are frozen."""
     grids = tuple(replace(grid, last_code_is_zero=False) for grid in calibrated.attention)
-    frozen = [FrozenMap(np.zeros(maps.shape, bool), np.zeros(maps.shape, np.float32)) for maps in model.network.maps]
+    frozen = [FrozenMap(np.zeros(maps.shape, bool), np.zeros(maps.shape)) for maps in model.network.maps]
     excluded = model.network.maps[SHIFTED].excluded
-    frozen[SHIFTED] = FrozenMap(~excluded, np.full(excluded.shape, 1 / 16, np.float32))
+    frozen[SHIFTED] = FrozenMap(~excluded, np.full(excluded.shape, 1 / 16))
     contexts = {}
 
     def site(name, x):
@@ -182,11 +182,11 @@ def test_excluded_pairs_weigh_nothing(calibrated, model):
         return x
 
     def attend(block, weights):
-        return torch.from_numpy(np.full(weights.shape, 1 / 16, np.float32))
+        return torch.from_numpy(np.full(weights.shape, 1 / 16))
 
     calibrated.network(torch.from_numpy(random_images(2)), site, attend)
     v, context = contexts["block1.attn.v"], contexts["block1.attn"]
-    expected = (torch.from_numpy(~excluded).float() / 16 @ v).unflatten(1, (4, 2)).transpose(2, 3).reshape(context.shape)
+    expected = (torch.from_numpy(~excluded).double() / 16 @ v).unflatten(1, (4, 2)).transpose(2, 3).reshape(context.shape)
     np.testing.assert_allclose(context[:, model.network.windows[SHIFTED].order.flatten()], expected, rtol=1e-5, atol=1e-6)
     for softmax in ("paper", "renormalised"):
         assert np.isfinite(predict(replace(calibrated, attention=grids), random_images(2), frozen, softmax)).all()

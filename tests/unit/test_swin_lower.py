@@ -76,7 +76,7 @@ def random_maps(calibrated, fraction, shared=False, value=1 / TOKENS):
         mask = rng.random((heads, TOKENS, TOKENS) if shared else maps.shape) < fraction
         if maps.excluded is not None and not shared:
             mask &= ~maps.excluded
-        frozen.append(FrozenMap(mask, np.full(mask.shape, value, np.float32)))
+        frozen.append(FrozenMap(mask, np.full(mask.shape, value)))
     return frozen
 
 
@@ -214,7 +214,7 @@ def test_estimates_equal_counts(four_bits, tau, softmax):
         live = np.ones(maps.shape, bool) if maps.excluded is None else ~maps.excluded
         order = np.where(live, np.random.default_rng(5).random(maps.shape), np.inf).reshape(len(live), -1).argsort(axis=1).argsort(axis=1)
         mask = order < np.array([[round(tau * int(each.sum()))] for each in live])
-        frozen.append(FrozenMap(mask.reshape(maps.shape), np.full(maps.shape, 0.03, np.float32)))
+        frozen.append(FrozenMap(mask.reshape(maps.shape), np.full(maps.shape, 0.03)))
     shape = Swin("small", width=16, heads=(2, 4), depths=(2, 2), window=4, image=16, patch=2, classes=7)
 
     assert count(lower(four_bits, frozen if tau else None, softmax)) == estimate(shape, tau, softmax)
