@@ -22,6 +22,9 @@ from eamsim.width_search import Enough, Trial, paired_loss, unexplained, write_t
 if TYPE_CHECKING:
     from eamsim.engine import Engine
 
+Key = tuple[Widths, str]
+"""Of a trial: its widths and its stage, as one width alone is run on fewer images."""
+JUDGED = ("noise", "loss", "error", "top1", "images")
 BATCH = 64
 NOISE_IMAGES = 256
 """They give the noise of one width to some per cent."""
@@ -41,10 +44,10 @@ class Bench:
     load: Callable[[Program], Engine]
     path: Path
     digest: str
-    known: dict[tuple[Widths, str], Trial]
+    known: dict[Key, Trial]
     evaluations: int
     advance: Advance
-    trials: dict[Widths, Trial] = field(default_factory=dict)
+    trials: dict[Key, Trial] = field(default_factory=dict)
     prices: dict[Widths, Price | None] = field(default_factory=dict)
 
     @cached_property
@@ -84,13 +87,13 @@ class Bench:
         return None if priced is None else _product(priced) / _product(base)
 
     def measure(self, widths: Widths, stage: str) -> Trial | None:
-        """Runs the program on all images unless it is known. Raises Enough."""
-        priced, cost = self.price(widths), self.cost(widths)
-        if priced is None or cost is None or widths in self.trials:
-            return self.trials.get(widths)
+        """Runs the program unless it is known. Raises Enough."""
+        key, priced, cost = (widths, stage), self.price(widths), self.cost(widths)
+        if priced is None or cost is None or key in self.trials:
+            return self.trials.get(key)
         if len(self.trials) == self.evaluations:
             raise Enough
-        self.trials[widths] = self.known.get((widths, stage)) or Trial(
+        self.trials[key] = Trial(
             **asdict(widths),
             stage=stage,
             energy_uj=priced.energy.nominal_pj / 1e6,
@@ -100,20 +103,21 @@ class Bench:
             search=self.digest,
         )
         self.advance(1)
-        write_trials(self.path, list((self.known | {(each.widths, each.stage): each for each in self.trials.values()}).values()))
-        return self.trials[widths]
+        write_trials(self.path, list((self.known | self.trials).values()))
+        return self.trials[key]
 
     def judge(self, widths: Widths, stage: str) -> dict[str, Any]:
         """Noise, loss, error, top1 and images of a trial: of one width alone on the sample as it is, else on all images in all views."""
-        images, views, (logits, answers) = (
-            (self.sample, VIEWS[:1], self.base_sample) if stage == "alone" else (self.images, VIEWS, self.base)
-        )
+        if known := self.known.get((widths, stage)):
+            return {name: getattr(known, name) for name in JUDGED}
+        alone = stage == "alone"
+        images, views, (logits, answers) = (self.sample, VIEWS[:1], self.base_sample) if alone else (self.images, VIEWS, self.base)
         truth = images.labels if self.labelled else answers
         found, ours = (logits, answers) if stage == "default" else self.run(narrowed(self.program, widths), images, views)
         right = ours == truth
         loss, error = paired_loss(right, answers == truth)
         noise = unexplained(found, logits)
-        return {"noise": noise, "loss": loss, "error": error, "top1": float(right[0].mean()), "images": len(images)}
+        return dict(zip(JUDGED, (noise, loss, error, float(right[0].mean()), len(images)), strict=True))
 
     def run(self, program: Program, images: ImageSet, views: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """Logits of the first view int32 [images, classes], and the answers int64 [views, images]; ties go to the lower class."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +18,10 @@ from eamsim import __version__, artifact
 from eamsim.cli.build import check_output, manifest_path, write_manifest
 from eamsim.cli.output import Json, Threads, emit, note, progress, table
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
-from eamsim.cli.width_bench import BATCH, VIEWS, Bench
+from eamsim.cli.width_bench import BATCH, VIEWS, Bench, Key
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
-from eamsim.narrow import KNOBS, Widths, narrowed, proven_sums, sum_bits
+from eamsim.narrow import KNOBS, narrowed, proven_sums, sum_bits
 from eamsim.program import Program
 from eamsim.width_search import Enough, Search, Trial, mark, read_trials, write_trials
 
@@ -115,12 +115,12 @@ def table_path(out: Path) -> Path:
     return out.with_name(out.name + ".widths.csv")
 
 
-def known_trials(path: Path, digest: str) -> dict[tuple[Widths, str], Trial]:
+def known_trials(path: Path, digest: str) -> dict[Key, Trial]:
     """What an interrupted search has run; UserError if it was of another program or other images. None if there is no table."""
     trials = read_trials(path) if path.exists() else []
     if any(trial.search != digest for trial in trials):
         raise UserError(f"--resume: {path} belongs to another program or other images; give those, or leave --resume out")
-    return {(trial.widths, trial.stage): replace(trial, kept=False, chosen=False) for trial in trials}
+    return {(trial.widths, trial.stage): trial for trial in trials}
 
 
 def search(bench: Bench, keep: float) -> list[Trial]:
