@@ -30,6 +30,7 @@ class Engine:
         self.threads = threads
         self.isa = isa
         self._plan = make_plan(program)
+        self._untapped = tap_records(self._plan.records, [])
         self._memory: list[Memory] = []
         self._batch = 0
 
@@ -83,7 +84,7 @@ class Engine:
         Every operation is a call of its own here, in which it is done REPEATS times.
         """
         self.run(images)
-        records, batch = tap_records(self._plan.records, [])[0], len(images)
+        records, batch = self._untapped[0], len(images)
         seconds = dict.fromkeys((KINDS[kind] for kind in records["kind"]), 0.0)
         with alone():
             memory = self._memory_of(batch)
@@ -98,7 +99,7 @@ class Engine:
 
     def _run(self, images: np.ndarray, wanted: list[Tap]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         plan, batch, output = self._plan, len(images), self._output
-        records, offsets, tap_size = tap_records(plan.records, wanted)
+        records, offsets, tap_size = tap_records(plan.records, wanted) if wanted else self._untapped
         with alone():
             memory, space = self._memory_of(batch), np.zeros(max(tap_size * batch, 1), np.int64)
             memory[0].codes[plan.image * batch :][: images.size] = images.ravel()
