@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Literal, overload
 
 import numpy as np
 
+from eamsim.engine.digest import FOUND_BYTES, LANES_BYTES, compile_hash
 from eamsim.engine.fixedpoint import ROUNDINGS
-from eamsim.engine.forward import forward
+from eamsim.engine.forward import forward, source_revision
 from eamsim.engine.isa import ISAS, select
-from eamsim.engine.memory import Memory
-from eamsim.engine.plan import ATTEND, KINDS, PUBLISH, Plan, Tap, make_plan
+from eamsim.engine.memory import Memory, aligned
+from eamsim.engine.plan import KINDS, Tap, make_plan
+from eamsim.engine.taps import digest_records, operation_steps, tap_records
 from eamsim.engine.team import alone, most_threads, together, usable_threads
 from eamsim.errors import UserError
 from eamsim.program import Program
@@ -33,6 +34,8 @@ class Engine:
         self._untapped = tap_records(self._plan.records, [])
         self._memory: list[Memory] = []
         self._batch = 0
+        self._taps = aligned(0, np.uint8)
+        self._digested: tuple[tuple[str, ...], np.ndarray, int] = (), self._plan.records[:0], 0
 
     @overload
     def run(self, images: np.ndarray, taps: Literal[False] = False) -> np.ndarray: ...
@@ -57,26 +60,44 @@ class Engine:
         return logits, {name: np.concatenate([none, *(part[1][name] for part in parts)]) for name, none in empty.items()}
 
     def stream(self, images: np.ndarray, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[dict[str, np.ndarray]]:
-        """The wanted taps of one batch as `run` takes it, operation by operation: integers [batch, ...] by name.
+        """The wanted taps of one batch as `run` takes it, operation by operation: integers [batch, ...] by name, no wider than proven.
 
         The next step overwrites them: memory holds the inner taps of one operation, and its output is shown where the next ones read it.
         """
         plan, batch = self._plan, len(images)
         steps = [(*tap_records(records, inner)[:2], inner, output) for records, inner, output in operation_steps(plan, wanted)]
-        sizes = (sum(int(np.prod(tap.shape)) for tap in inner) for _, _, inner, _ in steps)
-        storage = np.zeros(max(sizes) * batch + 1, np.int64)
+        storage = aligned(max(sum(tap.room for tap in inner) for _, _, inner, _ in steps) * batch, np.uint8)
         memory = [own._replace(taps=storage) for own in plan.memory(batch, self.threads)]
         memory[0].codes[plan.image * batch :][: images.size] = images.ravel()
         for records, offsets, inner, output in steps:
-            if ATTEND in records["kind"]:
-                storage[:] = 0  # of heads without scores the kernels publish none
             with alone():
                 self._call(records, batch, memory)
-            found = {tap.name: part(storage, offset, tap, batch) for tap, offset in zip(inner, offsets, strict=True)}
+            found = {tap.name: tap_of(storage, offset, tap, batch) for tap, offset in zip(inner, offsets, strict=True)}
             if wanted(output.name):
                 source = memory[0].values if plan.records["x_signed"][output.record] else memory[0].codes
-                found[output.name] = part(source, int(plan.records["x"][output.record]), output, batch)
+                start, size = int(plan.records["x"][output.record]) * batch, output.declared.value.size * batch
+                found[output.name] = source[start : start + size].reshape(batch, *output.shape)
             yield found
+
+    def digests(self, images: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Of one batch as `run` takes it, uint8 [batch, names, lanes * 32]: the digests of a tap's lanes (docs/traces.md).
+
+        Then int64 [names, 2]: the least and the greatest integer of each tap.
+        """
+        plan, batch = self._plan, len(images)
+        if self._digested[0] != tuple(names):
+            self._digested = tuple(names), *digest_records(plan, names, compile_hash(source_revision()).address)
+        _, records, room = self._digested
+        size = len(names) * FOUND_BYTES
+        with alone():
+            if self._taps.size < (room + size) * batch:
+                self._taps = aligned((room + size) * batch, np.uint8)
+            memory, taps = self._memory_of(batch), self._taps
+            memory[0].codes[plan.image * batch :][: images.size] = images.ravel()
+            self._call(records, batch, [own._replace(taps=taps) for own in memory])
+            found = taps[room * batch :][: size * batch].reshape(len(names), batch, FOUND_BYTES).copy()
+        extremes = found[:, :, LANES_BYTES:].view(np.int64)
+        return found[:, :, :LANES_BYTES].swapaxes(0, 1), np.stack([extremes[:, :, 0].min(axis=1), extremes[:, :, 1].max(axis=1)], axis=1)
 
     def profile(self, images: np.ndarray, rounds: int = 5) -> dict[str, float]:
         """Seconds by kind of operation for one batch, at most MAX_BATCH images as `run` takes them: the least of so many rounds.
@@ -101,13 +122,12 @@ class Engine:
         plan, batch, output = self._plan, len(images), self._output
         records, offsets, tap_size = tap_records(plan.records, wanted) if wanted else self._untapped
         with alone():
-            memory, space = self._memory_of(batch), np.zeros(max(tap_size * batch, 1), np.int64)
+            memory, space = self._memory_of(batch), aligned(tap_size * batch, np.uint8)
             memory[0].codes[plan.image * batch :][: images.size] = images.ravel()
             self._call(records, batch, [own._replace(taps=space) for own in memory])
             source = memory[0].values if output.signed else memory[0].codes
             logits = source[plan.output * batch :][: output.size * batch].reshape(batch, -1).astype(np.int32)
-        pieces = (space[offset * batch :][: int(np.prod(tap.shape)) * batch] for tap, offset in zip(wanted, offsets, strict=True))
-        return logits, {tap.name: piece.reshape(batch, *tap.shape) for tap, piece in zip(wanted, pieces, strict=True)}
+        return logits, {tap.name: tap_of(space, offset, tap, batch) for tap, offset in zip(wanted, offsets, strict=True)}
 
     def _memory_of(self, batch: int) -> list[Memory]:
         """By thread; kept for the last batch size."""
@@ -122,28 +142,10 @@ class Engine:
         together(self.threads, len(records), part)
 
 
-def tap_records(records: np.ndarray, wanted: list[Tap]) -> tuple[np.ndarray, list[int], int]:
-    """The records with offsets for the wanted taps, without publications nobody wants; the offsets; elements of one image."""
-    table, offsets, size = records.copy(), [], 0
-    for tap in wanted:
-        table[tap.field][tap.record] = size
-        offsets.append(size)
-        size += int(np.prod(tap.shape))
-    return table[(table["kind"] != PUBLISH) | (table["tap_out"] >= 0)], offsets, size
-
-
-def operation_steps(plan: Plan, wanted: Callable[[str], bool]) -> Iterator[tuple[np.ndarray, list[Tap], Tap]]:
-    """For each operation its records without the publication, its wanted inner taps as if those were the only records, its output."""
-    first = 0
-    for output in (tap for tap in plan.taps if plan.records["kind"][tap.record] == PUBLISH):
-        inner = [replace(tap, record=tap.record - first) for tap in plan.taps if first <= tap.record < output.record and wanted(tap.name)]
-        yield plan.records[first : output.record], inner, output
-        first = output.record + 1
-
-
-def part(source: np.ndarray, offset: int, tap: Tap, batch: int) -> np.ndarray:
-    """[batch, ...]: the tap or value that lies at the offset of one image's."""
-    return source[offset * batch :][: int(np.prod(tap.shape)) * batch].reshape(batch, *tap.shape)
+def tap_of(space: np.ndarray, offset: int, tap: Tap, batch: int) -> np.ndarray:
+    """[batch, ...]: the tap that lies at the offset of one image's bytes."""
+    size = tap.declared.value.size * tap.dtype.itemsize
+    return space[offset * batch :][: size * batch].view(tap.dtype).reshape(batch, *tap.shape)
 
 
 def load(program: Program, threads: int | None = None, isa: str | None = None) -> Engine:

@@ -6,11 +6,11 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
-from eamsim.engine.attention import COMPUTED, EXCLUDED, key_bias, key_panels, value_panels
+from eamsim.engine.attention import key_bias, key_panels, value_panels
 from eamsim.engine.fixedpoint import Floor, HalfEven, bit_length, clip, round_narrow, round_shift
-from eamsim.engine.isa import Avx512Vnni, StoreWords, ToContext, exponents_of, gemm, look_up, operands_of, tiles
+from eamsim.engine.isa import Avx512Vnni, StoreWords, ToContext, exponents_of, gemm, look_up, operands_of, publish_row, tiles
 from eamsim.engine.memory import keep
-from eamsim.engine.softmax import LANES, Exponents, Operands
+from eamsim.engine.softmax import COMPUTED, EXCLUDED, LANES, Exponents, Operands, Published
 from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
 
 # Exponents are limited to 2^28 where the code is computed: any code is at its last value long before, and 32 bits suffice.
@@ -42,6 +42,8 @@ def attend_block(isa, rounding, op, window, head, top, rows, batch, memory):
         steps, panels = (op.head_dim + STEP - 1) // STEP, (op.window_tokens + PANEL - 1) // PANEL
         gemm(isa, q, op.in_channels, keys, panels, bias, scores, columns, rows, steps, op.safe_key_steps)
         weigh(rounding, op, window, head, top, rows, scores, columns, batch, memory)
+    else:
+        keep_no_scores(op, window, head, top, rows, batch, memory.taps)
     merge_frozen(op, window, head, top, rows, batch, memory)
     context(isa, rounding, op, window, head, top, rows, batch, memory)
 
@@ -57,19 +59,39 @@ def _in_words(isa, rounding, op, window, head, top, rows, batch, memory):
         return lambda isa, rounding, op, window, head, top, rows, batch, memory: False
 
     def block(isa, rounding, op, window, head, top, rows, batch, memory):
-        tapped = max(op.tap_scores, op.tap_exponents, op.tap_codes, op.tap_log_sum, op.tap_even, op.tap_odd) >= 0
-        if tapped or op.in_words == 0 or op.narrow_context == 0 or op.head_dim % PANEL != 0 or rows < ROWS:
+        if not taps_in_words(op) or op.in_words == 0 or op.narrow_context == 0 or op.head_dim % PANEL != 0 or rows < ROWS:
             return False
         slot = memory.ints[op.slots + head]
         if slot >= 0:
             word_scores(isa, op, window, slot, top, rows, batch, memory.words, memory)
-            weigh_words(rounding, op, window, head, top, rows, memory.words, memory.bytes, memory)
+            weigh_words(rounding, op, window, head, top, rows, memory.words, memory.bytes, batch, memory)
         else:
-            frozen_words(op, window, head, top, rows, memory.words, memory.bytes, memory)
+            keep_no_scores(op, window, head, top, rows, batch, memory.taps)
+            frozen_words(op, window, head, top, rows, memory.words, memory.bytes, batch, memory)
         word_context(isa, rounding, op, window, head, top, rows, batch, memory.bytes, memory)
         return True
 
     return block
+
+
+@njit
+def taps_in_words(op):
+    """Whether the taps asked for are as wide as the kernels of 16 bits write them."""
+    pairs = (op.tap_scores < 0 or op.item_scores == 2) and (op.tap_codes < 0 or op.item_codes == 1)
+    exponents = op.tap_exponents < 0 or (op.item_exponents == 2 and op.narrow_exponents != 0)
+    sums = (op.tap_even < 0 and op.tap_odd < 0) or (min(op.tap_even, op.tap_odd) >= 0 and op.item_even == 4 and op.item_odd == 4)
+    return pairs and exponents and sums
+
+
+@njit
+def keep_no_scores(op, window, head, top, rows, batch, taps):
+    """Of a head without scores: 0 for all that the softmax would have found."""
+    row, pairs = (window * op.heads + head) * op.window_tokens + top, rows * op.window_tokens
+    if max(op.tap_scores, op.tap_exponents, op.tap_log_sum) >= 0:
+        zeros = np.zeros(pairs, np.int32)
+        keep(taps, op.tap_scores * batch, op.item_scores, row * op.window_tokens, zeros)
+        keep(taps, op.tap_exponents * batch, op.item_exponents, row * op.window_tokens, zeros)
+        keep(taps, op.tap_log_sum * batch, op.item_log_sum, row, zeros[:rows])
 
 
 @njit
@@ -85,42 +107,70 @@ def word_scores(isa, op, window, slot, top, rows, batch, scores, memory):
         steps,
         steps,
     )
-    finish = Finish(scores.ctypes.data, 2 * op.row_bytes, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    finish = Finish(scores.ctypes.data, 2 * op.row_bytes, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     tiles(isa, Floor(), StoreWords(), panels, rows, product, finish, 2)
 
 
 @njit
-def weigh_words(rounding, op, window, head, top, rows, scores, operands, memory):
+def weigh_words(rounding, op, window, head, top, rows, scores, operands, batch, memory):
     """Scores of a block to the operands of the even and the odd product, uint8 [rows, 2, row_bytes]."""
     ints, tokens, columns = memory.ints, op.window_tokens, op.row_bytes
     tables, vectors = memory.tables.ctypes.data, columns // LANES
     code_half, word_half = (np.int64(0), np.int64(0)) if is_floor(rounding) else (op.word_code_half, op.word_half)
+    head_row, log_sums, taps = (window * op.heads + head) * tokens + top, np.empty(rows, np.int64), memory.taps
     if op.logit_bias >= 0:
         bias = op.logit_bias + window % op.windows * op.logit_bias_window + (head * tokens + top) * tokens
         add_words(scores.view(np.int16), ints[bias : bias + rows * tokens], tokens, columns)
     for r in range(rows):
         pairs = tables + row_map_start(op, window, head, top + r)
         score, operand = scores.ctypes.data + 2 * columns * r, operands.ctypes.data + 2 * columns * r
+        if max(op.tap_scores, op.tap_exponents) >= 0:
+            publish_words(rounding, op, score, pairs, (head_row + r) * tokens, batch, taps)
         constants = (op.word_cap, op.word_up, op.word_multiplier, word_half, op.word_down, op.exponent_fraction)
         exponents = Exponents(score, pairs, vectors, tables + op.word_exp2, *constants)
         total = exponents_of(exponents)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
-        offset = log2_of(op, total, ints) + op.log2_scale + code_half
+        log_sums[r] = log2_of(op, total, ints)
+        offset = log_sums[r] + op.log2_scale + code_half
         if op.row_log2 >= 0:
             offset += np.int64(ints[op.row_log2 + window % op.windows * op.row_log2_window + head * tokens + top + r])
         offset = min(max(offset, np.int64(-(1 << 15))), np.int64((1 << 15) - 1))
         down = op.exponent_fraction - 1
-        codes = Operands(score, pairs, vectors, offset, down, op.last_code, tables + op.powers, operand, operand + columns)
+        tap, count = code_tap(op, (head_row + r) * tokens, batch, taps)
+        codes = Operands(score, pairs, vectors, offset, down, op.last_code, tables + op.powers, operand, operand + columns, tap, count)
         operands_of(codes)  # pyright: ignore[reportCallIssue]
+    keep(taps, op.tap_log_sum * batch, op.item_log_sum, head_row, log_sums)
 
 
 @njit
-def frozen_words(op, window, head, top, rows, unread, operands, memory):
+def publish_words(rounding, op, score, pairs, start, batch, taps):
+    """Scores and exponents of a row whose scores are at the address `score`; start: element of the taps."""
+    tokens, shift = op.window_tokens, op.score_shift
+    half = np.int64(0) if is_floor(rounding) else (np.int64(1) << shift) >> 1
+    scores, exponents = (tokens if op.tap_scores >= 0 else 0), (tokens if op.tap_exponents >= 0 else 0)
+    score_tap = taps.ctypes.data + op.tap_scores * batch + 2 * start
+    exponent_tap = taps.ctypes.data + op.tap_exponents * batch + 2 * start
+    row = Published(score, pairs, op.row_bytes // LANES, score_tap, scores, exponent_tap, exponents, op.score_multiplier, half, shift)
+    publish_row(row)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
+
+
+@njit
+def code_tap(op, start, batch, taps):
+    """Where the codes of a row go, and how many of them: none if nobody asked."""
+    if op.tap_codes < 0:
+        return np.int64(0), np.int64(0)
+    return taps.ctypes.data + op.tap_codes * batch + start, op.window_tokens
+
+
+@njit
+def frozen_words(op, window, head, top, rows, unread, operands, batch, memory):
     """The operands of rows without a computed pair: whatever the exponents `unread` are, every code is the map's."""
     tables, columns = memory.tables.ctypes.data, op.row_bytes
+    head_row = (window * op.heads + head) * op.window_tokens + top
     for r in range(rows):
         pairs, operand = tables + row_map_start(op, window, head, top + r), operands.ctypes.data + 2 * columns * r
         vectors, powers = columns // LANES, tables + op.powers
-        codes = Operands(unread.ctypes.data, pairs, vectors, 0, 0, op.last_code, powers, operand, operand + columns)
+        tap, count = code_tap(op, (head_row + r) * op.window_tokens, batch, memory.taps)
+        codes = Operands(unread.ctypes.data, pairs, vectors, 0, 0, op.last_code, powers, operand, operand + columns, tap, count)
         operands_of(codes)  # pyright: ignore[reportCallIssue]
 
 
@@ -158,6 +208,8 @@ def operands_of_codes(isa, op, codes, rows, operands, memory):
 def word_context(isa, rounding, op, window, head, top, rows, batch, operands, memory):
     """Even and odd products of a block with the values, requantised before they leave the registers."""
     ints, token = memory.ints.ctypes.data, window * op.window_tokens + top
+    start = 4 * ((window * op.heads + head) * op.window_tokens + top) * op.head_dim
+    taps = memory.taps.ctypes.data + start
     steps = (op.window_tokens + STEP - 1) // STEP
     zero = memory.ints.ctypes.data + 4 * op.zeros
     product = Product(
@@ -180,8 +232,10 @@ def word_context(isa, rounding, op, window, head, top, rows, batch, operands, me
         0,
         op.low,
         op.high,
-        0,
-        0,
+        taps + op.tap_even * batch if op.tap_even >= 0 else 0,
+        2 * op.head_dim,
+        4,
+        taps + op.tap_odd * batch,
     )
     tiles(isa, rounding, ToContext(), op.head_dim // PANEL, 2 * rows, product, finish, 1)
 
@@ -201,7 +255,7 @@ def in_softmax(pair):
 def weigh(rounding, op, window, head, top, rows, scores, columns, batch, memory):
     """Scores -> codes of the softmax over the pairs of each row that take part; meaningless at other pairs."""
     tokens, ints, tables, taps = op.window_tokens, memory.ints, memory.tables, memory.taps
-    codes = memory.bytes[codes_start(op) :]
+    codes, log_sums = memory.bytes[codes_start(op) :], np.empty(rows, np.int64)
     for r in range(rows):
         token = top + r
         row = (window * op.heads + head) * tokens + token
@@ -211,17 +265,17 @@ def weigh(rounding, op, window, head, top, rows, scores, columns, batch, memory)
         if op.logit_bias >= 0:
             bias = op.logit_bias + window % op.windows * op.logit_bias_window + (head * tokens + token) * tokens
             add(score, ints[bias : bias + tokens])
-        keep_scores(taps, op.tap_scores * batch, row * tokens, pairs, score)
+        if op.tap_scores >= 0:
+            keep(taps, op.tap_scores * batch, op.item_scores, row * tokens, only_in_softmax(pairs, score))
         exponents(rounding, op, pairs, score)
-        keep(taps, op.tap_exponents * batch, row * tokens, score)
-        log_sum = log2_sum(op, pairs, score, ints)
-        if op.tap_log_sum >= 0:
-            taps[op.tap_log_sum * batch + row] = log_sum
-        offset = log_sum + op.log2_scale
+        keep(taps, op.tap_exponents * batch, op.item_exponents, row * tokens, score)
+        log_sums[r] = log2_sum(op, pairs, score, ints)
+        offset = log_sums[r] + op.log2_scale
         if op.row_log2 >= 0:
             offset += np.int64(ints[op.row_log2 + window % op.windows * op.row_log2_window + head * tokens + token])
         code = codes[r * columns : r * columns + tokens]
         to_codes(rounding, score, np.int32(offset), np.int32(op.exponent_fraction), np.int32(op.last_code), code)
+    keep(taps, op.tap_log_sum * batch, op.item_log_sum, (window * op.heads + head) * tokens + top, log_sums)
 
 
 @njit
@@ -231,10 +285,12 @@ def add(score, logit_bias):
 
 
 @njit
-def keep_scores(taps, base, offset, pairs, score):
-    if base >= 0:
-        for j in range(len(score)):
-            taps[base + offset + j] = np.int64(score[j]) if in_softmax(pairs[j]) else np.int64(0)
+def only_in_softmax(pairs, score):
+    """The scores, 0 where the softmax does not run."""
+    shown = np.empty(len(score), np.int32)
+    for j in range(len(score)):
+        shown[j] = score[j] if in_softmax(pairs[j]) else np.int32(0)
+    return shown
 
 
 @njit
@@ -316,7 +372,9 @@ def merge_frozen(op, window, head, top, rows, batch, memory):
         merge(memory.tables[start : start + rows * columns], code)
     for r in range(rows):
         row = ((window * op.heads + head) * tokens + top + r) * tokens
-        keep_codes(memory.taps, op.tap_codes * batch, row, code[r * columns : r * columns + tokens], op.last_code)
+        if op.tap_codes >= 0:
+            shown = without_mark(code[r * columns : r * columns + tokens], op.last_code)
+            keep(memory.taps, op.tap_codes * batch, op.item_codes, row, shown)
 
 
 @njit
@@ -328,10 +386,12 @@ def merge(pairs, code):
 
 
 @njit
-def keep_codes(taps, base, offset, code, last_code):
-    if base >= 0:
-        for j in range(len(code)):
-            taps[base + offset + j] = last_code if code[j] == np.uint8(EXCLUDED) else np.int64(code[j])
+def without_mark(code, last_code):
+    """The codes; an excluded pair's is the last."""
+    shown = np.empty(len(code), np.uint8)
+    for j in range(len(code)):
+        shown[j] = np.uint8(last_code) if code[j] == np.uint8(EXCLUDED) else code[j]
+    return shown
 
 
 @njit
@@ -355,8 +415,8 @@ def finish_context(rounding, op, window, head, top, rows, sums, columns, batch, 
         even = sums[2 * r * columns : 2 * r * columns + head_dim]
         odd = sums[(2 * r + 1) * columns : (2 * r + 1) * columns + head_dim]
         offset = ((window * op.heads + head) * tokens + top + r) * head_dim
-        keep(taps, op.tap_even * batch, offset, even)
-        keep(taps, op.tap_odd * batch, offset, odd)
+        keep(taps, op.tap_even * batch, op.item_even, offset, even)
+        keep(taps, op.tap_odd * batch, op.item_odd, offset, odd)
         start = op.out * batch + (window * tokens + top + r) * op.channels + head * head_dim
         out = codes[start : start + head_dim]
         if op.narrow_context:

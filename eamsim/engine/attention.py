@@ -10,7 +10,8 @@ from numba import njit
 from eamsim.engine import softmax
 from eamsim.engine.isa import pack_key_chunk, pack_value_step
 from eamsim.engine.linear import safe_steps
-from eamsim.engine.memory import CACHE_LINE, Constants, refuse, whole_tiles
+from eamsim.engine.memory import CACHE_LINE, Constants, refuse, tap_fields, whole_tiles
+from eamsim.engine.softmax import COMPUTED, EXCLUDED, IN_SOFTMAX
 from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES
 from eamsim.program import Attention, Value
 from eamsim.verify import Bound
@@ -22,11 +23,9 @@ FIELDS = (
     *("map", "map_window", "map_head", "map_row", "all_computed", "row_log2", "row_log2_window", "logit_bias", "logit_bias_window"),
     *("last_code", "powers", "multiplier_even", "multiplier_odd", "out_shift", "out_zero", "narrow_context"),
     *("row_bytes", "even", "odd", "context_shift", "context_zero", "zeros", *softmax.FIELDS),
-    *("tap_scores", "tap_exponents", "tap_codes", "tap_log_sum", "tap_even", "tap_odd"),
+    *tap_fields("scores", "exponents", "codes", "log_sum", "even", "odd"),
 )
 BLOCK_ROWS = 17 * ROWS  # two blocks of 197 tokens, so that three heads are equal work for two threads; else 36 to 204 rows are within 1 %
-# One byte of the map for each pair: its code if frozen, else one of these; the softmax runs over those with the highest bit.
-EXCLUDED, COMPUTED, IN_SOFTMAX = 0x40, 0xFF, 0x80
 MAX_ATTENTION_BITS = 4
 
 
@@ -156,12 +155,6 @@ def plan_maps(op: Attention, constants: Constants) -> dict[str, Any]:
         "map_row": strides[2],
         "all_computed": op.frozen is None and op.excluded is None,
     }
-
-
-def taps(op: Attention) -> dict[str, tuple[int, ...]]:
-    rows = (op.windows, op.heads, op.tokens)
-    pairs = {name: (*rows, op.tokens) for name in ("scores", "exponents", "codes")}
-    return pairs | {"log_sum": rows, "even": (*rows, op.head_dim), "odd": (*rows, op.head_dim)}
 
 
 def padded_columns(columns: int) -> int:

@@ -9,10 +9,11 @@ from numba import njit
 
 from eamsim.engine.attend import attend
 from eamsim.engine.attention import pack_heads
+from eamsim.engine.digest import digest
 from eamsim.engine.layernorm import layer_norm
 from eamsim.engine.linear import linear
 from eamsim.engine.movement import embed, gather, input_quant, pool, publish
-from eamsim.engine.plan import ATTEND, EMBED, GATHER, INPUT_QUANT, LAYER_NORM, LINEAR, PACK_HEADS, POOL, PUBLISH
+from eamsim.engine.plan import ATTEND, DIGEST, EMBED, GATHER, INPUT_QUANT, LAYER_NORM, LINEAR, PACK_HEADS, POOL, PUBLISH
 from eamsim.engine.team import claim, finish, wait_for
 
 
@@ -47,6 +48,8 @@ def run_task(isa, rounding, records, index, first, last, batch, memory):
         pool(rounding, op, first, last, batch, memory)
     elif op.kind == PUBLISH:
         publish(op, first, last, batch, memory)
+    elif op.kind == DIGEST:
+        digest(op, first, last, batch, memory)
 
 
 def compile_forward(revision: str):
@@ -57,11 +60,13 @@ def compile_forward(revision: str):
         """Called by each of `threads` threads with the same `team` (see team.py) and a memory with its own scratch.
 
         A thread takes its own share of every operation first, the rows whose operands its cache has from the operation before, then what
-        others have left.
+        others have left. Digests are waited for by those operations alone that need their room.
         """
         _ = revision
         for index in range(len(records)):
             op = records[index]
+            for taken in range(op.awaited, op.awaited_end):
+                wait_for(team, threads, taken, share_of(records[taken].units * batch, records[taken].block, threads) * threads)
             units = op.units * batch
             grains = (units + op.grain - 1) // op.grain
             share = share_of(units, op.block, threads)
@@ -76,7 +81,8 @@ def compile_forward(revision: str):
                         run_task(isa, rounding, records, index, first, min(last, units), batch, memory)
                     finish(team, threads, index, tasks)
                     number = claim(team, threads, index, owner)
-            wait_for(team, threads, index, tasks)
+            if op.kind != DIGEST:
+                wait_for(team, threads, index, tasks)
 
     return forward
 

@@ -123,7 +123,7 @@ def _gemm(isa, a, a_stride, panels, count, bias, out, out_stride, rows, steps, s
             gemm(Portable(), a, a_stride, panels, count, bias, out, out_stride, rows, steps, safe_steps)
             return
         product = Product(a.ctypes.data, a_stride, panels.ctypes.data, steps * STEP_BYTES, bias.ctypes.data, steps, safe_steps)
-        finish = Finish(out.ctypes.data, 4 * out_stride, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        finish = Finish(out.ctypes.data, 4 * out_stride, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         tiles(isa, Floor(), Store(), count, (rows + ROWS - 1) // ROWS * ROWS, product, finish, 4)
 
     return tiled_gemm
@@ -199,8 +199,10 @@ def moved(f, i, j, item_bytes):
         f.exponent_change,
         f.low,
         f.high,
-        f.tap + i * f.tap_stride + 8 * column if f.tap != 0 else 0,
+        f.tap + i * f.tap_stride + f.tap_item * column if f.tap != 0 else 0,
         f.tap_stride,
+        f.tap_item,
+        f.tap_odd + i * f.tap_stride + f.tap_item * column,
     )
 
 
@@ -285,6 +287,17 @@ def exponents_of(typingctx, row):
         return softmax.emit_exponents(builder, softmax.Exponents(*fields_of(builder, args[0], softmax.Exponents)))
 
     return types.int64(row), codegen
+
+
+@intrinsic
+def publish_row(typingctx, row):
+    """Scores and exponents to their taps, by the Published `row`. AVX-512."""
+
+    def codegen(context, builder, signature, args):
+        softmax.emit_published(builder, softmax.Published(*fields_of(builder, args[0], softmax.Published)))
+        return context.get_dummy_value()
+
+    return types.void(row), codegen
 
 
 @intrinsic

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from eamsim.engine import tile
 from eamsim.engine.fixedpoint import ROUNDINGS, bit_length, clip, isqrt_each, round_narrow
-from eamsim.engine.memory import Constants, keep, refuse, store_row
+from eamsim.engine.memory import Constants, keep, refuse, store_row, tap_fields
 from eamsim.program import LayerNorm
 from eamsim.verify import extent, magnitude
 
@@ -24,9 +24,7 @@ FIELDS = (
     "variance_offset",
     "fraction_bits",
     "reciprocal_bits",
-    "tap_variance",
-    "tap_reciprocal",
-    "tap_normalised",
+    *tap_fields("variance", "reciprocal", "normalised"),
 )
 TOKENS = 32
 LANES = 16
@@ -50,44 +48,42 @@ def plan_layer_norm(op: LayerNorm, constants: Constants) -> dict[str, Any]:
     return {"units": tokens, "block": TOKENS, "words": channels, "reciprocal_bits": op.reciprocal_bits} | arrays | numbers
 
 
-def taps(op: LayerNorm) -> dict[str, tuple[int, ...]]:
-    tokens, channels = op.out.shape
-    return {"variance": (tokens,), "reciprocal": (tokens,), "normalised": (tokens, channels)}
-
-
 @njit
 def layer_norm(rounding, op, first, last, batch, memory):
     """The statistics of all tokens first: their square roots are taken side by side."""
     channels, values, taps = op.channels, memory.values, memory.taps
-    found = np.empty((3, last - first), np.int64)
-    totals, variances, deviations = found[0], found[1], found[2]
+    found = np.empty((4, last - first), np.int64)
+    totals, variances, deviations, reciprocals = found[0], found[1], found[2], found[3]
     for token in range(first, last):
         start = op.x * batch + token * channels
         total, squares = statistics(values[start : start + channels])
         totals[token - first] = total
         variances[token - first] = channels * squares - total * total + op.variance_offset
-    keep(taps, op.tap_variance * batch, first, variances)
+    keep(taps, op.tap_variance * batch, op.item_variance, first, variances)
     isqrt_each(variances, deviations)
     longs, ints, codes = memory.longs.ctypes.data, memory.ints.ctypes.data, memory.codes.ctypes.data
     x, out, constants = values.ctypes.data + 4 * op.x * batch, codes + op.out * batch, (ints + 4 * op.gain, longs + 8 * op.split_offset)
-    whole = channels // LANES * LANES if op.narrow and op.tap_normalised < 0 and not op.out_signed else 0
+    normalised = taps.ctypes.data + op.tap_normalised * batch
+    in_vectors = op.narrow and not op.out_signed and (op.tap_normalised < 0 or op.item_normalised == 4)
+    whole = channels // LANES * LANES if in_vectors else 0
     for token in range(first, last):
         exponent, reciprocal = invert(deviations[token - first], op.reciprocal_bits)
-        if op.tap_reciprocal >= 0:
-            taps[op.tap_reciprocal * batch + token] = reciprocal
+        reciprocals[token - first] = reciprocal
         total, shift, start = totals[token - first], exponent - op.fraction_bits, token * channels
         done = whole if shift <= 32 else 0
         if done > 0:
             numbers = (channels * reciprocal, total * reciprocal, shift)
-            row = NormRow(x + 4 * start, out + start, done // LANES, *numbers, *constants, op.norm_shift, op.low, op.high)
+            tap = normalised + 4 * start if op.tap_normalised >= 0 else 0
+            row = NormRow(x + 4 * start, out + start, done // LANES, *numbers, *constants, op.norm_shift, op.low, op.high, tap)
             norm_vectors(rounding, row)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
         if done < channels:
             norm_rest(rounding, op, token, done, total, reciprocal, shift, batch, memory)
+    keep(taps, op.tap_reciprocal * batch, op.item_reciprocal, first, reciprocals)
 
 
 @njit
 def norm_rest(rounding, op, token, done, total, reciprocal, shift, batch, memory):
-    """Channels [done, channels) of a token, in scratch: what does not fill a vector or 32 bits, or is looked at on the way."""
+    """Channels [done, channels) of a token, in scratch: what does not fill a vector or 32 bits."""
     channels, start = op.channels, token * op.channels
     x, row = memory.values[op.x * batch + start + done : op.x * batch + start + channels], memory.words[: channels - done]
     gain, offset = memory.ints[op.gain + done : op.gain + channels], memory.longs[op.offset + done : op.offset + channels]
@@ -95,7 +91,7 @@ def norm_rest(rounding, op, token, done, total, reciprocal, shift, batch, memory
         normalise(rounding, np.int32(0), x, channels, total, reciprocal, shift, row)
     else:
         normalise(rounding, np.int64(0), x, channels, total, reciprocal, shift, row)
-    keep(memory.taps, op.tap_normalised * batch, start, row)
+    keep(memory.taps, op.tap_normalised * batch, op.item_normalised, start + done, row)
     if op.narrow:
         scale(rounding, gain, offset, op.norm_shift, np.int32(op.low), np.int32(op.high), row)
     else:
@@ -104,7 +100,7 @@ def norm_rest(rounding, op, token, done, total, reciprocal, shift, batch, memory
 
 
 class NormRow(NamedTuple):
-    """Addresses and numbers of a token whose results fit 32 bits; offset: of LANES channels the even ones before the odd."""
+    """Addresses and numbers of a token whose results fit 32 bits; offset: of LANES channels the even ones before the odd; tap: t or 0."""
 
     x: Any
     out: Any
@@ -117,6 +113,7 @@ class NormRow(NamedTuple):
     scale_shift: Any
     low: Any
     high: Any
+    tap: Any
 
 
 @intrinsic
@@ -140,12 +137,16 @@ def emit_norm(builder: ir.IRBuilder, rounding: str, row: NormRow) -> None:
 
     def channels(n: Any, so_far: list[Any]) -> list[Any]:
         gains = tile.signed_halves(builder, tile.load(builder, narrow, row.gain, (n, 4 * LANES)))
-        totals = []
+        totals, normalised = [], []
         for parity, x in enumerate(tile.signed_halves(builder, tile.load(builder, narrow, row.x, (n, 4 * LANES)))):
             t = tile.add_half(builder, rounding, builder.sub(builder.mul(x, factor), centre), shift)
             t = builder.ashr(builder.shl(builder.lshr(t, shift), half), half)  # its low half is all of it
+            normalised.append(t)
             offset = tile.load(builder, wide, row.offset, (n, 8 * LANES), (tile.I64(parity), 4 * LANES))
             totals.append(builder.add(builder.mul(t, gains[parity]), offset))
+        with builder.if_then(builder.icmp_signed("!=", row.tap, tile.I64(0)), likely=False):
+            whole = tile.interleave(builder, normalised[0], normalised[1], ir.Constant(wide, None), ir.Constant(wide, None))
+            tile.store(builder, whole, row.tap, (n, 4 * LANES))
         value = tile.rounded(builder, rounding, totals, scale_shift, None, row.low, row.high)
         tile.store(builder, builder.trunc(value, ir.VectorType(tile.I8, LANES)), row.out, (n, LANES))
         return so_far

@@ -10,7 +10,7 @@ from numba.extending import overload
 
 from eamsim.engine.fixedpoint import Floor, HalfUp, clip, round_shift
 from eamsim.engine.isa import AddResidual, AddShortResidual, Portable, ToCodes, ToShortCodes, ToValues, gemm, look_up, tiles
-from eamsim.engine.memory import Constants, keep, refuse, store_row
+from eamsim.engine.memory import Constants, keep, refuse, store_row, tap_fields
 from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
 from eamsim.program import Epilogue, Gelu, Linear, Raw, Requant, Residual, Value
 
@@ -28,8 +28,7 @@ FIELDS = (
     "lut",
     "operand",
     "exponent_change",
-    "tap_acc",
-    "tap_index",
+    *tap_fields("acc", "index"),
 )
 TOKENS, CHANNELS = 8 * ROWS, 16 * PANEL  # one block of accumulators: 48 KB
 
@@ -96,10 +95,6 @@ def plan_epilogue(epilogue: Requant | Gelu | Residual | Raw, out: Value, constan
             assert_never(epilogue)
 
 
-def taps(op: Linear) -> dict[str, tuple[int, ...]]:
-    return {"acc": op.out.shape} | ({"index": op.out.shape} if isinstance(op.epilogue, Gelu) else {})
-
-
 def pack(weight: np.ndarray) -> np.ndarray:
     """[in_channels, out_channels] -> int8 panels [out / 16][in / 4][16][4], zero padded."""
     steps, panels = (-(-extent // size) for extent, size in zip(weight.shape, (STEP, PANEL), strict=True))
@@ -125,7 +120,8 @@ def safe_steps(left: int, right: int) -> int:
 
 @njit
 def linear(isa, rounding, op, first, last, batch, memory):
-    done = fused(isa, rounding, op, first, last, batch, memory) if op.narrow and last - first >= ROWS else 0
+    whole = op.narrow and last - first >= ROWS and (op.tap_acc < 0 or op.item_acc in (2, 4))
+    done = fused(isa, rounding, op, first, last, batch, memory) if whole else 0
     acc = memory.words[: TOKENS * CHANNELS]
     x = memory.codes[op.x * batch + first * op.in_channels :]
     for left in range(done, op.channels, CHANNELS):
@@ -162,8 +158,10 @@ def tile_operands(op, first, batch, memory):
         op.exponent_change,
         op.low,
         op.high,
-        memory.taps.ctypes.data + 8 * (op.tap_acc * batch + offset) if op.tap_acc >= 0 else 0,
-        8 * channels,
+        memory.taps.ctypes.data + op.tap_acc * batch + op.item_acc * offset if op.tap_acc >= 0 else 0,
+        op.item_acc * channels,
+        op.item_acc,
+        0,
     )
     return product, finish
 
@@ -198,7 +196,7 @@ def _fused(isa, rounding, op, first, last, batch, memory):
             tiles(isa, rounding, ToCodes(), count, rows, product, finish, 1)
         if op.has_table:  # of whole rows at once: what is not done of them is overwritten later
             codes = memory.codes[op.out * batch + first * channels : op.out * batch + last * channels]
-            keep(memory.taps, op.tap_index * batch, first * channels, codes)
+            keep(memory.taps, op.tap_index * batch, op.item_index, first * channels, codes)
             look_up(isa, memory.tables[op.lut :], (op.high + 16) // 16 * 16, codes, codes)
         return count * PANEL
 
@@ -216,14 +214,14 @@ def finish(rounding, op, first, last, left, width, acc, batch, memory):
     for token in range(first, last):
         offset = token * op.channels + left
         row = acc[(token - first) * CHANNELS : (token - first) * CHANNELS + width]
-        keep(taps, op.tap_acc * batch, offset, row)
+        keep(taps, op.tap_acc * batch, op.item_acc, offset, row)
         if op.operand >= 0:
             operand = values[op.operand * batch + offset : op.operand * batch + offset + width]
             add_residual(rounding, row, multiplier, shift, operand, op.exponent_change, low, high)
         else:
             requantise(rounding, row, multiplier, shift, zero, low, high)
         if op.has_table:
-            keep(taps, op.tap_index * batch, offset, row)
+            keep(taps, op.tap_index * batch, op.item_index, offset, row)
             look_up_row(table, row)
         store_row(op.out_signed, op.out * batch + offset, codes, values, row)
 

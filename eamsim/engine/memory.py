@@ -38,11 +38,16 @@ class Memory(NamedTuple):
     panel_bias: np.ndarray
     """int32: what the zero point of q adds to each key's scores."""
     taps: np.ndarray
-    """int64: the taps asked for; one element if none."""
+    """uint8: the taps asked for, each as integers of its own width, then their digests if these were; one byte if none."""
     bytes: np.ndarray
     """uint8: scratch."""
     words: np.ndarray
     """int32: scratch."""
+
+
+def tap_fields(*names: str) -> tuple[str, ...]:
+    """Of a record, for each tap: the byte of one image at which it lies among the taps (-1: nowhere), and the bytes of an integer."""
+    return tuple(f"{field}_{name}" for name in names for field in ("tap", "item"))
 
 
 class Constants:
@@ -115,8 +120,25 @@ def store_row(is_signed, start, codes, values, row):
 
 
 @njit
-def keep(taps, base, offset, row):
-    """Publish a row of a tap: base is where the tap lies, negative if it was not asked for."""
-    if base >= 0:
-        for i in range(len(row)):
-            taps[base + offset + i] = np.int64(row[i])
+def keep(taps, base, item, offset, row):
+    """Publish a row of a tap of integers of `item` bytes: base is the byte at which the tap lies, negative if it was not asked for.
+
+    What such an integer cannot hold is clipped: wrapped, it might pass for a right one.
+    """
+    if base < 0:
+        return
+    target = taps[base + item * offset : base + item * (offset + len(row))]
+    if item == 1:
+        copy_clipped(row, target, 0, (1 << 8) - 1)
+    elif item == 2:
+        copy_clipped(row, target.view(np.int16), -(1 << 15), (1 << 15) - 1)
+    elif item == 4:
+        copy_clipped(row, target.view(np.int32), -(1 << 31), (1 << 31) - 1)
+    else:
+        copy_clipped(row, target.view(np.int64), -(1 << 62), 1 << 62)
+
+
+@njit
+def copy_clipped(row, target, low, high):
+    for i in range(len(row)):
+        target[i] = min(max(np.int64(row[i]), low), high)

@@ -8,10 +8,13 @@ import numpy as np
 from numba import njit
 
 from eamsim.engine.fixedpoint import clip, round_shift
-from eamsim.engine.memory import Constants
+from eamsim.engine.memory import Constants, keep, tap_fields
 from eamsim.program import Embed, Gather, InputQuant, Pool
 
-FIELDS = ("table", "indices", "granule", "prefix", "prefix_tokens", "position", "tokens", "ratio", "ratio_shift", "ratio_zero", "tap_out")
+FIELDS = (
+    *("table", "indices", "granule", "prefix", "prefix_tokens", "position", "tokens", "ratio", "ratio_shift", "ratio_zero"),
+    *tap_fields("out"),
+)
 PIXELS, ELEMENTS, TOKENS = 1 << 12, 1 << 14, 32
 
 
@@ -97,6 +100,8 @@ def pool(rounding, op, first, last, batch, memory):
 @njit
 def publish(op, first, last, batch, memory):
     """Copy elements of a finished value to its tap."""
-    for i in range(first, last):
-        at = op.x * batch + i
-        memory.taps[op.tap_out * batch + i] = np.int64(memory.values[at]) if op.x_signed else np.int64(memory.codes[at])
+    start, end = op.x * batch + first, op.x * batch + last
+    if op.x_signed:
+        keep(memory.taps, op.tap_out * batch, op.item_out, first, memory.values[start:end])
+    else:
+        keep(memory.taps, op.tap_out * batch, op.item_out, first, memory.codes[start:end])

@@ -7,14 +7,15 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from eamsim.engine import attention, layernorm, linear, movement
-from eamsim.engine.memory import Constants, Memory, aligned, refuse
+from eamsim import tensors
+from eamsim.engine import attention, digest, layernorm, linear, movement
+from eamsim.engine.memory import CACHE_LINE, Constants, Memory, aligned, refuse
 from eamsim.engine.tile import ROWS, STEP
 from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Residual, Value
 from eamsim.verify import Bounds, magnitude, verify
 
-KINDS = ("input_quant", "gather", "embed", "layer_norm", "linear", "pack_heads", "attend", "pool", "publish")
-INPUT_QUANT, GATHER, EMBED, LAYER_NORM, LINEAR, PACK_HEADS, ATTEND, POOL, PUBLISH = range(len(KINDS))
+KINDS = ("input_quant", "gather", "embed", "layer_norm", "linear", "pack_heads", "attend", "pool", "publish", "digest")
+INPUT_QUANT, GATHER, EMBED, LAYER_NORM, LINEAR, PACK_HEADS, ATTEND, POOL, PUBLISH, DIGEST = range(len(KINDS))
 
 # units: pieces of work in one image; block: the most of them in one task; grain: a task has a multiple of it.
 COMMON_FIELDS = (
@@ -32,18 +33,36 @@ COMMON_FIELDS = (
     "low",
     "high",
 )
-FIELDS = COMMON_FIELDS + movement.FIELDS + layernorm.FIELDS + linear.FIELDS + attention.FIELDS
+FIELDS = COMMON_FIELDS + movement.FIELDS + layernorm.FIELDS + linear.FIELDS + attention.FIELDS + digest.FIELDS
 RECORD = np.dtype([(name, np.int64) for name in FIELDS])
+TAP_DTYPES = tuple(np.dtype(kind) for kind in (np.uint8, np.int16, np.int32, np.int64))
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A tap's name and shape, and the field of the record that says where to write it (-1: nowhere)."""
+    """What is declared of a tap; the record whose fields `tap_FIELD` and `item_FIELD` (memory.tap_fields) say where it goes, how wide."""
 
-    name: str
-    shape: tuple[int, ...]
+    declared: tensors.Tap
     record: int
     field: str
+
+    @property
+    def name(self) -> str:
+        return self.declared.value.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.declared.value.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its integers as the kernels write them: the first that holds what is proven of them."""
+        return next(kind for kind in TAP_DTYPES if all(np.iinfo(kind).min <= end <= np.iinfo(kind).max for end in self.declared.bound))
+
+    @property
+    def room(self) -> int:
+        """Bytes for one image, whole cache lines."""
+        return -(-self.declared.value.size * self.dtype.itemsize // CACHE_LINE) * CACHE_LINE
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,7 @@ class Plan:
             values=aligned(self.value_size * batch, np.int32),
             panels=aligned(self.panel_size * batch, np.int8),
             panel_bias=aligned(self.bias_size * batch, np.int32),
-            taps=aligned(0, np.int64),
+            taps=aligned(0, np.uint8),
             bytes=aligned(0, np.uint8),
             words=aligned(0, np.int32),
         )
@@ -98,9 +117,11 @@ def make_plan(program: Program) -> Plan:
         common = common_fields(program.values[op.x], op.out, places)
         for fields in steps:
             rows.append(common | fields)
-        taps += [Tap(f"{op.out.name}.{name}", shape, len(rows) - 1, f"tap_{name}") for name, shape in inner_taps(op).items()]
+        taps += [Tap(tap, len(rows) - 1, tap.value.name.rpartition(".")[2]) for tap in tensors.inner_taps(op, program, bounds)]
         rows.append(publication(op.out, places))
-        taps.append(Tap(op.out.name, op.out.shape, len(rows) - 1, "tap_out"))
+        taps.append(Tap(tensors.ranged(op.out), len(rows) - 1, "out"))
+    for tap in taps:
+        rows[tap.record][f"item_{tap.field}"] = tap.dtype.itemsize
     widest = max(value.shape[-1] for value in program.values.values())
     return Plan(
         records=records(rows),
@@ -155,20 +176,6 @@ def plan_operation(
             assert_never(op)
 
 
-def inner_taps(op: Operation) -> dict[str, tuple[int, ...]]:
-    match op:
-        case LayerNorm():
-            return layernorm.taps(op)
-        case Linear():
-            return linear.taps(op)
-        case Attention():
-            return attention.taps(op)
-        case InputQuant() | Gather() | Embed() | Pool():
-            return {}
-        case _:
-            assert_never(op)
-
-
 def common_fields(x: Value, out: Value, places: dict[str, int]) -> dict[str, int]:
     source = {"x": places[x.name], "x_size": x.size, "x_signed": int(x.signed), "in_channels": x.shape[-1]}
     target = {"out": places[out.name], "out_signed": int(out.signed), "channels": out.shape[-1], "low": out.low, "high": out.high}
@@ -194,8 +201,9 @@ def place_values(program: Program) -> tuple[dict[str, int], int, int]:
     """Offsets of all values, codes and signed apart, reused once the last reader is past: (offset by name, codes, signed values)."""
     last_use = {program.image.name: 0, program.output.name: len(program.operations)}
     for index, op in enumerate(program.operations):
-        for name in (op.out.name, *op.inputs):
-            last_use[name] = max(last_use.get(name, 0), index)
+        last_use.setdefault(op.out.name, index + 1)  # a value nobody reads may still be hashed
+        for name in op.inputs:
+            last_use[name] = max(last_use[name], index)
     places: dict[str, int] = {}
     live: dict[bool, list[Value]] = {False: [], True: []}
     sizes = {False: 0, True: 0}

@@ -13,11 +13,13 @@ from llvmlite import ir
 
 from eamsim.engine.memory import Constants
 from eamsim.engine.shuffles import BYTES, ENTRIES, LANES, SHUFFLES, WORDS, look_up_words
-from eamsim.engine.tile import I8, I16, I32, I64, broadcast, declare, each_vector, load, store
+from eamsim.engine.tile import I8, I16, I32, I64, address, broadcast, declare, each_vector, load, store
 from eamsim.program import Attention
 from eamsim.verify import Bound
 
 INTS = ir.VectorType(I32, LANES // 2)
+# One byte of the map for each pair: its code if frozen, else one of these; the softmax runs over those with the highest bit.
+EXCLUDED, COMPUTED, IN_SOFTMAX = 0x40, 0xFF, 0x80
 FIELDS = ("in_words", "word_cap", "word_up", "word_multiplier", "word_half", "word_down", "word_exp2", "word_code_half")
 
 
@@ -39,8 +41,29 @@ class Exponents(NamedTuple):
     fraction: Any
 
 
+class Published(NamedTuple):
+    """A row of scores int16, before they are exponents, and what of it goes to taps of int16: addresses and elements, 0 if nobody asks.
+
+    Exponents are (d * multiplier + half) >> shift, which int32 holds, and not limited as those of Exponents are.
+    """
+
+    scores: Any
+    pairs: Any
+    vectors: Any
+    score_tap: Any
+    score_count: Any
+    exponent_tap: Any
+    exponent_count: Any
+    multiplier: Any
+    half: Any
+    shift: Any
+
+
 class Operands(NamedTuple):
-    """Exponents int16 and pairs of a row; code = clip((t + offset) >> down, 0, last); powers: uint8 [2, 16]; even, odd: uint8 rows."""
+    """Exponents int16 and pairs of a row; code = clip((t + offset) >> down, 0, last); powers: uint8 [2, 16]; even, odd: uint8 rows.
+
+    code_tap: uint8, so many elements of it; 0 if nobody asks.
+    """
 
     exponents: Any
     pairs: Any
@@ -51,6 +74,8 @@ class Operands(NamedTuple):
     powers: Any
     even: Any
     odd: Any
+    code_tap: Any
+    code_count: Any
 
 
 def plan_words(op: Attention, score_bound: Bound, constants: Constants) -> dict[str, Any]:
@@ -88,13 +113,7 @@ def plan_words(op: Attention, score_bound: Bound, constants: Constants) -> dict[
 def emit_exponents(builder: ir.IRBuilder, row: Exponents) -> Any:
     """Scores to exponents, in place; returns the sum of their powers over the softmax's pairs, int64."""
     lowest = ir.Constant(WORDS, [-(1 << 15)] * LANES)
-
-    def greatest(n: Any, so_far: list[Any]) -> list[Any]:
-        score = builder.select(in_softmax(builder, row.pairs, n), load(builder, WORDS, row.scores, (n, 2 * LANES)), lowest)
-        return [builder.select(builder.icmp_signed(">", score, so_far[0]), score, so_far[0])]
-
-    reduce_max = declare(builder, f"llvm.vector.reduce.smax.v{LANES}i16", I16, [WORDS])
-    top = broadcast(builder, builder.call(reduce_max, each_vector(builder, row.vectors, [lowest], greatest)), WORDS)
+    top = greatest(builder, row)
     cap, up, multiplier, half, down, fraction = (broadcast(builder, builder.trunc(x, I16), WORDS) for x in row[4:])
     one = ir.Constant(WORDS, [1] * LANES)
     mask = builder.sub(builder.shl(one, fraction), one)
@@ -118,6 +137,49 @@ def emit_exponents(builder: ir.IRBuilder, row: Exponents) -> Any:
     return builder.add(builder.sext(total, I64), builder.mul(row.vectors, I64(LANES << 15)))
 
 
+def greatest(builder: ir.IRBuilder, row: Exponents | Published) -> Any:
+    """A row's greatest score of the softmax's pairs, in every lane."""
+    lowest = ir.Constant(WORDS, [-(1 << 15)] * LANES)
+
+    def greater(n: Any, so_far: list[Any]) -> list[Any]:
+        score = builder.select(in_softmax(builder, row.pairs, n), load(builder, WORDS, row.scores, (n, 2 * LANES)), lowest)
+        return [builder.select(builder.icmp_signed(">", score, so_far[0]), score, so_far[0])]
+
+    reduce_max = declare(builder, f"llvm.vector.reduce.smax.v{LANES}i16", I16, [WORDS])
+    return broadcast(builder, builder.call(reduce_max, each_vector(builder, row.vectors, [lowest], greater)), WORDS)
+
+
+def emit_published(builder: ir.IRBuilder, row: Published) -> None:
+    """Scores and exponents of a row to their taps; both 0 outside the softmax."""
+    ints, nothing = ir.VectorType(I32, LANES), ir.Constant(WORDS, None)
+    top = greatest(builder, row)
+    multiplier, half, shift = (broadcast(builder, builder.trunc(x, I32), ints) for x in (row.multiplier, row.half, row.shift))
+    limit = ir.Constant(ints, [(1 << 15) - 1] * LANES)
+
+    def publish(n: Any, so_far: list[Any]) -> list[Any]:
+        score, inside = load(builder, WORDS, row.scores, (n, 2 * LANES)), in_softmax(builder, row.pairs, n)
+        below = builder.zext(builder.sub(top, score), ints)
+        t = builder.lshr(builder.add(builder.mul(below, multiplier), half), shift)
+        t = builder.trunc(builder.select(builder.icmp_unsigned("<", t, limit), t, limit), WORDS)
+        store_first(builder, builder.select(inside, score, nothing), row.score_tap, n, row.score_count)
+        store_first(builder, builder.select(inside, t, nothing), row.exponent_tap, n, row.exponent_count)
+        return so_far
+
+    each_vector(builder, row.vectors, [], publish)
+
+
+def store_first(builder: ir.IRBuilder, vector: Any, base: Any, n: Any, count: Any) -> None:
+    """Vector n of a row that has no more than `count` elements."""
+    kind, bits = vector.type, vector.type.element.width
+    ints = ir.VectorType(I32, kind.count)
+    left = broadcast(builder, builder.trunc(builder.sub(count, builder.mul(n, I64(kind.count))), I32), ints)
+    mask = builder.icmp_signed("<", ir.Constant(ints, list(range(kind.count))), left)
+    target = address(builder, kind, base, (n, kind.count * bits // 8))
+    name = f"llvm.masked.store.v{kind.count}i{bits}.p0"
+    function = declare(builder, name, ir.VoidType(), [kind, target.type, I32, mask.type])
+    builder.call(function, [vector, target, I32(1), mask])
+
+
 def emit_operands(builder: ir.IRBuilder, row: Operands) -> None:
     """Exponents to codes, frozen codes merged, and of these the two operands of the values."""
     offset, down, last = (broadcast(builder, builder.trunc(x, I16), WORDS) for x in (row.offset, row.down, row.last))
@@ -137,6 +199,10 @@ def emit_operands(builder: ir.IRBuilder, row: Operands) -> None:
         pair = load(builder, BYTES, row.pairs, (n, LANES))
         computed = builder.icmp_unsigned("==", pair, ir.Constant(BYTES, [0xFF] * LANES))
         code = builder.select(computed, code, builder.and_(pair, frozen))
+        with builder.if_then(builder.icmp_signed("!=", row.code_count, I64(0)), likely=False):
+            excluded = builder.icmp_unsigned("==", code, ir.Constant(BYTES, [EXCLUDED] * LANES))
+            shown = builder.select(excluded, builder.trunc(last, BYTES), code)
+            store_first(builder, shown, row.code_tap, n, row.code_count)
         index = builder.call(beyond, [code, ir.Constant(BYTES, [0x70] * LANES)])  # an excluded pair's has its highest bit set: 0
         for table, target in zip(tables, (row.even, row.odd), strict=True):
             store(builder, builder.call(shuffle, [table, index]), target, (n, LANES))

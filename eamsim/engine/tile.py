@@ -35,7 +35,10 @@ class Product(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Where the finished sums go, by which constants; tap: int64 copies of the sums, 0 if nobody wants them."""
+    """Where the finished sums go, by which constants; tap: copies of the sums, 0 if nobody wants them.
+
+    tap_item: bytes of an integer there, 2 (sums beyond are clipped) or 4; tap_odd: of a context, the odd sums', where tap has the even.
+    """
 
     out: Any
     out_stride: Any
@@ -49,6 +52,8 @@ class Finish(NamedTuple):
     high: Any
     tap: Any
     tap_stride: Any
+    tap_item: Any
+    tap_odd: Any
 
 
 @dataclass(frozen=True)
@@ -222,8 +227,11 @@ def emit_short(builder: ir.IRBuilder, rounding: str, v: Vectors, sums: Sums, f: 
 def emit_context(builder: ir.IRBuilder, rounding: str, v: Vectors, sums: Sums, f: Finish) -> None:
     """clip(round_shift(even * multiplier + odd * operand, shift) + zero, low, high) as uint8: two rows of sums make one.
 
-    Even and odd sums follow each other; out_stride is half of what lies between two rows of out, operand a row of multipliers.
+    Even and odd sums follow each other; out_stride and tap_stride are half of what lies between two rows; operand: a row of multipliers.
     """
+    with builder.if_then(builder.icmp_signed("!=", f.tap, I64(0)), likely=False):
+        for (i, j), value in sums.items():
+            store(builder, value, (f.tap, f.tap_odd)[i % 2], (f.tap_stride, i - i % 2), (I64(j * v.lanes), 4))
     narrow = ir.VectorType(I32, v.lanes)
     offsets = [(I64(j * v.lanes), 4) for j in range(1 + max(j for _, j in sums))]
     for i in range(0, ROWS, 2):
@@ -278,9 +286,15 @@ def interleave(builder: ir.IRBuilder, even: Any, odd: Any, even_shift: Any, odd_
 
 
 def emit_tap(builder: ir.IRBuilder, v: Vectors, sums: Sums, f: Finish) -> None:
-    with builder.if_then(builder.icmp_signed("!=", f.tap, I64(0)), likely=False):
+    wanted = builder.icmp_signed("!=", f.tap, I64(0))
+    with builder.if_then(builder.and_(wanted, builder.icmp_signed("==", f.tap_item, I64(4))), likely=False):
         for (i, j), value in sums.items():
-            store(builder, builder.sext(value, ir.VectorType(I64, v.lanes)), f.tap, (f.tap_stride, i), (I64(j * v.lanes), 8))
+            store(builder, value, f.tap, (f.tap_stride, i), (I64(j * v.lanes), 4))
+    with builder.if_then(builder.and_(wanted, builder.icmp_signed("==", f.tap_item, I64(2))), likely=False):
+        limits = [ir.Constant(ir.VectorType(I32, v.lanes), [limit] * v.lanes) for limit in (-(1 << 15), (1 << 15) - 1)]
+        for (i, j), value in sums.items():
+            word = builder.trunc(clip(builder, value, *limits), ir.VectorType(I16, v.lanes))
+            store(builder, word, f.tap, (f.tap_stride, i), (I64(j * v.lanes), 2))
 
 
 def add_half(builder: ir.IRBuilder, rounding: str, x: Any, shift: Any) -> Any:
@@ -349,10 +363,11 @@ def each_vector(builder: ir.IRBuilder, vectors: Any, begin: list[Any], body: Any
     builder.position_at_end(loop)
     n, values = builder.phi(I64), [builder.phi(value.type) for value in begin]
     result, following = body(n, values), builder.add(n, I64(1))
+    last = builder.block  # the body may have branched
     builder.cbranch(builder.icmp_signed("<", following, vectors), loop, done)
     for phi, first, again in zip([n, *values], [I64(0), *begin], [following, *result], strict=True):
         phi.add_incoming(first, entry)
-        phi.add_incoming(again, loop)
+        phi.add_incoming(again, last)
     builder.position_at_end(done)
     return result
 
