@@ -2,12 +2,15 @@
 
 A guarded HDF5 file (eamsim/container.py), then 32 bytes: the SHA-256 of all before them.
 
-    /manifest      canonical JSON: {"format": "eam-trace", "version": 1, "program", "interpreter", "images", "taps", ...}
-    /digests       uint8 [images, taps, 32]: SHA-256 of the integers of one tap for one image in the tap's packing
+    /manifest      canonical JSON: {"format": "eam-trace", "version": 2, "program", "interpreter", "images", "taps", ...}
+    /digests       uint8 [images, taps, 32]: SHA-256, in lanes, of the integers of one tap for one image in the tap's packing
     /image         uint8 [images, height, width, 3]: what went in
     /0001.input    [images, ...]: a tap that is kept, its place in the order of execution and its name, in the narrowest integers
 
 The packing of a tap is the first of `eamsim.packing` that holds what no image can exceed, so that a digest of 4-bit codes is of nibbles.
+SHA-256 in lanes: the packed bytes, filled up with zeros, as words of 32 bits dealt to LANES messages in turn; the digest is that of the
+messages' digests, one after the other. Version 1 had the SHA-256 of the packed bytes themselves, which no processor here computes in the
+time of a forward pass; such traces are read, and compared as they are.
 """
 
 from __future__ import annotations
@@ -47,9 +50,10 @@ from eamsim.packing import BITS, limits, pack
 from eamsim.program import Program, Value
 from eamsim.tensors import Tap, taps
 
-FORMAT, VERSION = "eam-trace", 1
+FORMAT, VERSION, VERSIONS = "eam-trace", 2, (1, 2)
 MANIFEST, DIGESTS, IMAGE = "manifest", "digests", "image"
 DIGEST_BYTES = 32
+LANES = 16
 LIMIT_BYTES = 2 << 30
 HASH_THREADS = os.cpu_count() or 1
 RECORD_AGAIN = "copy the file again or record it again with `eamsim trace record`"
@@ -97,14 +101,19 @@ class Header:
 HEADER = TypeAdapter(Header)
 
 
-def digest(integers: np.ndarray, packing: str) -> bytes:
-    """SHA-256 of the packed integers; ValueError where one does not fit, or a wrapped integer might pass for a right one."""
+def digest(integers: np.ndarray, packing: str, version: int = VERSION) -> bytes:
+    """Of the packed integers, as that version of the format has it; ValueError where one does not fit, or it might pass wrapped."""
     low, high = limits(packing)
     if integers.size and not low <= integers.min() <= integers.max() <= high:
         raise ValueError(f"{integers.min()}..{integers.max()} does not fit {packing}")
-    if BITS[packing] < 8:
-        return hashlib.sha256(pack(integers, packing)).digest()
-    return hashlib.sha256(np.ascontiguousarray(integers, dtype_of(packing)).data).digest()
+    packed = pack(integers, packing)
+    return hashlib.sha256(packed if version == 1 else lanes_of(packed)).digest()
+
+
+def lanes_of(packed: bytes) -> bytes:
+    """The digests of the lanes, one after the other. A message has the bytes of its words from the highest down, as SHA-256 reads them."""
+    words = np.frombuffer(packed + bytes(-len(packed) % (4 * LANES)), "<u4").reshape(-1, LANES)
+    return b"".join(hashlib.sha256(lane).digest() for lane in np.ascontiguousarray(words.T, ">u4"))
 
 
 class Recorder:
@@ -134,17 +143,30 @@ class Recorder:
             if name in self._datasets:
                 self._datasets[name][first : first + len(batch)] = batch
 
+    def put_lanes(self, first: int, lanes: np.ndarray, extremes: np.ndarray) -> None:
+        """All taps in their order, where the interpreter has hashed them: lanes uint8 [batch, taps, LANES * 32], as `lanes_of`.
+
+        extremes: int64 [taps, 2], the least and the greatest integer of each tap. TraceError as `put`.
+        """
+        for entry, (low, high) in zip(self.entries.values(), extremes.tolist(), strict=True):
+            if not entry.low <= low <= high <= entry.high:
+                raise beyond(entry, f"{low}..{high}")
+        found = b"".join(hashlib.sha256(row).digest() for rows in lanes for row in rows)
+        self.digests[first : first + len(lanes)] = np.frombuffer(found, np.uint8).reshape(len(lanes), -1, DIGEST_BYTES)
+
     def _digest(self, name: str, integers: np.ndarray) -> bytes:
         entry = self.entries[name]
         try:
             return digest(integers, entry.packing)
         except ValueError as error:
-            raise TraceError(
-                f"{name}: expected {entry.low}..{entry.high} as proven, got {error}; the interpreter that ran is wrong"
-            ) from None
+            raise beyond(entry, str(error)) from None
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+def beyond(entry: TapEntry, found: str) -> TraceError:
+    return TraceError(f"{entry.name}: expected {entry.low}..{entry.high} as proven, got {found}; the interpreter that ran is wrong")
 
 
 def entry_of(tap: Tap, stored: bool) -> TapEntry:
@@ -219,7 +241,7 @@ class Trace:
         if not entry.stored:
             return None
         found = self._part(dataset_name(index, name), image).astype(np.int64)
-        if digest(found, entry.packing).hex() != self.digest(name, image):
+        if digest(found, entry.packing, self.header.version).hex() != self.digest(name, image):
             raise TraceError(f"{self.path}: {name} of image {image}: expected the recorded SHA-256; {RECORD_AGAIN}")
         return found
 
@@ -275,8 +297,13 @@ def check_seal(path: Path) -> None:
 
 def read_header(stream: bytes) -> Header:
     tree = parse_json(stream, "/manifest")
-    if (tree.get("format"), tree.get("version")) != (FORMAT, VERSION):
-        raise Refused("/manifest", f"{FORMAT} {VERSION}", (tree.get("format"), tree.get("version")), "use the eamsim that wrote it")
+    if tree.get("format") != FORMAT or tree.get("version") not in VERSIONS:
+        raise Refused(
+            "/manifest",
+            f"{FORMAT} {' or '.join(map(str, VERSIONS))}",
+            (tree.get("format"), tree.get("version")),
+            "use the eamsim that wrote it",
+        )
     try:
         header = HEADER.validate_python(tree)
     except ValueError as error:

@@ -22,10 +22,11 @@ PREFIX = "taps/"
 
 @dataclass(frozen=True)
 class Digest:
-    """A tap of which only this is known: SHA-256 of its integers in a packing (eamsim/packing.py)."""
+    """A tap of which only this is known: SHA-256 of its integers in a packing (eamsim/packing.py), as a version of traces has it."""
 
     sha256: str
     packing: str
+    version: int
 
 
 class Source(Protocol):
@@ -53,7 +54,9 @@ class TraceSource:
         if name == self.image_name:
             return self.trace.image(image).astype(np.int64)
         integers = self.trace.integers(name, image)
-        return Digest(self.trace.digest(name, image), self.trace.entries[name][1].packing) if integers is None else integers
+        if integers is not None:
+            return integers
+        return Digest(self.trace.digest(name, image), self.trace.entries[name][1].packing, self.trace.header.version)
 
 
 class RunSource:

@@ -176,7 +176,7 @@ def recovered(expected: Source, tap: str, image: int, program: Program, right: T
     if not isinstance(pixels, np.ndarray) or not isinstance(side, Digest):
         return right
     run = interpreter(program, "golden")(pixels.astype(np.uint8))
-    return run if sha256(run[tap], side.packing) == side.sha256 else right
+    return run if sha256(run[tap], side) == side.sha256 else right
 
 
 def in_hex(number: int, bits: int) -> str:

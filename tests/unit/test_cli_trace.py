@@ -84,6 +84,14 @@ def test_record_and_inspect(model: Path, program: Program, data: Path, tmp_path:
     assert "block0.attn.scores" in shown.out
 
 
+def test_the_engine_and_the_golden_interpreter_record_equal_digests(model: Path, data: Path, tmp_path: Path):
+    command = ("trace", "record", model, "--data", data, "--images", 3, "--digests", "--batch", 2)
+    assert eamsim(*command, "-o", tmp_path / "e.h5").code == 0
+    assert eamsim(*command, "--by", "golden", "-o", tmp_path / "g.h5").code == 0
+    done = eamsim("trace", "diff", tmp_path / "e.h5", tmp_path / "g.h5")
+    assert (done.code, done.out.split(":")[0]) == (0, "equal")
+
+
 def test_a_file_is_replaced_only_for_a_reason(model: Path, data: Path, tmp_path: Path):
     command = ("trace", "record", model, "--data", data, "--images", 1, "--digests", "-o", tmp_path / "t.h5")
     assert eamsim(*command).code == 0

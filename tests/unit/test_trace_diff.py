@@ -14,8 +14,11 @@ from command_line import Finished, eamsim
 
 from eamsim import artifact, golden, trace_file, vectors
 from eamsim.diagnosis import resemblance
+from eamsim.errors import UserError
 from eamsim.program import Program
 from eamsim.tensors import taps
+from eamsim.trace_diff import compare_tap
+from eamsim.trace_sources import Digest
 from eamsim.vectors import Layout, Tensor
 
 DIGITS = Path(str(files("eamsim"))) / "data" / "digits"
@@ -180,6 +183,12 @@ def test_digests_find_the_tap_and_a_program_the_integer(bench: Bench, tmp_path: 
     done = eamsim("trace", "diff", tmp_path / "d.h5", tmp_path / "f.npz", "--json", "--program", bench.model)
     first = json.loads(done.out)["first_difference"]
     assert (first["index"], first["expected"]) == ([2, 1], bench.golden["block1.norm1"][0, 2, 1])
+
+
+def test_digests_of_two_versions_are_not_compared():
+    old, new = (Digest("00", "u8", version) for version in (1, 2))
+    with pytest.raises(UserError, match="norm: digests of versions 1 and 2 cannot be compared; record one of them again"):
+        compare_tap("norm", 0, old, new, {})
 
 
 def test_integers_beyond_the_packing_of_a_digest_are_no_accident(bench: Bench, tmp_path: Path):

@@ -65,7 +65,9 @@ def test_every_integer_comes_back(path: Path):
             for name, integers in golden_taps(image).items():
                 np.testing.assert_array_equal(trace.integers(name, number), integers)
                 packed = pack(integers, trace.entries[name][1].packing)
-                assert trace.digest(name, number) == hashlib.sha256(packed).hexdigest()
+                words = np.frombuffer(packed + bytes(-len(packed) % 64), "<u4")
+                lanes = [hashlib.sha256(b"".join(int(word).to_bytes(4) for word in words[lane::16])).digest() for lane in range(16)]
+                assert trace.digest(name, number) == hashlib.sha256(b"".join(lanes)).hexdigest()
 
 
 def test_digests_alone_are_the_same_digests(path: Path, tmp_path: Path):
@@ -95,6 +97,20 @@ def test_an_interpreter_that_leaves_the_proven_range_is_not_recorded(tmp_path: P
     ):
         recorder.put(0, {name: integers[None] for name, integers in wrong.items()})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interpreter_that_hashes_beyond_the_proven_range_is_not_recorded(tmp_path: Path):
+    bounds = [taps(PROGRAM)[name].bound for name in NAMES]
+    lanes, last = np.zeros((1, len(NAMES), trace_file.LANES * trace_file.DIGEST_BYTES), np.uint8), bounds[-1][1]
+    with recording(tmp_path / "t.h5", PROGRAM, NAMES, ["a"], "engine", False, {}) as recorder:
+        recorder.put_lanes(0, lanes, np.array(bounds))
+    bounds[-1] = (0, last + 1)
+    with (
+        pytest.raises(TraceError, match=rf"^{NAMES[-1]}: expected -?\d+\.\.{last} as proven, got 0\.\.{last + 1}; the interpreter"),
+        recording(tmp_path / "u.h5", PROGRAM, NAMES, ["a"], "engine", False, {}) as recorder,
+    ):
+        recorder.put_lanes(0, lanes, np.array(bounds))
+    assert [path.name for path in tmp_path.iterdir()] == ["t.h5"]
 
 
 def test_no_flipped_bit_of_a_trace_passes(path: Path):
