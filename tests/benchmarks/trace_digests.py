@@ -1,6 +1,7 @@
 """What recording digests costs beside a plain run: python tests/benchmarks/trace_digests.py X.eam [ROUNDS]
 
-One batch of 8 random images; the pieces take turns in one process. Prints the least wall-clock and processor seconds of each.
+One batch of 8 random images; the pieces take turns in one process. Prints medians of wall-clock and processor seconds, and of their ratios
+to the plain run of the same round.
 """
 
 import sys
@@ -23,39 +24,45 @@ def main(model: Path, rounds: int) -> None:
     loaded, declared = engine.load(program), taps(program)
     images = np.random.default_rng(0).integers(0, 256, (BATCH, *program.image.shape), np.uint8)
     names = [name for name in declared if name != program.image.name]
-    outputs = frozenset(program.values)
+    outputs = [name for name in names if name in program.values]
 
-    def stream(wanted: Callable[[str], bool] = lambda name: True) -> None:
-        for _ in loaded.stream(images, wanted):
+    def stream() -> None:
+        for _ in loaded.stream(images):
             pass
 
-    def record(wanted: list[str], run: bool = True) -> None:
-        with trace_file.recording(Path(folder) / "t.h5", program, wanted, [""] * BATCH, "engine", False, {}) as recorder:
-            recorder.put_images(0, images)
-            for step in loaded.stream(images, frozenset(wanted).__contains__) if run else ():
-                recorder.put(0, step)
+    def trace(run: bool = True) -> None:
+        with trace_file.recording(Path(folder) / "t.h5", program, names, [""] * BATCH, "engine", False, {}) as recorder:
+            if run:
+                recorder.put_lanes(0, *loaded.digests(images, names))
 
-    pieces: dict[str, Callable[[], object]] = {
-        "plain run": lambda: loaded.run(images),
-        "stream of all taps": stream,
-        "digests of all taps": lambda: record(names),
-        "digests of outputs": lambda: record([name for name in names if name in outputs]),
-        "trace opened and closed": lambda: record(names, run=False),
-    }
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in pieces}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(rounds + 1):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        trace_file.recording(Path(folder) / "all.h5", program, names, [""] * BATCH, "engine", False, {}) as every,
+        trace_file.recording(Path(folder) / "outputs.h5", program, outputs, [""] * BATCH, "engine", False, {}) as some,
+    ):
+        pieces: dict[str, Callable[[], object]] = {
+            "plain run": lambda: loaded.run(images),
+            "digests of all taps": lambda: every.put_lanes(0, *loaded.digests(images, names)),
+            "digests of outputs": lambda: some.put_lanes(0, *loaded.digests(images, outputs)),
+            "stream of all taps": stream,
+            "trace opened and closed": lambda: trace(run=False),
+            "whole trace of digests": trace,
+        }
+        seconds = {name: np.empty((rounds + 1, 2)) for name in pieces}
+        for turn in range(rounds + 1):
             for name, piece in pieces.items():
-                wall, processor = time.perf_counter(), time.process_time()
+                start = np.array([time.perf_counter(), time.process_time()])
                 piece()
-                seconds[name].append((time.perf_counter() - wall, time.process_time() - processor))
-    for name, times in seconds.items():
-        wall, processor = np.min(times[1:], axis=0)
-        print(f"{name:<24} {wall:.3f} s wall {processor:.3f} s processor")
+                seconds[name][turn] = [time.perf_counter(), time.process_time()] - start
+    plain = seconds["plain run"][1:]
+    for name, taken in seconds.items():
+        wall, processor = np.median(taken[1:], axis=0)
+        ratios = np.median(taken[1:] / plain, axis=0)
+        print(f"{name:<24} {wall:.3f} s wall ({ratios[0]:.2f}) {processor:.3f} s processor ({ratios[1]:.2f})")
     sizes = [(tap.value.size, packed_bytes(tap.value.size, tap.packing)) for tap in declared.values()]
     elements, packed = np.sum(sizes, axis=0) * BATCH
     print(f"{elements:,} integers, {packed:,} bytes packed")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 5)
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 9)
