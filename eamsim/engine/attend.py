@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numba.extending import overload
 
-from eamsim.engine.attention import key_bias, key_panels, value_panels
-from eamsim.engine.fixedpoint import Floor, HalfEven, bit_length, clip, round_narrow, round_shift
-from eamsim.engine.isa import Avx512Vnni, StoreWords, ToContext, exponents_of, gemm, look_up, operands_of, publish_row, tiles
+from eamsim.engine.attend_words import in_words
+from eamsim.engine.attention import keep_no_scores, key_bias, key_panels, log2_of, row_map_start, value_panels
+from eamsim.engine.fixedpoint import clip, round_narrow, round_shift
+from eamsim.engine.isa import gemm, look_up
 from eamsim.engine.memory import keep
-from eamsim.engine.softmax import COMPUTED, EXCLUDED, LANES, Exponents, Operands, Published
-from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
+from eamsim.engine.softmax import COMPUTED, EXCLUDED
+from eamsim.engine.tile import PANEL, STEP
 
 # Exponents are limited to 2^28 where the code is computed: any code is at its last value long before, and 32 bits suffice.
 MAX_EXPONENT = np.int32(1 << 28)
@@ -48,151 +48,6 @@ def attend_block(isa, rounding, op, window, head, top, rows, batch, memory):
     context(isa, rounding, op, window, head, top, rows, batch, memory)
 
 
-def in_words(isa, rounding, op, window, head, top, rows, batch, memory):
-    """The block with scores in 16 bits and the context finished in registers; False, and nothing done, where that cannot be."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(in_words)
-def _in_words(isa, rounding, op, window, head, top, rows, batch, memory):
-    if isa.instance_class is not Avx512Vnni or rounding.instance_class is HalfEven:
-        return lambda isa, rounding, op, window, head, top, rows, batch, memory: False
-
-    def block(isa, rounding, op, window, head, top, rows, batch, memory):
-        if not taps_in_words(op) or op.in_words == 0 or op.narrow_context == 0 or op.head_dim % PANEL != 0 or rows < ROWS:
-            return False
-        slot = memory.ints[op.slots + head]
-        if slot >= 0:
-            word_scores(isa, op, window, slot, top, rows, batch, memory.words, memory)
-            weigh_words(rounding, op, window, head, top, rows, memory.words, memory.bytes, batch, memory)
-        else:
-            keep_no_scores(op, window, head, top, rows, batch, memory.taps)
-            frozen_words(op, window, head, top, rows, memory.words, memory.bytes, batch, memory)
-        word_context(isa, rounding, op, window, head, top, rows, batch, memory.bytes, memory)
-        return True
-
-    return block
-
-
-@njit
-def taps_in_words(op):
-    """Whether the taps asked for are as wide as the kernels of 16 bits write them."""
-    pairs = (op.tap_scores < 0 or op.item_scores == 2) and (op.tap_codes < 0 or op.item_codes == 1)
-    exponents = op.tap_exponents < 0 or (op.item_exponents == 2 and op.narrow_exponents != 0)
-    sums = (op.tap_even < 0 and op.tap_odd < 0) or (min(op.tap_even, op.tap_odd) >= 0 and op.item_even == 4 and op.item_odd == 4)
-    return pairs and exponents and sums
-
-
-@njit
-def keep_no_scores(op, window, head, top, rows, batch, taps):
-    """Of a head without scores: 0 for all that the softmax would have found."""
-    row, pairs = (window * op.heads + head) * op.window_tokens + top, rows * op.window_tokens
-    if max(op.tap_scores, op.tap_exponents, op.tap_log_sum) >= 0:
-        zeros = np.zeros(pairs, np.int32)
-        keep(taps, op.tap_scores * batch, op.item_scores, row * op.window_tokens, zeros)
-        keep(taps, op.tap_exponents * batch, op.item_exponents, row * op.window_tokens, zeros)
-        keep(taps, op.tap_log_sum * batch, op.item_log_sum, row, zeros[:rows])
-
-
-@njit
-def word_scores(isa, op, window, slot, top, rows, batch, scores, memory):
-    """Scores int16 [rows, row_bytes] of a block, before what is added by pair."""
-    steps, panels = op.head_dim // STEP, (op.window_tokens + PANEL - 1) // PANEL
-    product = Product(
-        memory.codes.ctypes.data + op.x * batch + (window * op.window_tokens + top) * op.in_channels + slot * op.head_dim,
-        op.in_channels,
-        memory.panels.ctypes.data + key_panels(op, window, slot),
-        steps * STEP_BYTES,
-        memory.panel_bias.ctypes.data + 4 * key_bias(op, window, slot),
-        steps,
-        steps,
-    )
-    finish = Finish(scores.ctypes.data, 2 * op.row_bytes, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    tiles(isa, Floor(), StoreWords(), panels, rows, product, finish, 2)
-
-
-@njit
-def weigh_words(rounding, op, window, head, top, rows, scores, operands, batch, memory):
-    """Scores of a block to the operands of the even and the odd product, uint8 [rows, 2, row_bytes]."""
-    ints, tokens, columns = memory.ints, op.window_tokens, op.row_bytes
-    tables, vectors = memory.tables.ctypes.data, columns // LANES
-    code_half, word_half = (np.int64(0), np.int64(0)) if is_floor(rounding) else (op.word_code_half, op.word_half)
-    head_row, log_sums, taps = (window * op.heads + head) * tokens + top, np.empty(rows, np.int64), memory.taps
-    if op.logit_bias >= 0:
-        bias = op.logit_bias + window % op.windows * op.logit_bias_window + (head * tokens + top) * tokens
-        add_words(scores.view(np.int16), ints[bias : bias + rows * tokens], tokens, columns)
-    for r in range(rows):
-        pairs = tables + row_map_start(op, window, head, top + r)
-        score, operand = scores.ctypes.data + 2 * columns * r, operands.ctypes.data + 2 * columns * r
-        if max(op.tap_scores, op.tap_exponents) >= 0:
-            publish_words(rounding, op, score, pairs, (head_row + r) * tokens, batch, taps)
-        constants = (op.word_cap, op.word_up, op.word_multiplier, word_half, op.word_down, op.exponent_fraction)
-        exponents = Exponents(score, pairs, vectors, tables + op.word_exp2, *constants)
-        total = exponents_of(exponents)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
-        log_sums[r] = log2_of(op, total, ints)
-        offset = log_sums[r] + op.log2_scale + code_half
-        if op.row_log2 >= 0:
-            offset += np.int64(ints[op.row_log2 + window % op.windows * op.row_log2_window + head * tokens + top + r])
-        offset = min(max(offset, np.int64(-(1 << 15))), np.int64((1 << 15) - 1))
-        down = op.exponent_fraction - 1
-        tap, count = code_tap(op, (head_row + r) * tokens, batch, taps)
-        codes = Operands(score, pairs, vectors, offset, down, op.last_code, tables + op.powers, operand, operand + columns, tap, count)
-        operands_of(codes)  # pyright: ignore[reportCallIssue]
-    keep(taps, op.tap_log_sum * batch, op.item_log_sum, head_row, log_sums)
-
-
-@njit
-def publish_words(rounding, op, score, pairs, start, batch, taps):
-    """Scores and exponents of a row whose scores are at the address `score`; start: element of the taps."""
-    tokens, shift = op.window_tokens, op.score_shift
-    half = np.int64(0) if is_floor(rounding) else (np.int64(1) << shift) >> 1
-    scores, exponents = (tokens if op.tap_scores >= 0 else 0), (tokens if op.tap_exponents >= 0 else 0)
-    score_tap = taps.ctypes.data + op.tap_scores * batch + 2 * start
-    exponent_tap = taps.ctypes.data + op.tap_exponents * batch + 2 * start
-    row = Published(score, pairs, op.row_bytes // LANES, score_tap, scores, exponent_tap, exponents, op.score_multiplier, half, shift)
-    publish_row(row)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
-
-
-@njit
-def code_tap(op, start, batch, taps):
-    """Where the codes of a row go, and how many of them: none if nobody asked."""
-    if op.tap_codes < 0:
-        return np.int64(0), np.int64(0)
-    return taps.ctypes.data + op.tap_codes * batch + start, op.window_tokens
-
-
-@njit
-def frozen_words(op, window, head, top, rows, unread, operands, batch, memory):
-    """The operands of rows without a computed pair: whatever the exponents `unread` are, every code is the map's."""
-    tables, columns = memory.tables.ctypes.data, op.row_bytes
-    head_row = (window * op.heads + head) * op.window_tokens + top
-    for r in range(rows):
-        pairs, operand = tables + row_map_start(op, window, head, top + r), operands.ctypes.data + 2 * columns * r
-        vectors, powers = columns // LANES, tables + op.powers
-        tap, count = code_tap(op, (head_row + r) * op.window_tokens, batch, memory.taps)
-        codes = Operands(unread.ctypes.data, pairs, vectors, 0, 0, op.last_code, powers, operand, operand + columns, tap, count)
-        operands_of(codes)  # pyright: ignore[reportCallIssue]
-
-
-def is_floor(rounding):
-    raise NotImplementedError("compiled code only")
-
-
-@overload(is_floor)
-def _is_floor(rounding):
-    result = rounding.instance_class is Floor
-    return lambda rounding: result
-
-
-@njit
-def add_words(scores, logit_bias, tokens, columns):
-    """What is added by pair; the sums stay within 16 bits."""
-    for r in range(len(logit_bias) // tokens):
-        score, bias = scores[r * columns : r * columns + tokens], logit_bias[r * tokens : (r + 1) * tokens]
-        for j in range(tokens):
-            score[j] = np.int16(np.int32(score[j]) + bias[j])
-
-
 @njit
 def operands_of_codes(isa, op, codes, rows, operands, memory):
     """The operands of the even and the odd product, uint8 [rows, 2, row_bytes], of codes [rows, row_bytes]."""
@@ -202,47 +57,6 @@ def operands_of_codes(isa, op, codes, rows, operands, memory):
         for r in range(rows):
             start = (2 * r + parity) * columns
             look_up(isa, powers, 16, codes[r * columns : (r + 1) * columns], operands[start : start + columns])
-
-
-@njit
-def word_context(isa, rounding, op, window, head, top, rows, batch, operands, memory):
-    """Even and odd products of a block with the values, requantised before they leave the registers."""
-    ints, token = memory.ints.ctypes.data, window * op.window_tokens + top
-    start = 4 * ((window * op.heads + head) * op.window_tokens + top) * op.head_dim
-    taps = memory.taps.ctypes.data + start
-    steps = (op.window_tokens + STEP - 1) // STEP
-    zero = memory.ints.ctypes.data + 4 * op.zeros
-    product = Product(
-        operands.ctypes.data,
-        op.row_bytes,
-        memory.panels.ctypes.data + value_panels(op, window, head),
-        steps * STEP_BYTES,
-        zero,
-        steps,
-        steps,
-    )
-    finish = Finish(
-        memory.codes.ctypes.data + op.out * batch + token * op.channels + head * op.head_dim,
-        op.channels // 2,
-        ints + 4 * op.even,
-        ints + 4 * op.context_shift,
-        ints + 4 * op.context_zero,
-        ints + 4 * op.odd,
-        0,
-        0,
-        op.low,
-        op.high,
-        taps + op.tap_even * batch if op.tap_even >= 0 else 0,
-        2 * op.head_dim,
-        4,
-        taps + op.tap_odd * batch,
-    )
-    tiles(isa, rounding, ToContext(), op.head_dim // PANEL, 2 * rows, product, finish, 1)
-
-
-@njit
-def row_map_start(op, window, head, token):
-    return op.map + window % op.windows * op.map_window + head * op.map_head + token * op.map_row
 
 
 @njit
@@ -321,16 +135,6 @@ def log2_sum(op, pairs, exponent, ints):
     """log2(sum of 2^-t) over the softmax's pairs, on the grid of the exponents; 0 without any."""
     table = ints[op.exp2 : op.exp2 + (np.int64(1) << op.exponent_fraction)]
     return log2_of(op, np.int64(sum_of_powers(table, np.int32(op.exponent_fraction), pairs, exponent)), ints)
-
-
-@njit
-def log2_of(op, total, ints):
-    """log2 of a sum of powers, int64; 0 for 0."""
-    if total == 0:
-        return np.int64(0)
-    lead = bit_length(total) - 1
-    mantissa = ((total << op.log2_bits) >> lead) - (np.int64(1) << op.log2_bits)
-    return ((lead - op.exp2_bits) << op.exponent_fraction) + np.int64(ints[op.log2 + mantissa])
 
 
 @njit

@@ -1,4 +1,7 @@
-"""Attention as the engine runs it: the plan, and keys and values packed for the matrix product; attend.py has the rest."""
+"""Attention as the engine runs it: the plan, keys and values packed for the matrix product, and what both ways to attend share.
+
+attend.py has the general way, attend_words.py that of 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import numpy as np
 from numba import njit
 
 from eamsim.engine import softmax
+from eamsim.engine.fixedpoint import bit_length
 from eamsim.engine.isa import pack_key_chunk, pack_value_step
 from eamsim.engine.linear import safe_steps
-from eamsim.engine.memory import CACHE_LINE, Constants, refuse, tap_fields, whole_tiles
+from eamsim.engine.memory import CACHE_LINE, Constants, keep, refuse, tap_fields, whole_tiles
 from eamsim.engine.softmax import COMPUTED, EXCLUDED, IN_SOFTMAX
 from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES
 from eamsim.program import Attention, Value
@@ -247,3 +251,29 @@ def pack_values(op, rows, panels):
         start = token // STEP * STEP_BYTES + token % STEP
         for d in range(op.head_dim):
             panels[start + d // PANEL * steps * STEP_BYTES + d % PANEL * STEP] = np.int8(np.uint8(values[d] - np.uint8(op.v_zero)))
+
+
+@njit
+def keep_no_scores(op, window, head, top, rows, batch, taps):
+    """Of a head without scores: 0 for all that the softmax would have found."""
+    row, pairs = (window * op.heads + head) * op.window_tokens + top, rows * op.window_tokens
+    if max(op.tap_scores, op.tap_exponents, op.tap_log_sum) >= 0:
+        zeros = np.zeros(pairs, np.int32)
+        keep(taps, op.tap_scores * batch, op.item_scores, row * op.window_tokens, zeros)
+        keep(taps, op.tap_exponents * batch, op.item_exponents, row * op.window_tokens, zeros)
+        keep(taps, op.tap_log_sum * batch, op.item_log_sum, row, zeros[:rows])
+
+
+@njit
+def row_map_start(op, window, head, token):
+    return op.map + window % op.windows * op.map_window + head * op.map_head + token * op.map_row
+
+
+@njit
+def log2_of(op, total, ints):
+    """log2 of a sum of powers, int64; 0 for 0."""
+    if total == 0:
+        return np.int64(0)
+    lead = bit_length(total) - 1
+    mantissa = ((total << op.log2_bits) >> lead) - (np.int64(1) << op.log2_bits)
+    return ((lead - op.exp2_bits) << op.exponent_fraction) + np.int64(ints[op.log2 + mantissa])
