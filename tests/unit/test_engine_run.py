@@ -14,7 +14,7 @@ from eamsim import engine, golden
 from eamsim.engine import linear, softmax, team
 from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.engine.memory import Constants
-from eamsim.engine.plan import ATTEND, make_plan
+from eamsim.engine.plan import ATTEND, make_plan, place_values
 from eamsim.errors import UserError
 from eamsim.program import Attention, Datapath, Gather, Linear, Operation, Program, Value
 
@@ -52,6 +52,14 @@ def test_taps_are_int64_by_name_and_change_nothing(program):
     assert set(some) == {name for name in taps if name.endswith(".codes")}
     for name, array in some.items():
         np.testing.assert_array_equal(array, taps[name])
+
+
+def test_a_value_nobody_reads_lies_apart_from_what_is_written_while_it_is_hashed(program):
+    read = next(op for op in program.operations if isinstance(op, Linear) and not op.out.signed)
+    unread = replace(read, out=replace(read.out, name="unread"))
+    at = program.operations.index(read)
+    places, _, _ = place_values(replace(program, operations=(*program.operations[:at], unread, *program.operations[at:])))
+    assert abs(places["unread"] - places[read.out.name]) >= read.out.size
 
 
 def test_an_empty_batch_has_no_logits(program):
@@ -116,7 +124,7 @@ from eamsim import engine, golden
 from eamsim.engine import linear, softmax
 from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.engine.memory import Constants
-from eamsim.engine.plan import ATTEND, make_plan
+from eamsim.engine.plan import ATTEND, make_plan, place_values
 program = random_program(Shape(seed=1))
 engine.load(program).run(random_images(program, 1, 1))
 print(sum(engine.forward.stats.cache_hits.values()), sum(engine.forward.stats.cache_misses.values()))
