@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import ceil, log2, sqrt
 from typing import assert_never
 
+from cost_model.area import ADD_UM2, MULTIPLY_UM2, REGISTER_UM2, element_um2
 from cost_model.energy import evaluate, mac_energy
 from cost_model.hardware import Array, Hardware
 from cost_model.ledger import operation_work
@@ -22,9 +23,6 @@ from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm
 
 MULTIPLY_PJ, ADD_PJ = 3.1 / 32**2, 0.1 / 32
 """Per bit x bit and per bit: Horowitz, ISSCC 2014, 45 nm. They split the figure of a multiply-accumulate into its two parts."""
-MULTIPLY_UM2, ADD_UM2, REGISTER_UM2 = 6350 / 32**2, 278 / 32, 5.98
-"""Per bit x bit and per bit: Aladdin (Shao et al., ISCA 2014), 40 nm library (cmos40_aladdin_mul_area 6.35e3, _add_area 2.78e2,
-_reg_area 5.98), 32-bit units; scaled by us as the energies are."""
 TABLE_UM2 = 1.0
 """Per bit of a table: an estimate, three times a 6T cell of about 0.35 um2 at 45 nm, for the periphery of so small a memory."""
 LOOKUP_BITS, LOOKUP_TABLE_BITS = 8, 8 * 8192
@@ -73,17 +71,16 @@ def price(program: Program, hardware: Hardware, batch: int = 1) -> Price:
     counted = [(operation_work(program, op), steps(program, op)) for op in program.operations]
     work = [(kind, step, getattr(total, kind)) for total, units in counted for kind, step in units.items()]
     return Price(
-        mac=mac_energy(array) * (macs * _pe(array, bits, MULTIPLY_PJ, ADD_PJ) / _pe(array, array.accumulator_bits, MULTIPLY_PJ, ADD_PJ)),
+        mac=mac_energy(array) * (macs * _mac_pj(array, bits) / _mac_pj(array, array.accumulator_bits)),
         vector=sum((step_energy(step, hardware) * count for _, step, count in work), Energy()),
         traffic=moved * (1 / batch),
-        area_um2=array.rows * array.columns * _pe(array, bits, MULTIPLY_UM2, ADD_UM2 + REGISTER_UM2)
+        area_um2=array.rows * array.columns * element_um2(array, bits)
         + hardware.vector.lanes * lane_area([(kind, step) for kind, step, count in work if count]),
     )
 
 
-def _pe(array: Array, accumulator_bits: int, multiply: float, accumulate: float) -> float:
-    """Of one multiplier and its accumulator, at so much per bit x bit and per bit."""
-    return array.left_bits * array.right_bits * multiply + accumulator_bits * accumulate
+def _mac_pj(array: Array, accumulator_bits: int) -> float:
+    return array.left_bits * array.right_bits * MULTIPLY_PJ + accumulator_bits * ADD_PJ
 
 
 def step_energy(step: Step, hardware: Hardware) -> Energy:

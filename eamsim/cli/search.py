@@ -147,7 +147,7 @@ def report(result: dict[str, Any], front: Sequence[dict[str, Any]], out: Path | 
         point_table(shown),
         f"\nLeast energy by granularity (tau {result['tau']:g}, {result['softmax']}; accuracy is no part of it):\n",
         point_table(list(result["best"].values())),
-        "\nms: of the whole batch; uJ: an image. mm2: multipliers, accumulators and SRAM at 45 nm, a proxy (cost_model/area.py).",
+        "\nms: of the whole batch; uJ: an image. mm2: multipliers, accumulators and SRAM, a proxy (cost_model/area.py).",
         *([] if out is None else [f"{out}: {result['points']:,} points; eamsim plot designs {out}"]),
     )
 
