@@ -118,7 +118,7 @@ def assert_agree(program: Program, images: np.ndarray, folder: Path) -> None:
             assert first_difference(expected, found) is None, name
 
 
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=EXAMPLES, print_blob=True, suppress_health_check=[HealthCheck.filter_too_much])
 @given(shape=shapes())
 def test_random_programs(shape: Shape, c_folder: Path):
     rng = np.random.default_rng(shape.seed)

@@ -69,7 +69,7 @@ def assert_digests(program: Program, loaded: engine.Engine, images: np.ndarray, 
 
 
 @pytest.mark.parametrize("name", isa.detect())
-@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
+@settings(max_examples=EXAMPLES, print_blob=True)
 @given(data=st.data())
 def test_engine_equals_golden_at_every_tap(data: st.DataObject, name: str):
     shape = data.draw(shapes(ROUNDINGS if name == isa.detect()[0] else ROUNDINGS[:1]))

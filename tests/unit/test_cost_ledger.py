@@ -155,7 +155,7 @@ shapes = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes)
 def test_every_operation_equals_an_instrumented_golden_run(shape):
     program = random_program(shape)
@@ -205,7 +205,7 @@ def looped_structure(program: Program, op: Attention) -> int:
     return saved
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes)
 def test_structure_saves_what_nothing_depends_on(shape):
     program = random_program(shape)

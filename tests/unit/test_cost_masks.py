@@ -70,7 +70,7 @@ def maps(draw) -> tuple[np.ndarray, np.ndarray]:
     return mask, np.where(mask, generator.integers(0, 16, mask.shape), 0).astype(np.uint8)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(maps(), st.sampled_from([*PLAIN, "tile:2x2", "tile:2x3", "tile:16x16"]))
 def test_bits_equal_what_is_written(frozen, encoding):
     mask, codes = frozen
@@ -78,7 +78,7 @@ def test_bits_equal_what_is_written(frozen, encoding):
     assert bits(mask, codes, 4, encoding) == (None if expected is None else len(expected))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(maps())
 def test_auto_is_the_smallest(frozen):
     mask, codes = frozen

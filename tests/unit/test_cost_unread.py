@@ -24,7 +24,7 @@ shapes = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shapes)
 def test_spoiled_rows_change_no_logit(shape):
     program = random_program(shape)

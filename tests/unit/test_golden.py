@@ -69,7 +69,7 @@ def test_wrap_differs_from_saturate_exactly_where_a_sum_overflows():
     assert saturate.tolist() == [[60], [127]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), wide=st.booleans())
 def test_values_stay_in_their_width_and_bounds_hold(seed, wide):
     """Also for widths that only the golden interpreter takes: 8-bit weights, 6-bit attention, 48-bit accumulators."""

@@ -48,7 +48,7 @@ def alone(row, subject, space) -> dict[str, float]:
     }
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_random_points_equal_the_scalar_functions_to_the_last_bit(data):
     skip = data.draw(st.sampled_from(["none", "gate", "tile", "pair"]))
@@ -76,7 +76,6 @@ def test_points_of_a_published_model_come_in_the_order_of_the_choices():
         assert alone(row, subject, space) == {name: row[name] for name in row if name not in (*CHOICES, "pareto")}
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(*3 * [st.integers(0, 4)]), min_size=1, max_size=30))
 def test_the_front_is_what_no_point_beats(costs):
     def beats(other, point):
