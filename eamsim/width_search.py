@@ -33,7 +33,8 @@ class Trial(Widths):
 
     stage: default, alone (one width, no test of accuracy) or joint; energy_uj: of an image; cost: energy x area, of the default's;
     noise: share of the logits' variance that the default's do not explain; loss, error: of accuracy against the default, a fraction, and
-    its standard error; top1: of the images as they are; kept: it passed the test; search: a digest of the program and the images.
+    the standard error of that of other images (`paired_loss`); top1: of the images as they are; kept: it passed the test; search: a digest
+    of the program and the images.
     """
 
     stage: str
@@ -55,7 +56,7 @@ class Trial(Widths):
 
     @property
     def bound(self) -> float:
-        """What is lost at most, with a confidence of 95 %."""
+        """What another set of as many images loses at most, with a confidence of 95 %."""
         return self.loss + Z * self.error
 
 
@@ -165,15 +166,17 @@ def with_width(widths: Widths, knob: str, bits: int) -> Widths:
 
 
 def paired_loss(right: np.ndarray, base: np.ndarray) -> tuple[float, float]:
-    """Accuracy lost against a base and its standard error, fractions: bool [views, images] each, whether an answer is right.
+    """Accuracy lost against a base, and the standard error of what another set of as many images, seen once, loses; fractions.
 
-    Views of an image are no images of their own: d_i is the mean over them of what image i loses. loss = sum d / (n + 2), error^2 =
-    (sum d^2 + 1 - (sum d)^2 / (n + 2)) / (n + 2)^2: the interval Wald + 2 for matched pairs, which does not vanish where nothing was
-    seen to be lost (Agresti and Min, Statistics in Medicine 24, 2005).
+    right, base: bool [views, images], whether an answer is right. Views of an image are no images of their own: d_i is the mean over them
+    of what image i loses, s_i that of its square. loss = sum d / (n + 2); error^2 = (sum d^2 + sum s + 2 - 2 (sum d)^2 / (n + 2)) /
+    (n + 2)^2: the squared errors of this loss and of one view of the other set, by the interval Wald + 2 for matched pairs, which does
+    not vanish where nothing was seen to be lost (Agresti and Min, Statistics in Medicine 24, 2005).
     """
-    lost = (base.astype(np.float64) - right).mean(axis=0)
-    images = len(lost) + 2
-    return float(lost.sum() / images), float(np.sqrt((lost**2).sum() + 1 - lost.sum() ** 2 / images) / images)
+    lost = base.astype(np.float64) - right
+    mean, images = lost.mean(axis=0), right.shape[1] + 2
+    squares = (mean**2).sum() + (lost**2).mean(axis=0).sum() + 2 - 2 * mean.sum() ** 2 / images
+    return float(mean.sum() / images), float(np.sqrt(squares) / images)
 
 
 def unexplained(logits: np.ndarray, base: np.ndarray) -> float:

@@ -28,7 +28,7 @@ from eamsim.width_search import Enough, Search, Trial, mark, read_trials, write_
 if TYPE_CHECKING:
     from eamsim.engine import Engine
 
-FORMAT = 2
+FORMAT = 3
 """Of a table that --resume continues; to be raised when the code begins to judge otherwise."""
 PEAK_IMAGES = 256
 NAMES = {
@@ -53,7 +53,8 @@ def widths(
         Path, typer.Option("--out", "-o", metavar="Y.eam", help="The program to write; beside it Y.eam.json and Y.eam.widths.csv.")
     ],
     keep: Annotated[
-        float, typer.Option(metavar="POINTS", help="Of top-1 that may be lost, with a confidence of 95 %.", min=0, max=100)
+        float,
+        typer.Option(metavar="POINTS", help="Of top-1 that as many other images may lose, with a confidence of 95 %.", min=0, max=100),
     ] = 0.5,
     hw: Annotated[str, typer.Option(metavar="H.yaml", help="The chip that prices widths: a description or a preset.")] = "small-npu",
     batch: Annotated[int, typer.Option(help="Images per fetch of the weights, for the price.", min=1)] = 1,
@@ -182,8 +183,8 @@ def report(trials: list[Trial], found: dict[str, Any], path: Path) -> tuple[str 
             ("widths, in this order", "energy uJ", "area mm2", "cost", "noise", "lost", "at most", ""),
             [tested_line(each) for each in tested],
         ),
-        f"\nlost: points of {measure} against the default, {judged['images']} images in {judged['views']} views; at most: with a "
-        f"confidence of 95 %. The first beyond {100 * found['keep']:g} ends the search",
+        f"\nlost: points of {measure} against the default, {judged['images']} images in {judged['views']} views; at most: of as many "
+        f"others, with a confidence of 95 %. The first beyond {100 * found['keep']:g} ends the search",
         f"energy {energy:+.1%}, area {area:+.1%} on {found['hardware']['name']}; sums need {sums['proven']} bits, proven "
         f"({sums['observed']} seen on {sums['images']} images)",
         f"{path}: {len(trials)} trials; eamsim plot widths {path}",
