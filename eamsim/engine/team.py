@@ -36,8 +36,8 @@ LONGEST_SLEEP_NS = 1_000_000
 SPINS = 4096
 """Looks at what is finished before the processor is left to others: about 0.1 ms."""
 
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
-FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if platform.system() == "Linux" and sys.byteorder == "little" else None
+MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+FUTEX = {"x86_64": 202, "aarch64": 98}.get(MACHINE) if platform.system() == "Linux" and sys.byteorder == "little" else None
 WAIT_PRIVATE, WAKE_PRIVATE = 128, 129
 YIELD = "SwitchToThread" if os.name == "nt" else "sched_yield"
 
@@ -54,23 +54,12 @@ def fetch_add(typingctx, state, at, amount):
 
 @intrinsic
 def fetch(typingctx, state, at):
-    """state[at] as other threads left it."""
+    """state[at] as other threads left it; not before what this thread added, so that of a sleeper and a waker one sees the other."""
 
     def codegen(context, builder, signature, args):
-        return builder.load_atomic(element(context, builder, signature, args), "acquire", 8)
+        return builder.load_atomic(element(context, builder, signature, args), "seq_cst", 8)
 
     return types.int64(state, types.int64), codegen
-
-
-@intrinsic
-def put(typingctx, state, at, value):
-    """state[at] = value, after all that this thread wrote before."""
-
-    def codegen(context, builder, signature, args):
-        builder.store_atomic(args[2], element(context, builder, signature, args), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(state, types.int64, types.int64), codegen
 
 
 def element(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
@@ -79,11 +68,13 @@ def element(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> A
 
 @intrinsic
 def pause(typingctx):
-    """Tell the processor that this is a waiting loop; nothing where it cannot be told."""
+    """Tell the processor that this is a waiting loop, or hold it up for a moment; nothing where neither is known."""
 
     def codegen(context, builder, signature, args):
-        if IS_X86:
+        if MACHINE == "x86_64":
             builder.call(declare(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
+        elif MACHINE == "aarch64":  # isb empties the pipeline; `yield` most cores skip
+            builder.call(declare(builder, "llvm.aarch64.isb", ir.VoidType(), [I32]), [I32(15)])
         return context.get_dummy_value()
 
     return types.void(), codegen

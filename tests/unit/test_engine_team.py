@@ -2,13 +2,15 @@
 
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import threading
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from numba import njit
+from numba import njit, types
 from programs import Shape, random_images, random_program
 
 from eamsim import engine
@@ -74,6 +76,24 @@ def test_nobody_is_waited_for_who_does_not_come():
 
     team.together(COUNT, ROUNDS, work)
     assert met.is_set()
+
+
+def test_aarch64_keeps_the_order_of_additions_and_looks():
+    """Read from machine code, as it reorders what x86 would not, and no test here meets that.
+
+    Who finds a task finished must find what it wrote, and of a waker and a sleeper one must see the other.
+    """
+    finish = njit(types.void(types.int64[::1], *[types.int64] * 3))(team.finish.py_func)
+    function = re.search(r"^define .*?^}", next(iter(finish.inspect_llvm().values())), re.DOTALL | re.MULTILINE)
+    assert function
+    module = "declare i64 @syscall(i64, ...)\n" + re.sub(r" #\d+", "", function[0])
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    found = []
+    for cpu in ("neoverse-n1", "cortex-a53"):  # one with atomic additions, one without
+        machine = llvm.Target.from_triple("aarch64-unknown-linux-gnu").create_target_machine(cpu=cpu)
+        found.append(re.findall(r"(?m)^\t((?:ld|st|cas|swp)(?:add|a|l|x)\w*)", machine.emit_assembly(llvm.parse_assembly(module))))
+    assert found == [["ldaddal", "ldaddal", "ldar"], ["ldaxr", "stlxr", "ldaxr", "stlxr", "ldar"]]
 
 
 def logits_of_child(seed: int) -> np.ndarray:
