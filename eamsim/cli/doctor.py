@@ -56,7 +56,9 @@ def doctor(as_json: Json = False) -> None:
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux and macOS tell it."""
+    """The processor's name as Linux tells it on x86, else as LLVM knows it."""
+    from llvmlite.binding import get_host_cpu_name
+
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor() or "unknown")
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), get_host_cpu_name())
