@@ -8,11 +8,14 @@ left operand is uint8, row-major, read to the end of the last step and of the la
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic, overload
 
 from eamsim.engine import shuffles, softmax, tile
@@ -35,6 +38,10 @@ class AvxVnni(NamedTuple):
 
 class Avx512Vnni(NamedTuple):
     """vpdpbusd on 512 bits."""
+
+
+class DotProd(NamedTuple):
+    """sdot of aarch64, on 128 bits, of left operands less 128."""
 
 
 class Store(NamedTuple):
@@ -69,8 +76,14 @@ class AddShortResidual(NamedTuple):
     """`AddResidual` of products that int32 holds, and an operand on the scale of the result."""
 
 
-ISAS: dict[str, Any] = {"avx512vnni": Avx512Vnni(), "avxvnni": AvxVnni(), "avx2": Avx2(), "portable": Portable()}
-VECTORS: dict[type, tile.Vectors] = {Avx2: tile.AVX2, AvxVnni: tile.AVX_VNNI, Avx512Vnni: tile.AVX512_VNNI}
+ISAS: dict[str, Any] = {
+    "avx512vnni": Avx512Vnni(),
+    "avxvnni": AvxVnni(),
+    "avx2": Avx2(),
+    "dotprod": DotProd(),
+    "portable": Portable(),
+}
+VECTORS: dict[type, tile.Vectors] = {Avx2: tile.AVX2, AvxVnni: tile.AVX_VNNI, Avx512Vnni: tile.AVX512_VNNI, DotProd: tile.DOTPROD}
 FINISHES: dict[type, Any] = {
     Store: tile.emit_store,
     StoreWords: tile.emit_words,
@@ -90,9 +103,27 @@ def detect() -> list[str]:
         "avx512vnni": has.get("avx512vnni") and has.get("avx512bw"),
         "avxvnni": has.get("avxvnni"),
         "avx2": has.get("avx2"),
+        "dotprod": has_dot_product(),
         "portable": True,
     }
     return [name for name in ISAS if runs[name]]
+
+
+@cache
+def has_dot_product() -> bool:
+    """Whether LLVM, by itself, sums products of bytes with sdot on this machine: on Linux it knows that by the processor's name alone."""
+    triple = llvm.get_default_triple()
+    if not triple.startswith(("aarch64", "arm64")):
+        return False
+    bytes_, sums = ir.VectorType(tile.I8, 16), ir.VectorType(tile.I32, 16)
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(tile.I32, [bytes_, bytes_]), "dot")
+    builder = ir.IRBuilder(function.append_basic_block())
+    left, right = (builder.sext(operand, sums) for operand in function.args)
+    builder.ret(builder.call(tile.declare(builder, "llvm.vector.reduce.add.v16i32", tile.I32, [sums]), [builder.mul(left, right)]))
+    features = llvm.get_host_cpu_features().flatten()
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=llvm.get_host_cpu_name(), features=features)
+    return "sdot" in machine.emit_assembly(llvm.parse_assembly(str(module)))
 
 
 def select(name: str | None = None) -> str:
@@ -166,11 +197,12 @@ def _tiles(isa, rounding, kind, count, rows, product, finish, item_bytes):
         j = 0
         while j < count:
             is_wide = count - j >= wide
+            column = from_bias(isa, advanced(product, 0, j))  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
             for top in range(0, rows, ROWS):
                 i = min(top, rows - ROWS)
-                here, there = advanced(product, i, j), moved(finish, i, j, item_bytes)
+                here, there = advanced(column, i, 0), moved(finish, i, j, item_bytes)
                 if is_wide:
-                    wide_tile(isa, rounding, kind, here, there)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
+                    wide_tile(isa, rounding, kind, here, there)  # pyright: ignore[reportCallIssue]
                 else:
                     narrow_tile(isa, rounding, kind, here, there)  # pyright: ignore[reportCallIssue]
             j += wide if is_wide else 1
@@ -204,6 +236,21 @@ def moved(f, i, j, item_bytes):
         f.tap_item,
         f.tap_odd + i * f.tap_stride + f.tap_item * column,
     )
+
+
+@intrinsic
+def from_bias(typingctx, isa, product):
+    """The product, with the bias from which the sums of this instruction set start."""
+    vectors = VECTORS[isa.instance_class]
+
+    def codegen(context, builder, signature, args):
+        if not vectors.signed:
+            return args[1]
+        bias = builder.ptrtoint(alloca_once(builder, tile.I32, PANEL), tile.I64)
+        tile.emit_bias(builder, vectors, Product(*fields_of(builder, args[1], Product)), bias)
+        return builder.insert_value(args[1], bias, Product._fields.index("bias"))
+
+    return product(isa, product), codegen
 
 
 @intrinsic

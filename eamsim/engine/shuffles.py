@@ -28,18 +28,19 @@ from eamsim.engine.tile import (
 
 LANES, ENTRIES = 32, 256
 WORDS, BYTES = ir.VectorType(I16, LANES), ir.VectorType(I8, LANES)
-SHUFFLES = {32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}
+SHUFFLES = {16: "llvm.aarch64.neon.tbl1.v16i8", 32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}
 
 
 def emit_look_up(builder: ir.IRBuilder, v: Vectors, table, entries, source, target) -> None:
     """target[i] = table[source[i]], uint8, for two vectors of bytes; 0 beyond the `entries`, a multiple of 16.
 
     A byte shuffle looks up 16 entries at a time: saturated, every index but those from 0 to 15 has its highest bit set and gives 0.
+    That of aarch64 gives 0 for them as they are.
     """
     kind = ir.VectorType(I8, 4 * v.lanes)
     add = declare(builder, f"llvm.uadd.sat.v{kind.count}i8", kind, [kind, kind])
     shuffle = declare(builder, SHUFFLES[kind.count], kind, [kind, kind])
-    limit, step = ir.Constant(kind, [0x70] * kind.count), ir.Constant(kind, [16] * kind.count)
+    limit, step = ir.Constant(kind, [0 if kind.count == 16 else 0x70] * kind.count), ir.Constant(kind, [16] * kind.count)
     codes = [load(builder, kind, source, (I64(n), kind.count)) for n in range(2)]
     entry, loop, done = builder.block, builder.append_basic_block("entries"), builder.append_basic_block("found")
     builder.branch(loop)

@@ -58,13 +58,17 @@ class Finish(NamedTuple):
 
 @dataclass(frozen=True)
 class Vectors:
-    """How one instruction set fills a tile of ROWS rows: `panels` panels wide, in vectors of `lanes` int32."""
+    """How one instruction set fills a tile of ROWS rows: `panels` panels wide, in vectors of `lanes` int32.
+
+    signed: its step takes the left bytes for signed; 128 is taken from each before, and `emit_bias` makes up for it. One panel then.
+    """
 
     lanes: int
     panels: int
     sums: ir.VectorType
     step: Callable[[ir.IRBuilder, Any, Any, Any], Any]
     fold: Callable[[ir.IRBuilder, Any], Any]
+    signed: bool = False
 
 
 def avx2_step(builder: ir.IRBuilder, sums: Any, row: Any, column: Any) -> Any:
@@ -88,6 +92,13 @@ def vnni_step(builder: ir.IRBuilder, sums: Any, row: Any, column: Any) -> Any:
     return builder.call(dot, [sums, builder.bitcast(row, operand), builder.bitcast(column, operand)])
 
 
+def sdot_step(builder: ir.IRBuilder, sums: Any, row: Any, column: Any) -> Any:
+    """The same of signed bytes on both sides."""
+    lanes, operand = ir.VectorType(I32, 4), ir.VectorType(I8, 16)
+    dot = declare(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", lanes, [lanes, operand, operand])
+    return builder.call(dot, [sums, builder.bitcast(row, operand), builder.bitcast(column, operand)])
+
+
 def keep_sums(builder: ir.IRBuilder, sums: Any) -> Any:
     return sums
 
@@ -95,6 +106,7 @@ def keep_sums(builder: ir.IRBuilder, sums: Any) -> Any:
 AVX2 = Vectors(8, 1, ir.VectorType(I16, 16), avx2_step, avx2_fold)
 AVX_VNNI = Vectors(8, 1, ir.VectorType(I32, 8), vnni_step, keep_sums)
 AVX512_VNNI = Vectors(16, 4, ir.VectorType(I32, 16), vnni_step, keep_sums)
+DOTPROD = Vectors(4, 1, ir.VectorType(I32, 4), sdot_step, keep_sums, signed=True)
 
 
 def emit_product(builder: ir.IRBuilder, v: Vectors, panels: int, p: Product) -> Sums:
@@ -120,12 +132,9 @@ def emit_product(builder: ir.IRBuilder, v: Vectors, panels: int, p: Product) -> 
     builder.position_at_end(step)
     k = builder.phi(I64)
     sums = {cell: builder.phi(v.sums) for cell in cells}
-    columns = [
-        load(builder, result, p.b, (p.b_stride, j * v.lanes // PANEL), (k, STEP_BYTES), (I64(j * v.lanes % PANEL), 4)) for j in range(count)
-    ]
-    following = {}
+    columns, following = columns_of(builder, v, panels, p, k), {}
     for i in range(ROWS):
-        row = broadcast(builder, load(builder, I32, p.a, (p.a_stride, i), (k, STEP)), result)
+        row = row_of(builder, v, load(builder, I32, p.a, (p.a_stride, i), (k, STEP)))
         for j in range(count):
             following[i, j] = v.step(builder, sums[i, j], row, columns[j])
     after = builder.add(k, I64(1))
@@ -142,6 +151,29 @@ def emit_product(builder: ir.IRBuilder, v: Vectors, panels: int, p: Product) -> 
         phi.add_incoming(again, fold)
     builder.position_at_end(finished)
     return totals
+
+
+def columns_of(builder: ir.IRBuilder, v: Vectors, panels: int, p: Product, k: Any) -> list[Any]:
+    """Step k of the right operand."""
+    places = [divmod(j * v.lanes, PANEL) for j in range(panels * PANEL // v.lanes)]
+    return [load(builder, ir.VectorType(I32, v.lanes), p.b, (p.b_stride, panel), (k, STEP_BYTES), (I64(at), 4)) for panel, at in places]
+
+
+def row_of(builder: ir.IRBuilder, v: Vectors, four: Any) -> Any:
+    """The operand for all columns of a step of one row: its four bytes, each less 128 if the step takes them for signed."""
+    return broadcast(builder, builder.xor(four, I32(0x80808080)) if v.signed else four, ir.VectorType(I32, v.lanes))
+
+
+def emit_bias(builder: ir.IRBuilder, v: Vectors, p: Product, target: Any) -> None:
+    """The bias of one panel, int32 at `target`, less the sums that a row of zeros has."""
+    zeros, kind = row_of(builder, v, I32(0)), ir.VectorType(I32, v.lanes)
+
+    def add(k: Any, sums: list[Any]) -> list[Any]:
+        return [v.step(builder, total, zeros, column) for total, column in zip(sums, columns_of(builder, v, 1, p, k), strict=True)]
+
+    for j, total in enumerate(each_vector(builder, p.steps, [ir.Constant(kind, None)] * (PANEL // v.lanes), add)):
+        at = (I64(j * v.lanes), 4)
+        store(builder, builder.sub(load(builder, kind, p.bias, at), total), target, at)
 
 
 def emit_store(builder: ir.IRBuilder, rounding: str, v: Vectors, sums: Sums, f: Finish) -> None:
@@ -380,14 +412,14 @@ def emit_peak(builder: ir.IRBuilder, v: Vectors, steps) -> int:
     """
     kind, count = ir.VectorType(I32, v.lanes), v.panels * PANEL // v.lanes * ROWS
     start, entry, loop, done = I64(0), builder.block, builder.append_basic_block("loop"), builder.append_basic_block("done")
-    column = ir.Constant(kind, [1] * v.lanes)
+    column, register = ir.Constant(kind, [1] * v.lanes), "w" if v is DOTPROD else "v"
     builder.branch(loop)
     builder.position_at_end(loop)
     k, row, sums = builder.phi(I64), builder.phi(kind), [builder.phi(v.sums) for _ in range(count)]
     unseen, following = row, []
     for index, total in enumerate(sums):
         if index == 0 or v.step is avx2_step:
-            unseen = builder.asm(ir.FunctionType(kind, [kind]), "", "=v,0", [unseen], side_effect=False)
+            unseen = builder.asm(ir.FunctionType(kind, [kind]), "", f"={register},0", [unseen], side_effect=False)
         following.append(v.step(builder, total, unseen, column))
     after = builder.add(k, I64(1))
     builder.cbranch(builder.icmp_signed("<", after, steps), loop, done)
@@ -397,5 +429,5 @@ def emit_peak(builder: ir.IRBuilder, v: Vectors, steps) -> int:
         phi.add_incoming(again, loop)
     builder.position_at_end(done)
     for total in following:
-        builder.asm(ir.FunctionType(ir.VoidType(), [v.sums]), "", "v", [total], side_effect=True)
+        builder.asm(ir.FunctionType(ir.VoidType(), [v.sums]), "", register, [total], side_effect=True)
     return count * v.lanes * STEP

@@ -1,5 +1,8 @@
-"""The matrix product of every instruction set against NumPy; AVX-512 by its tile's structure and its assembly."""
+"""The matrix product of every instruction set against NumPy; of those this machine lacks, a tile's structure and its assembly."""
 
+import re
+from dataclasses import replace
+from functools import partial
 from itertools import product as product_of
 from typing import NamedTuple
 
@@ -9,7 +12,7 @@ import pytest
 from llvmlite import ir
 from numba import njit
 
-from eamsim.engine import isa, linear, tile
+from eamsim.engine import isa, linear, shuffles, tile
 from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.errors import UserError
 
@@ -23,35 +26,40 @@ class EmulatedVnni(NamedTuple):
     """The AVX-512 tile with vpdpbusd spelled out in generic IR, for machines without it."""
 
 
-def emulated_step(builder: ir.IRBuilder, sums, row, column):
-    v64i8, v64i32 = ir.VectorType(ir.IntType(8), 64), ir.VectorType(ir.IntType(32), 64)
-    left = builder.zext(builder.bitcast(row, v64i8), v64i32)
-    right = builder.sext(builder.bitcast(column, v64i8), v64i32)
-    products = builder.mul(left, right)
+class EmulatedDotProd(NamedTuple):
+    """The tile of aarch64 with sdot spelled out."""
+
+
+def emulated_step(builder: ir.IRBuilder, sums, row, column, signed: bool):
+    lanes = sums.type.count
+    narrow, wide = (ir.VectorType(ir.IntType(bits), 4 * lanes) for bits in (8, 32))
+    left = (builder.sext if signed else builder.zext)(builder.bitcast(row, narrow), wide)
+    products = builder.mul(left, builder.sext(builder.bitcast(column, narrow), wide))
     for byte in range(4):
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), 16), [4 * lane + byte for lane in range(16)])
-        sums = builder.add(sums, builder.shuffle_vector(products, ir.Constant(v64i32, ir.Undefined), lanes))
+        order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [4 * lane + byte for lane in range(lanes)])
+        sums = builder.add(sums, builder.shuffle_vector(products, ir.Constant(wide, ir.Undefined), order))
     return sums
 
 
 @pytest.fixture
 def emulated(monkeypatch):
-    vnni = isa.VECTORS[isa.Avx512Vnni]
-    monkeypatch.setitem(isa.VECTORS, EmulatedVnni, tile.Vectors(vnni.lanes, vnni.panels, vnni.sums, emulated_step, vnni.fold))
-    return EmulatedVnni()
+    """By the name of what is emulated."""
+    for like, vectors in ((EmulatedVnni, tile.AVX512_VNNI), (EmulatedDotProd, tile.DOTPROD)):
+        monkeypatch.setitem(isa.VECTORS, like, replace(vectors, step=partial(emulated_step, signed=vectors.signed)))
+    return {"emulated vpdpbusd": EmulatedVnni(), "emulated sdot": EmulatedDotProd()}
 
 
 def tagged(*names: str):
-    """Runs a test with each of these instruction sets, or `emulated`, as its argument `tag`."""
+    """Runs a test with each of these instruction sets, or emulated ones, as its argument `tag`."""
 
     def tag(request):
-        return request.getfixturevalue("emulated") if request.param == "emulated" else isa.ISAS[request.param]
+        return isa.ISAS[request.param] if request.param in isa.ISAS else request.getfixturevalue("emulated")[request.param]
 
     return pytest.fixture(params=names)(tag)
 
 
-tag = tagged(*isa.detect(), "emulated")
-tiled = tagged(*(name for name in isa.detect() if name != "portable"), "emulated")
+tag = tagged(*isa.detect(), "emulated vpdpbusd", "emulated sdot")
+tiled = tagged(*(name for name in isa.detect() if name != "portable"), "emulated vpdpbusd")
 native = tagged(*isa.detect())
 
 
@@ -192,8 +200,8 @@ def test_look_up_reads_a_table_and_gives_0_beyond_it(native, entries, size):
     np.testing.assert_array_equal(target, np.pad(table, (0, 256 - entries))[source])
 
 
-def assembly(emit, cpu: str) -> str:
-    """Machine code for another processor of what `emit` builds from sixteen numbers."""
+def assembly(emit, triple: str, cpu: str) -> str:
+    """Machine code for another processor of what `emit` builds from numbers."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = ir.Module()
@@ -201,23 +209,59 @@ def assembly(emit, cpu: str) -> str:
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     emit(builder, function.args)
     builder.ret_void()
-    machine = llvm.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine(cpu=cpu, opt=3)
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
     return machine.emit_assembly(llvm.parse_assembly(str(module)))
 
 
-@pytest.mark.parametrize(("name", "cpu", "register"), [("avx512vnni", "icelake-server", "zmm"), ("avxvnni", "alderlake", "ymm")])
-def test_a_vnni_tile_compiles_to_vpdpbusd(name, cpu, register):
-    """Its accumulators in registers: one instruction for each, and no spill of a vector inside the loop."""
+X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+DOTS = {
+    "avx512vnni": (X86, "icelake-server", "vpdpbusd", r"zmm.*Spill"),
+    "avxvnni": (X86, "alderlake", "vpdpbusd", r"ymm.*Spill"),
+    "dotprod": (ARM, "neoverse-n1", "sdot", r"\bq\d+, .*\[sp"),
+}
+
+
+def emit_tile(name: str, kind: type, builder: ir.IRBuilder, numbers) -> None:
     vectors = isa.VECTORS[type(isa.ISAS[name])]
+    sums = tile.emit_product(builder, vectors, vectors.panels, tile.Product(*numbers[:7]))
+    isa.FINISHES[kind](builder, "half_up", vectors, sums, tile.Finish(*numbers[7:]))
 
-    def emit(builder: ir.IRBuilder, numbers):
-        sums = tile.emit_product(builder, vectors, vectors.panels, tile.Product(*numbers[:7]))
-        tile.emit_store(builder, "floor", vectors, sums, tile.Finish(*numbers[7:]))
 
-    text = assembly(emit, cpu)
-    loop = text[: text.rindex("vpdpbusd")][text.index("vpdpbusd") :]
-    assert text.count("vpdpbusd") == tile.ROWS * vectors.panels * tile.PANEL // vectors.lanes
-    assert not [line for line in loop.splitlines() if register in line and "Spill" in line]
+@pytest.mark.parametrize("name", DOTS)
+def test_a_tile_compiles_to_dot_products(name):
+    """Its accumulators in registers: one instruction for each, and no spill of a vector inside the loop."""
+    triple, cpu, dot, spill = DOTS[name]
+    vectors, text = isa.VECTORS[type(isa.ISAS[name])], assembly(partial(emit_tile, name, isa.Store), triple, cpu)
+    loop = text[: text.rindex(dot)][text.index(dot) :]
+    assert text.count(dot) == tile.ROWS * vectors.panels * tile.PANEL // vectors.lanes
+    assert not re.search(spill, loop)
+
+
+# Of aarch64; fmov moves bits and is none.
+FLOAT = re.compile(r"\b(f(add|sub|mul|div|n?m(add|sub)|ml[as]|abs|neg|sqrt|cm|ccmp|max|min|cvt|rint)\w*|[su]cvtf)\b")
+LONG = (isa.ToCodes, isa.ToValues, isa.AddResidual, isa.ToContext)
+
+
+@pytest.mark.parametrize("kind", isa.FINISHES)
+def test_a_tile_of_aarch64_finishes_in_integer_vectors(kind):
+    text = assembly(partial(emit_tile, "dotprod", kind), *DOTS["dotprod"][:2])
+    assert not FLOAT.search(text)
+    assert ("smull" in text) == (kind in LONG)  # of 64 bits it multiplies no vectors
+
+
+def test_float_instructions_of_aarch64_would_be_seen():
+    def emit(builder: ir.IRBuilder, numbers) -> None:
+        halved = builder.fmul(builder.sitofp(numbers[0], ir.DoubleType()), ir.Constant(ir.DoubleType(), 0.3))
+        tile.store(builder, builder.fptosi(halved, tile.I64), numbers[1])
+
+    assert len(FLOAT.findall(assembly(emit, *DOTS["dotprod"][:2]))) == 3
+
+
+def test_a_table_of_aarch64_is_read_by_shuffles_and_the_peak_is_of_dot_products():
+    vectors, target = tile.DOTPROD, DOTS["dotprod"][:2]
+    assert "tbl" in assembly(lambda builder, numbers: shuffles.emit_look_up(builder, vectors, *numbers[:4]), *target)
+    text = assembly(lambda builder, numbers: tile.emit_peak(builder, vectors, numbers[0]), *target)
+    assert text.count("sdot") == tile.ROWS * tile.PANEL // vectors.lanes
 
 
 def test_the_instruction_set_is_the_argument_then_the_environment_then_the_fastest(monkeypatch):
