@@ -34,6 +34,7 @@ def evaluate(
     images = open_images(data, preprocessing, limit, labels)
     check_labels(images, program.output.size)
     engine = load_engine(program, threads, isa)
+    del program  # whose weights the engine has packed
     with progress("evaluated", len(images)) as advance:
         result = measure(engine, images, batch, advance)
     engine_speed, whole_speed = result["images_per_second"], result["images_per_second_with_decoding"]

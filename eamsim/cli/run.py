@@ -34,6 +34,7 @@ def run(
     program, preprocessing, labels = read_model(model)
     image_set = open_images(images, preprocessing, labels=labels)
     engine = load_engine(program, threads, isa)
+    del program  # whose weights the engine has packed
     logits = np.concatenate([engine.run(batch) for batch in image_set.batches(32)])
     best = np.argsort(-logits.astype(np.int64), axis=1, kind="stable")[:, :top]
     results = [
