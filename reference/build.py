@@ -17,7 +17,7 @@ from eamsim.images import ImageSet, open_images
 from eamsim.program import Program, Softmax
 from reference.budget import Budget, make_rungs
 from reference.budget_search import Bench, build_within, logit_scale
-from reference.entropy import AttentionStatistics
+from reference.entropy import AttentionStatistics, Summary, layer_bytes, layer_groups
 from reference.fakequant import collect_attention
 from reference.freeze import Freezing, FrozenMap, freeze
 from reference.lower import lower, provenance
@@ -29,6 +29,8 @@ from reference.repq import Calibrated, Mode, calibrate
 from reference.swin import Swin
 
 BATCH = 16
+STATISTICS_BYTES = 4 << 30
+"""At most so much for histograms, as `eamsim entropy` has it; more layers take more passes over the images."""
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """(what, total) -> a context that yields `advance(steps)`."""
@@ -120,22 +122,41 @@ def attention_statistics(
     progress: Progress,
     change: OutputChange | None = None,
     share_windows: bool = False,
+) -> Summary:
+    """Entropies and means of every attention weight of every block, over all images; `change`, if given, is fed in the same passes."""
+    maps = maps_of(model.network, share_windows)
+    summary = Summary(dict(enumerate(maps)))
+    for group in layer_groups([layer_bytes(each.shape, each.per_image * len(images)) for each in maps], STATISTICS_BYTES):
+        name = "attention maps" if len(group) == len(maps) else f"attention maps, layers {group[0]}-{group[-1]}"
+        with progress(name, len(images)) as advance:
+            summary.take(_counted(model, images, {layer: maps[layer] for layer in group}, advance, change, share_windows))
+    return summary
+
+
+def _counted(
+    model: Model | Calibrated,
+    images: ImageSet,
+    maps: dict[int, Maps],
+    advance: Callable[[int], None],
+    change: OutputChange | None,
+    share_windows: bool,
 ) -> AttentionStatistics:
-    """Histograms and means of every attention weight of every block, over all images; `change`, if given, is fed in the same pass."""
+    """The statistics of some layers."""
     network = model.network
-    statistics = AttentionStatistics(dict(enumerate(maps_of(network, share_windows))), len(images))
+    statistics = AttentionStatistics(maps, len(images))
 
-    def consume(block: int, maps: Tensor, values: Tensor) -> None:
+    def consume(block: int, found: Tensor, values: Tensor) -> None:
+        if block not in maps:
+            return
         if share_windows and isinstance(network, Swin):
-            maps, values = network.share(block, maps), network.share(block, values)
-        statistics.add(block, maps.numpy())
+            found, values = network.share(block, found), network.share(block, values)
+        statistics.add(block, found.numpy())
         if change:
-            change.add(block, maps, values)
+            change.add(block, found, values)
 
-    with progress("attention maps", len(images)) as advance:
-        for batch in images.batches(BATCH):
-            collect_attention(model, [batch], consume)
-            advance(len(batch))
+    for batch in images.batches(BATCH):
+        collect_attention(model, [batch], consume)
+        advance(len(batch))
     return statistics
 
 
@@ -148,12 +169,12 @@ def maps_of(network: Network, share_windows: bool) -> tuple[Maps, ...]:
     return network.shared_maps
 
 
-def frozen_maps(statistics: AttentionStatistics, freezing: Freezing, change: OutputChange | None = None) -> list[FrozenMap]:
+def frozen_maps(statistics: Summary, freezing: Freezing, change: OutputChange | None = None) -> list[FrozenMap]:
     """The chosen attention weights, block by block (Eq. 15); `change` is what the order `output` needs."""
     return freeze(scores(statistics, freezing, change), means(statistics), freezing)
 
 
-def scores(statistics: AttentionStatistics, freezing: Freezing, change: OutputChange | None = None) -> list[np.ndarray]:
+def scores(statistics: Summary, freezing: Freezing, change: OutputChange | None = None) -> list[np.ndarray]:
     """What `freeze` looks for the lowest of, block by block: it depends on the order and the granularity alone.
 
     An excluded pair's is infinite: its weight is 0 anyway, and to freeze it would only swell the share.
@@ -165,24 +186,24 @@ def scores(statistics: AttentionStatistics, freezing: Freezing, change: OutputCh
     return found
 
 
-def means(statistics: AttentionStatistics) -> list[np.ndarray]:
+def means(statistics: Summary) -> list[np.ndarray]:
     """The mean map of every block."""
-    return [statistics.mean(block) for block in statistics.counts]
+    return list(statistics.mean.values())
 
 
-def _block_scores(block: int, statistics: AttentionStatistics, freezing: Freezing, change: OutputChange | None) -> np.ndarray:
+def _block_scores(block: int, statistics: Summary, freezing: Freezing, change: OutputChange | None) -> np.ndarray:
     match freezing.order:
         case "entropy":
-            return statistics.entropy(block)
+            return statistics.entropy[block]
         case "variance":
-            return statistics.variance(block)
+            return statistics.variance[block]
         case "random":
-            return statistics.mean(block)  # for its shape
+            return statistics.mean[block]  # for its shape
         case "output":
             if change is None:
                 raise UserError("order: output needs the values too, got statistics of the maps alone; collect an OutputChange with them")
             whole_rows = freezing.granularity in ("row", "head")
-            return change.rows(block, statistics.mean(block)) if whole_rows else change.weights(block, statistics.variance(block))
+            return change.rows(block, statistics.mean[block]) if whole_rows else change.weights(block, statistics.variance[block])
         case _:
             assert_never(freezing.order)
 

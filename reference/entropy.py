@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numba import njit, prange
@@ -93,6 +94,40 @@ class AttentionStatistics:
         if not self.seen[layer]:
             raise UserError(f"layer {layer} attention maps: must be of at least one image, got none; the calibration data are empty")
         return self.seen[layer]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the freezing reads of the statistics, by layer, each float32 [maps, tokens, tokens] as `AttentionStatistics` has it.
+
+    maps: what was measured; samples: images (or windows, where they share maps) each layer was given.
+    """
+
+    maps: dict[int, Maps]
+    samples: dict[int, int] = field(default_factory=dict)
+    entropy: dict[int, np.ndarray] = field(default_factory=dict)
+    mean: dict[int, np.ndarray] = field(default_factory=dict)
+    variance: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def take(self, statistics: AttentionStatistics) -> None:
+        """The layers that these statistics hold, whose counters are needed no more."""
+        for layer in statistics.maps:
+            self.samples[layer] = statistics.images_of(layer)
+            self.entropy[layer] = statistics.entropy(layer)
+            self.mean[layer] = statistics.mean(layer)
+            self.variance[layer] = statistics.variance(layer)
+
+
+def layer_groups(needed: Sequence[int], memory_bytes: int) -> list[range]:
+    """The layers, which need so many bytes each, in groups that take at most `memory_bytes`, or are of one layer that takes more."""
+    groups = [range(0)]
+    for layer in range(len(needed)):
+        group = range(groups[-1].start, layer + 1)
+        if len(group) == 1 or sum(needed[each] for each in group) <= memory_bytes:
+            groups[-1] = group
+        else:
+            groups.append(range(layer, layer + 1))
+    return groups
 
 
 def counter(images: int) -> type[np.uint16 | np.uint32]:

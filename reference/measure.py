@@ -16,7 +16,7 @@ from eamsim.errors import BadFile, UserError
 from eamsim.images import ImageSet, open_images
 from reference.build import Progress, calibrate_on, parameters_sha256
 from reference.divergence import divergence
-from reference.entropy import AttentionStatistics, layer_bytes
+from reference.entropy import AttentionStatistics, layer_bytes, layer_groups
 from reference.fakequant import collect_maps
 from reference.maps import Maps
 from reference.models import Model, load_model
@@ -90,7 +90,7 @@ def measure(
     maps, heads = network.maps, tuple(block.heads for block in network.blocks)
     excluded = tuple(layer for layer, each in enumerate(maps) if each.excluded is not None)
     header = Header(tuple(each.shape for each in maps), heads, excluded, len(images), tuple(models), histograms, origin, command)
-    groups = layer_groups(header, memory_bytes)
+    groups = groups_within(header, memory_bytes)
     run = _Run(path.with_name(path.name + ".progress"), models, images, header, groups)
 
     write_statistics(path, header, (arrays for group in groups for arrays in run.results(group, progress, last=group is groups[-1])))
@@ -98,20 +98,13 @@ def measure(
     return run.passes / run.seconds if run.passes else 0.0
 
 
-def layer_groups(header: Header, memory_bytes: int) -> list[range]:
+def groups_within(header: Header, memory_bytes: int) -> list[range]:
     """The layers in groups whose statistics, of all models, take at most so much memory; UserError if one layer takes more."""
     needed = [layer_bytes(shape, header.images) * len(header.sources) for shape in header.shapes]
     if max(needed) > memory_bytes:
         gib = (max(needed) / GIB, memory_bytes / GIB)
         raise UserError(f"--memory: expected at least {gib[0]:.3f} GiB, what one layer needs, got {gib[1]:.3f}; raise it")
-    groups = [range(0)]
-    for layer in range(header.layers):
-        group = range(groups[-1].start, layer + 1)
-        if sum(needed[each] for each in group) <= memory_bytes:
-            groups[-1] = group
-        else:
-            groups.append(range(layer, layer + 1))
-    return groups
+    return layer_groups(needed, memory_bytes)
 
 
 class _Run:

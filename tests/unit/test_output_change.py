@@ -52,11 +52,27 @@ def contributions(calibrated, block: int, values):
     return torch.einsum("nhjc,ohc->nhjo", values, weight)
 
 
+def test_layers_one_at_a_time_give_the_same(measured, monkeypatch):
+    calibrated, whole, change, _ = measured
+    images = open_images([DIGITS / "digits_calib.npz"], calibrated.model.preprocessing, 48)
+    monkeypatch.setattr("reference.build.STATISTICS_BYTES", 1)
+    again = OutputChange(calibrated.network)
+
+    statistics = attention_statistics(calibrated, images, progress, again)
+
+    assert len(whole.maps) > 1
+    assert statistics.samples == whole.samples
+    for block in whole.maps:
+        for name in ("entropy", "mean", "variance"):
+            np.testing.assert_array_equal(getattr(statistics, name)[block], getattr(whole, name)[block])
+        np.testing.assert_array_equal(again.rows(block, whole.mean[block]), change.rows(block, whole.mean[block]))
+
+
 def test_rows_are_the_exact_mean_squared_change(measured):
     calibrated, statistics, change, seen = measured
     rng = np.random.default_rng(0)
     for block, (maps, values) in enumerate(seen):
-        frozen = statistics.mean(block) + rng.normal(0, 0.01, statistics.maps[0].shape)
+        frozen = statistics.mean[block] + rng.normal(0, 0.01, statistics.maps[0].shape)
         difference = (maps - torch.from_numpy(frozen)) @ contributions(calibrated, block, values)
         expected = difference.square().sum(dim=3).mean(dim=0).numpy()
         if block == len(seen) - 1:
@@ -74,7 +90,7 @@ def test_weights_are_the_variance_times_the_mean_squared_norm_of_what_they_multi
         if block == len(seen) - 1:
             expected[:, 1:] = 0
 
-        np.testing.assert_allclose(change.weights(block, statistics.variance(block)), expected, rtol=1e-2, atol=1e-5 * expected.max())
+        np.testing.assert_allclose(change.weights(block, statistics.variance[block]), expected, rtol=1e-2, atol=1e-5 * expected.max())
 
 
 def test_rows_of_the_last_block_that_nothing_reads_are_frozen_for_free(measured):

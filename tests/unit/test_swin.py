@@ -215,12 +215,11 @@ def test_shared_maps_are_measured_on_the_windows_without_excluded_pairs(calibrat
     collect_maps(calibrated, images.batches(12), lambda block, maps: seen.setdefault(block, maps.copy()))
     statistics = attention_statistics(calibrated, images, progress, share_windows=True)
 
-    assert statistics.images == 12
     for block, heads in enumerate((2, 2, 4, 4)):
         maps = seen[block].reshape(12, -1, heads, 16, 16)
         whole = maps[:, :1] if block == SHIFTED else maps
-        np.testing.assert_allclose(statistics.mean(block), whole.mean(axis=(0, 1), dtype=np.float64), rtol=1e-6)
-        assert statistics.images_of(block) == 12 * whole.shape[1]
+        np.testing.assert_allclose(statistics.mean[block], whole.mean(axis=(0, 1), dtype=np.float64), rtol=1e-6)
+        assert statistics.samples[block] == 12 * whole.shape[1]
 
 
 def test_a_shared_map_is_the_same_map_in_every_window(calibrated, images):
