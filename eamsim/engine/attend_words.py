@@ -7,11 +7,12 @@ from numba import njit
 from numba.extending import overload
 
 from eamsim.engine.attention import keep_no_scores, key_bias, key_panels, log2_of, row_map_start, value_panels
+from eamsim.engine.epilogue import Finish
 from eamsim.engine.fixedpoint import Floor, HalfEven
 from eamsim.engine.isa import Avx512Vnni, StoreWords, ToContext, exponents_of, operands_of, publish_row, tiles
 from eamsim.engine.memory import keep
 from eamsim.engine.softmax import LANES, Exponents, Operands, Published
-from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
+from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Product
 
 
 def in_words(isa, rounding, op, window, head, top, rows, batch, memory):

@@ -18,9 +18,10 @@ from numba import njit, types
 from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic, overload
 
-from eamsim.engine import shuffles, softmax, tile
+from eamsim.engine import epilogue, shuffles, softmax, tile
+from eamsim.engine.epilogue import Finish
 from eamsim.engine.fixedpoint import ROUNDINGS, Floor
-from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
+from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Product
 from eamsim.errors import UserError
 
 
@@ -85,14 +86,14 @@ ISAS: dict[str, Any] = {
 }
 VECTORS: dict[type, tile.Vectors] = {Avx2: tile.AVX2, AvxVnni: tile.AVX_VNNI, Avx512Vnni: tile.AVX512_VNNI, DotProd: tile.DOTPROD}
 FINISHES: dict[type, Any] = {
-    Store: tile.emit_store,
-    StoreWords: tile.emit_words,
-    ToContext: tile.emit_context,
-    ToCodes: tile.emit_codes,
-    ToValues: tile.emit_values,
-    AddResidual: tile.emit_residual,
-    ToShortCodes: tile.emit_short_codes,
-    AddShortResidual: tile.emit_short_residual,
+    Store: epilogue.emit_store,
+    StoreWords: epilogue.emit_words,
+    ToContext: epilogue.emit_context,
+    ToCodes: epilogue.emit_codes,
+    ToValues: epilogue.emit_values,
+    AddResidual: epilogue.emit_residual,
+    ToShortCodes: epilogue.emit_short_codes,
+    AddShortResidual: epilogue.emit_short_residual,
 }
 
 

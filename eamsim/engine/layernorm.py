@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from eamsim.engine import tile
+from eamsim.engine import epilogue, tile
 from eamsim.engine.fixedpoint import ROUNDINGS, bit_length, clip, isqrt_each, round_narrow
 from eamsim.engine.memory import Constants, keep, refuse, store_row, tap_fields
 from eamsim.program import LayerNorm
@@ -136,18 +136,18 @@ def emit_norm(builder: ir.IRBuilder, rounding: str, row: NormRow) -> None:
     scale_shift, half = tile.broadcast(builder, builder.trunc(row.scale_shift, tile.I32), narrow), ir.Constant(wide, [32] * wide.count)
 
     def channels(n: Any, so_far: list[Any]) -> list[Any]:
-        gains = tile.signed_halves(builder, tile.load(builder, narrow, row.gain, (n, 4 * LANES)))
+        gains = epilogue.signed_halves(builder, tile.load(builder, narrow, row.gain, (n, 4 * LANES)))
         totals, normalised = [], []
-        for parity, x in enumerate(tile.signed_halves(builder, tile.load(builder, narrow, row.x, (n, 4 * LANES)))):
-            t = tile.add_half(builder, rounding, builder.sub(builder.mul(x, factor), centre), shift)
+        for parity, x in enumerate(epilogue.signed_halves(builder, tile.load(builder, narrow, row.x, (n, 4 * LANES)))):
+            t = epilogue.add_half(builder, rounding, builder.sub(builder.mul(x, factor), centre), shift)
             t = builder.ashr(builder.shl(builder.lshr(t, shift), half), half)  # its low half is all of it
             normalised.append(t)
             offset = tile.load(builder, wide, row.offset, (n, 8 * LANES), (tile.I64(parity), 4 * LANES))
             totals.append(builder.add(builder.mul(t, gains[parity]), offset))
         with builder.if_then(builder.icmp_signed("!=", row.tap, tile.I64(0)), likely=False):
-            whole = tile.interleave(builder, normalised[0], normalised[1], ir.Constant(wide, None), ir.Constant(wide, None))
+            whole = epilogue.interleave(builder, normalised[0], normalised[1], ir.Constant(wide, None), ir.Constant(wide, None))
             tile.store(builder, whole, row.tap, (n, 4 * LANES))
-        value = tile.rounded(builder, rounding, totals, scale_shift, None, row.low, row.high)
+        value = epilogue.rounded(builder, rounding, totals, scale_shift, None, row.low, row.high)
         tile.store(builder, builder.trunc(value, ir.VectorType(tile.I8, LANES)), row.out, (n, LANES))
         return so_far
 

@@ -8,10 +8,11 @@ import numpy as np
 from numba import njit
 from numba.extending import overload
 
+from eamsim.engine.epilogue import Finish
 from eamsim.engine.fixedpoint import Floor, HalfUp, clip, round_shift
 from eamsim.engine.isa import AddResidual, AddShortResidual, Portable, ToCodes, ToShortCodes, ToValues, gemm, look_up, tiles
 from eamsim.engine.memory import Constants, keep, refuse, store_row, tap_fields
-from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Finish, Product
+from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Product
 from eamsim.program import Epilogue, Gelu, Linear, Raw, Requant, Residual, Value
 
 FIELDS = (

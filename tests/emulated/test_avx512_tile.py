@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 import pytest
 from llvmlite import ir
 
-from eamsim.engine import isa, shuffles, tile
+from eamsim.engine import epilogue, isa, shuffles, tile
 
 HERE = Path(__file__).parent
 IMAGE_BYTES = 20 * 16 * 63 * 512  # the disk geometry in bochsrc
@@ -38,7 +38,7 @@ def compile_tiles(target: Path) -> None:
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         a, a_stride, b, b_stride, bias, out, out_stride, steps, safe_steps = function.args
         sums = tile.emit_product(builder, vectors, panels, tile.Product(a, a_stride, b, b_stride, bias, steps, safe_steps))
-        tile.emit_store(builder, "floor", vectors, sums, tile.Finish(out, out_stride, *[tile.I64(0)] * 12))
+        epilogue.emit_store(builder, "floor", vectors, sums, epilogue.Finish(out, out_stride, *[tile.I64(0)] * 12))
         builder.ret_void()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [tile.I64] * 4), "look_up")
     builder = ir.IRBuilder(function.append_basic_block("entry"))

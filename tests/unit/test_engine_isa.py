@@ -12,7 +12,7 @@ import pytest
 from llvmlite import ir
 from numba import njit
 
-from eamsim.engine import isa, linear, shuffles, tile
+from eamsim.engine import epilogue, isa, linear, shuffles, tile
 from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.errors import UserError
 
@@ -119,7 +119,7 @@ def finish_tiles(
     product = tile.Product(a.ctypes.data, a_stride, panels.ctypes.data, steps * tile.STEP_BYTES, bias.ctypes.data, steps, safe_steps)
     columns = count * tile.PANEL
     change, low, high = limits
-    finish = tile.Finish(
+    finish = epilogue.Finish(
         out.ctypes.data,
         item * columns,
         multiplier.ctypes.data,
@@ -224,7 +224,7 @@ DOTS = {
 def emit_tile(name: str, kind: type, builder: ir.IRBuilder, numbers) -> None:
     vectors = isa.VECTORS[type(isa.ISAS[name])]
     sums = tile.emit_product(builder, vectors, vectors.panels, tile.Product(*numbers[:7]))
-    isa.FINISHES[kind](builder, "half_up", vectors, sums, tile.Finish(*numbers[7:]))
+    isa.FINISHES[kind](builder, "half_up", vectors, sums, epilogue.Finish(*numbers[7:]))
 
 
 @pytest.mark.parametrize("name", DOTS)
