@@ -1,4 +1,4 @@
-"""`eamsim bench`: the engine beside other runtimes, on the same images and threads, in one interleaved run."""
+"""`eamsim bench`: models, thread counts and other runtimes in one interleaved run, on the same images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import typer
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from eamsim import artifact
 from eamsim.cli.build import import_reference
-from eamsim.cli.output import Json, Threads, emit, note, progress, table
+from eamsim.cli.output import Json, emit, note, progress, table
 from eamsim.cli.run import Isa, load_engine, read_model
 from eamsim.cli.verify import parse_counts
 from eamsim.errors import UserError
@@ -25,8 +26,10 @@ from eamsim.images import ImageSet, open_images
 from eamsim.program import Program
 
 if TYPE_CHECKING:
+    from eamsim.engine import Engine
     from reference.models import Model
 
+Name = TypeVar("Name")
 ROUNDS = 9
 TURN = 0.2
 CHILD = """
@@ -42,6 +45,23 @@ print(1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").rea
 """Not getrusage: its maximum begins with what the parent held at the fork."""
 
 
+class Opened(NamedTuple):
+    """What a MODEL is: a program, images for it, and the float model where there is one."""
+
+    name: str
+    program: Program
+    images: ImageSet
+    model: Model | None
+
+
+class Turn(NamedTuple):
+    """One of those that run in turn: the number of the MODEL, threads, and `eamsim` or a peer."""
+
+    model: int
+    threads: int
+    runtime: str = "eamsim"
+
+
 def bench(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="X.eam, a timm name, local-dir:DIR or hf-hub:ID.")],
     data: Annotated[list[Path], typer.Option("--data", help="Images to run, and to calibrate with. May be repeated.")],
@@ -50,84 +70,107 @@ def bench(
         str, typer.Option(metavar="torch,onnxruntime,openvino", help="Runtimes to compare: torch in float32, the others in int8.")
     ] = "",
     random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
-    rounds: Annotated[int, typer.Option(help="Turns of each runtime, one after the other.", min=3)] = ROUNDS,
-    threads: Threads = None,
+    rounds: Annotated[int, typer.Option(help="Turns of each model, thread count and runtime.", min=3)] = ROUNDS,
+    threads: Annotated[str | None, typer.Option(help="Thread counts, with commas between; all cores unless given.")] = None,
     isa: Isa = None,
     profile: Annotated[bool, typer.Option("--profile", help="Time per kind of operation too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Speed beside other runtimes. Same images, same threads, interleaved; medians, quartiles, ratios, share of the peak, memory."""
+    """Speed, beside other runtimes too: medians and quartiles of turns, ratios, share of the peak, memory.
+
+    All MODELs, thread counts and runtimes of a batch size run in turn, on the same images.
+    """
     from eamsim.engine.isa import select  # slow to import, like all of the engine
     from eamsim.engine.peak import peak_macs_per_second
     from eamsim.engine.team import usable_threads
 
     batches, peers = parse_counts("--batch", batch), [name for name in against.split(",") if name]
-    threads, isa = threads or usable_threads(), select(isa)
-    peak = peak_macs_per_second(isa, threads)
-    results = []
-    for spec in models:
-        program, images, model = open_model(spec, data, random_init, bool(peers))
-        for size in batches:
-            note(f"{spec}, batch {size}")
-            results.append(measure(program, images, model, size, peers, rounds, threads, isa, peak, profile))
-    result = {"instruction_set": isa, "peak_gmacs_per_second": peak and peak / 1e9, "rounds": rounds, "results": results}
-    profiles = [profile_table(each) for each in results if profile]
-    emit(result, as_json, f"{isa}, {threads} threads, peak {(peak or 0) / 1e9:,.0f} GMAC/s", result_table(results), *profiles)
+    counts, isa = parse_counts("--threads", threads) if threads else [usable_threads()], select(isa)
+    if peers and all(spec.endswith(".eam") for spec in models):
+        raise UserError(f"--against: expected the name of a float model, got {models[0]}; peers are made from the float model")
+    opened = [open_model(spec, data, random_init) for spec in models]
+    peaks = {count: peak_macs_per_second(isa, count) for count in counts}
+    results = [row for size in batches for row in measure(opened, size, peers, rounds, peaks, isa, profile)]
+    in_gmacs = {str(count): peak and peak / 1e9 for count, peak in peaks.items()}
+    result = {"instruction_set": isa, "peak_gmacs_per_second": in_gmacs, "rounds": rounds, "results": results}
+    title = ", ".join(f"{count}: {peak or 0:,.0f} GMAC/s" for count, peak in in_gmacs.items())
+    beside = [first_table(results)] if len(opened) * len(counts) > 1 else []
+    emit(
+        result,
+        as_json,
+        f"{isa}, peak by threads {title}",
+        result_table(results),
+        *beside,
+        *(profile_table(row) for row in results if profile),
+    )
 
 
-def open_model(spec: str, data: list[Path], random_init: int | None, with_peers: bool) -> tuple[Program, ImageSet, Model | None]:
-    """A program, images for it, and the float model where there is one or peers need it."""
+def open_model(spec: str, data: list[Path], random_init: int | None) -> Opened:
     if spec.endswith(".eam"):
         program, preprocessing, _ = read_model(Path(spec))
-        if with_peers:
-            raise UserError(f"--against: expected the name of a float model, got {spec}; peers are made from the float model")
-        return program, open_images(data, preprocessing), None
+        return Opened(Path(spec).name, program, open_images(data, preprocessing), None)
     build_program = import_reference("eamsim bench MODEL")
     from reference.freeze import Freezing
     from reference.models import load_model
 
     program, _ = build_program(spec, data, progress, Freezing(0), random_init=random_init)
     model = load_model(spec, random_init=random_init)
-    return program, open_images(data, model.preprocessing), model
+    return Opened(spec, program, open_images(data, model.preprocessing), model)
 
 
 def measure(
-    program: Program,
-    images: ImageSet,
-    model: Model | None,
-    size: int,
-    peers: list[str],
-    rounds: int,
-    threads: int,
-    isa: str,
-    peak: float | None,
-    profile: bool,
-) -> dict[str, Any]:
-    """One row of results: the keys of the table, milliseconds an image, ratios (others / eamsim) with their quartiles."""
+    opened: list[Opened], size: int, peers: list[str], rounds: int, peaks: Mapping[int, float | None], isa: str, profile: bool
+) -> list[dict[str, Any]]:
+    """Rows of results of a batch size, one for each model and thread count: the keys of the tables.
+
+    Milliseconds an image; ratios other / eamsim, and to the first row's time and multiply-accumulates; all with quartiles.
+    """
+    engines: dict[Turn, tuple[Engine, np.ndarray]] = {}
+    calls: dict[Turn, Callable[[], Any]] = {}
+    for n, (name, program, images, model) in enumerate(opened):
+        pixels = np.resize(np.concatenate(list(images.spread(min(size, len(images))).batches(size))), (size, *program.image.shape))
+        for threads in peaks:
+            note(f"{name}, batch {size}, threads {threads}")
+            engines[Turn(n, threads)] = engine, _ = load_engine(program, threads, isa), pixels
+            calls[Turn(n, threads)] = partial(engine.run, pixels)
+            if model is not None and peers:
+                calls |= {Turn(n, threads, peer): call for peer, call in peer_calls(peers, model, pixels, threads).items()}
+    times = interleaved(calls, rounds, size)
+    rows = [row_of(turn, opened, size, times, peaks[turn.threads], isa) for turn in engines]
+    if profile:
+        for row, (engine, pixels) in zip(rows, engines.values(), strict=True):
+            row["profile_ms_per_image"] = {kind: 1e3 * seconds / size for kind, seconds in engine.profile(pixels).items()}
+    return rows
+
+
+def row_of(turn: Turn, opened: list[Opened], size: int, times: Mapping[Turn, list[float]], peak: float | None, isa: str) -> dict[str, Any]:
     from cost_model.counts import count
 
-    pixels = np.resize(np.concatenate(list(images.spread(min(size, len(images))).batches(size))), (size, *program.image.shape))
-    engine = load_engine(program, threads, isa)
-    calls: dict[str, Callable[[], Any]] = {"eamsim": lambda: engine.run(pixels)}
-    if model is not None and peers:
-        calls |= peer_calls(peers, model, pixels, threads)
-    times = interleaved(calls, rounds, size)
-    own = median(times["eamsim"])
-    ratios = {name: [other / mine for other, mine in zip(times[name], times["eamsim"], strict=True)] for name in calls if name != "eamsim"}
-    gmacs = count(program).macs.full / (own * 1e-3) / 1e9
-    row = {
-        "model": program.name,
+    program, own, first = opened[turn.model].program, times[turn], next(iter(times))
+    beside = {runtime: each for (model, threads, runtime), each in times.items() if (model, threads) == turn[:2]}
+    ratios = {name: ratio(each, own) for name, each in beside.items() if name != "eamsim"}
+    macs, first_macs = (count(opened[number].program).macs.full for number in (turn.model, first.model))
+    gmacs, to_first = macs / (median(own) * 1e-3) / 1e9, ratio(own, times[first])
+    return {
+        "model": opened[turn.model].name,
         "batch": size,
-        "threads": threads,
-        "ms_per_image": {name: median(each) for name, each in times.items()},
-        "ms_quartiles": {name: spread(each) for name, each in times.items()},
+        "threads": turn.threads,
+        "ms_per_image": {name: median(each) for name, each in beside.items()},
+        "ms_quartiles": {name: spread(each) for name, each in beside.items()},
         "ratio": {name: median(each) for name, each in ratios.items()},
         "ratio_quartiles": {name: spread(each) for name, each in ratios.items()},
+        "time_to_first": median(to_first),
+        "time_to_first_quartiles": spread(to_first),
+        "macs_to_first": macs / first_macs,
         "gmacs_per_second": gmacs,
         "peak_share": peak and gmacs * 1e9 / peak,
-        "peak_memory_bytes": peak_memory_bytes(program, size, threads, isa),
+        "peak_memory_bytes": peak_memory_bytes(program, size, turn.threads, isa),
     }
-    return row | ({"profile_ms_per_image": {kind: 1e3 * s / size for kind, s in engine.profile(pixels).items()}} if profile else {})
+
+
+def ratio(times: list[float], others: list[float]) -> list[float]:
+    """Turn by turn."""
+    return [one / other for one, other in zip(times, others, strict=True)]
 
 
 def peer_calls(peers: list[str], model: Model, pixels: np.ndarray, threads: int) -> dict[str, Callable[[], Any]]:
@@ -143,13 +186,13 @@ def peer_calls(peers: list[str], model: Model, pixels: np.ndarray, threads: int)
     return {name: bound(name) for name in peers}
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, size: int) -> dict[str, list[float]]:
-    """Milliseconds an image of every round, in which each runtime has one turn.
+def interleaved(calls: Mapping[Name, Callable[[], Any]], rounds: int, size: int) -> dict[Name, list[float]]:
+    """Milliseconds an image of every round, in which each call has one turn.
 
     A turn is TURN seconds of calls that do not count, since the others' threads spin on after their turn and the caches hold the
     others' weights, and as many that do.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Name, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             mean_seconds(call)
@@ -186,21 +229,30 @@ def result_table(results: list[dict[str, Any]]) -> Table:
     rows = []
     for row in results:
         for name, ms in row["ms_per_image"].items():
-            line = [row["model"], row["batch"], name, f"{ms:.2f}", between(row["ms_quartiles"][name])]
+            line = [row["model"], row["batch"], row["threads"], name, f"{ms:.2f}", between(row["ms_quartiles"][name])]
             if name == "eamsim":
                 share = "" if row["peak_share"] is None else f"{row['peak_share']:.0%}"
                 line += ["", "", f"{row['gmacs_per_second']:,.0f}", share, f"{row['peak_memory_bytes'] / 1e6:,.0f}"]
             else:
                 line += [f"{row['ratio'][name]:.2f}", between(row["ratio_quartiles"][name]), "", "", ""]
             rows.append(line)
-    return table(["model", "batch", "runtime", "ms", "quartiles", "ratio", "quartiles", "GMAC/s", "of peak", "MB"], rows)
+    return table(["model", "batch", "threads", "runtime", "ms", "quartiles", "ratio", "quartiles", "GMAC/s", "of peak", "MB"], rows)
 
 
-def between(quartiles: list[float]) -> str:
-    return "-".join(f"{each:.2f}" for each in quartiles)
+def first_table(results: list[dict[str, Any]]) -> Table:
+    """Each row's time and multiply-accumulates beside those of the first of its batch size."""
+    rows = []
+    for row in results:
+        line = [row["model"], row["batch"], row["threads"], f"{row['ms_per_image']['eamsim']:.2f}", f"{row['time_to_first']:.4f}"]
+        rows.append([*line, between(row["time_to_first_quartiles"], 4), f"{row['macs_to_first']:.4f}"])
+    return table(["model", "batch", "threads", "ms", "time / first", "quartiles", "MACs / first"], rows)
+
+
+def between(quartiles: list[float], digits: int = 2) -> str:
+    return "-".join(f"{each:.{digits}f}" for each in quartiles)
 
 
 def profile_table(row: dict[str, Any]) -> Table:
     total = sum(row["profile_ms_per_image"].values())
     rows = [[kind, f"{ms:.3f}", f"{ms / total:.0%}"] for kind, ms in sorted(row["profile_ms_per_image"].items(), key=lambda item: -item[1])]
-    return table([f"{row['model']}, batch {row['batch']}", "ms per image", "share"], rows)
+    return table([f"{row['model']}, batch {row['batch']}, threads {row['threads']}", "ms per image", "share"], rows)
