@@ -26,7 +26,7 @@ from eamsim.program import (
     Value,
 )
 
-FREEZES = ("none", "empty", "scattered", "rows", "columns", "heads", "all")
+FREEZES = ("none", "empty", "scattered", "rows", "columns", "units", "heads", "all")
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,8 @@ class Builder:
                 mask[:, :, self.rng.random(tokens) < 0.5] = True
             case "columns":
                 mask[..., self.rng.random(tokens) < 0.5] = True
+            case "units":
+                mask = np.array([self.units(tokens) for _ in range(maps * self.shape.heads)]).reshape(shape)
             case "heads":
                 mask[:, self.rng.integers(self.shape.heads)] = True
             case "all":
@@ -158,6 +160,12 @@ class Builder:
         codes = np.where(mask, self.integers(0, (1 << self.shape.frozen_bits) - 1, shape, np.uint8), np.uint8(0))
         row_log2 = self.integers(0, 6 << self.shape.exponent_bits, shape[:3])
         return Frozen(mask, codes, self.shape.frozen_bits, row_log2)
+
+    def units(self, tokens: int) -> np.ndarray:
+        """A map frozen by rows, by columns or by tiles, whole heads now and then, bool [tokens, tokens]."""
+        sides = tuple(int(side) for side in self.rng.integers(1, tokens + 1, 2))
+        down, across = (np.arange(tokens) // side for side in ((1, tokens), (tokens, 1), sides)[self.rng.integers(3)])
+        return (self.rng.random((tokens, tokens)) < self.rng.random())[np.ix_(down, across)]
 
     def attention(self, name: str) -> Value:
         """qkv Linear and Attention on the newest value, whose tokens are `windows` windows in a row."""

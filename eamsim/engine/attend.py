@@ -10,8 +10,9 @@ from eamsim.engine.attention import keep_no_scores, key_bias, key_panels, log2_o
 from eamsim.engine.fixedpoint import clip, round_narrow, round_shift
 from eamsim.engine.isa import gemm, look_up
 from eamsim.engine.memory import keep
+from eamsim.engine.needed import first_group, group_at, queries, restore_order
 from eamsim.engine.softmax import COMPUTED, EXCLUDED
-from eamsim.engine.tile import PANEL, STEP
+from eamsim.engine.tile import PANEL, STEP, STEP_BYTES
 
 # Exponents are limited to 2^28 where the code is computed: any code is at its last value long before, and 32 bits suffice.
 MAX_EXPONENT = np.int32(1 << 28)
@@ -26,6 +27,7 @@ def attend(isa, rounding, op, first, last, batch, memory):
         top = block * op.block_rows
         rows = min(op.block_rows, op.window_tokens - top)
         attend_block(isa, rounding, op, window, head, top, rows, batch, memory)
+        restore_order(op, window, head, top, rows, batch, memory.taps, memory.ints)
 
 
 @njit
@@ -33,19 +35,31 @@ def attend_block(isa, rounding, op, window, head, top, rows, batch, memory):
     """Rows [top, top + rows) of one head of one window; `window` counts through all images."""
     if in_words(isa, rounding, op, window, head, top, rows, batch, memory):
         return
-    columns, slot = op.row_bytes, memory.ints[op.slots + head]
-    scores = memory.words
-    if slot >= 0:
-        q = memory.codes[op.x * batch + (window * op.window_tokens + top) * op.in_channels + slot * op.head_dim :]
-        keys = memory.panels[key_panels(op, window, slot) :]
-        bias = memory.panel_bias[key_bias(op, window, slot) :]
-        steps, panels = (op.head_dim + STEP - 1) // STEP, (op.window_tokens + PANEL - 1) // PANEL
-        gemm(isa, q, op.in_channels, keys, panels, bias, scores, columns, rows, steps, op.safe_key_steps)
-        weigh(rounding, op, window, head, top, rows, scores, columns, batch, memory)
-    else:
-        keep_no_scores(op, window, head, top, rows, batch, memory.taps)
+    head_row, log_sums = (window * op.heads + head) * op.window_tokens + top, np.zeros(rows, np.int64)
+    members, runs, following = group_at(first_group(op, window, head, top, memory.ints), memory.ints)
+    while len(members) > 0:
+        if len(runs) > 0:
+            score_group(isa, op, window, head, top, members, runs, batch, memory)
+            weigh(rounding, op, window, head, top, members, runs, memory.words, log_sums, batch, memory)
+        else:
+            keep_no_scores(op, head_row, members, batch, memory.taps)
+        members, runs, following = group_at(following, memory.ints)
+    keep(memory.taps, op.tap_log_sum * batch, op.item_log_sum, head_row, log_sums)
     merge_frozen(op, window, head, top, rows, batch, memory)
     context(isa, rounding, op, window, head, top, rows, batch, memory)
+
+
+@njit
+def score_group(isa, op, window, head, top, members, runs, batch, memory):
+    """Scores int32 [members, row_bytes] of a group, before what is added by pair."""
+    steps, slot = (op.head_dim + STEP - 1) // STEP, memory.ints[op.slots + head]
+    q, stride = queries(op, window, slot, top, members, batch, memory.codes, memory.bytes)
+    keys, bias = memory.panels[key_panels(op, window, slot) :], memory.panel_bias[key_bias(op, window, slot) :]
+    for n in range(0, len(runs), 2):
+        first, panels = np.int64(runs[n]), np.int64(runs[n + 1])
+        panel, column = keys[first * steps * STEP_BYTES :], first * PANEL
+        scores = memory.words[column:]
+        gemm(isa, q, stride, panel, panels, bias[column:], scores, op.row_bytes, len(members), steps, op.safe_key_steps)
 
 
 @njit
@@ -66,14 +80,15 @@ def in_softmax(pair):
 
 
 @njit
-def weigh(rounding, op, window, head, top, rows, scores, columns, batch, memory):
-    """Scores -> codes of the softmax over the pairs of each row that take part; meaningless at other pairs."""
-    tokens, ints, tables, taps = op.window_tokens, memory.ints, memory.tables, memory.taps
-    codes, log_sums = memory.bytes[codes_start(op) :], np.empty(rows, np.int64)
-    for r in range(rows):
+def weigh(rounding, op, window, head, top, members, runs, scores, log_sums, batch, memory):
+    """Scores of a group -> codes of the softmax over the pairs of each row that take part; meaningless at other pairs."""
+    tokens, columns, ints, tables, taps = op.window_tokens, op.row_bytes, memory.ints, memory.tables, memory.taps
+    codes = memory.bytes[codes_start(op) :]
+    for n in range(len(members)):
+        r = np.int64(members[n])
         token = top + r
         row = (window * op.heads + head) * tokens + token
-        score = scores[r * columns : r * columns + tokens]
+        score = scores[n * columns : n * columns + tokens]
         start = row_map_start(op, window, head, token)
         pairs = tables[start : start + tokens]
         if op.logit_bias >= 0:
@@ -81,15 +96,24 @@ def weigh(rounding, op, window, head, top, rows, scores, columns, batch, memory)
             add(score, ints[bias : bias + tokens])
         if op.tap_scores >= 0:
             keep(taps, op.tap_scores * batch, op.item_scores, row * tokens, only_in_softmax(pairs, score))
-        exponents(rounding, op, pairs, score)
-        keep(taps, op.tap_exponents * batch, op.item_exponents, row * tokens, score)
-        log_sums[r] = log2_sum(op, pairs, score, ints)
+        exponents(rounding, op, pairs, score, runs)
+        if op.tap_exponents >= 0:
+            keep(taps, op.tap_exponents * batch, op.item_exponents, row * tokens, only_in_softmax(pairs, score))
+        log_sums[r] = log2_sum(op, pairs, score, runs, ints)
         offset = log_sums[r] + op.log2_scale
         if op.row_log2 >= 0:
             offset += np.int64(ints[op.row_log2 + window % op.windows * op.row_log2_window + head * tokens + token])
         code = codes[r * columns : r * columns + tokens]
-        to_codes(rounding, score, np.int32(offset), np.int32(op.exponent_fraction), np.int32(op.last_code), code)
-    keep(taps, op.tap_log_sum * batch, op.item_log_sum, (window * op.heads + head) * tokens + top, log_sums)
+        last_code, fraction = np.int32(op.last_code), np.int32(op.exponent_fraction)
+        for run in range(0, len(runs), 2):
+            first, last = ends(runs, run)
+            to_codes(rounding, score[first:last], np.int32(offset), fraction, last_code, code[first:last])
+
+
+@njit
+def ends(runs, n):
+    """First and last pair of the run of panels at n, which may end beyond the row."""
+    return np.int64(runs[n]) * PANEL, np.int64(runs[n] + runs[n + 1]) * PANEL
 
 
 @njit
@@ -108,16 +132,27 @@ def only_in_softmax(pairs, score):
 
 
 @njit
-def exponents(rounding, op, pairs, score):
-    """score -> base-2 exponents t = round_shift((m - score) * multiplier, shift) in place, m the row's greatest; 0 outside the softmax."""
+def exponents(rounding, op, pairs, score, runs):
+    """score -> base-2 exponents t = round_shift((m - score) * multiplier, shift) in place, m the row's greatest; of the runs alone."""
+    top = np.int32(-(1 << 31))
+    for n in range(0, len(runs), 2):
+        first, last = ends(runs, n)
+        top = greatest(pairs[first:last], score[first:last], top)
+    for n in range(0, len(runs), 2):
+        first, last = ends(runs, n)
+        if op.narrow_exponents:
+            to_exponents(rounding, pairs[first:last], top, score[first:last], np.int32(op.score_multiplier), np.int32(op.score_shift))
+        else:
+            to_exponents(rounding, pairs[first:last], top, score[first:last], np.int64(op.score_multiplier), np.int64(op.score_shift))
+
+
+@njit
+def greatest(pairs, score, top):
+    """Of `top` and the scores of the softmax."""
     lowest = np.int32(-(1 << 31))
-    top = lowest
     for j in range(len(score)):
         top = max(top, score[j] if in_softmax(pairs[j]) else lowest)
-    if op.narrow_exponents:
-        to_exponents(rounding, pairs, top, score, np.int32(op.score_multiplier), np.int32(op.score_shift))
-    else:
-        to_exponents(rounding, pairs, top, score, np.int64(op.score_multiplier), np.int64(op.score_shift))
+    return top
 
 
 @njit
@@ -131,10 +166,13 @@ def to_exponents(rounding, pairs, top, score, multiplier, shift):
 
 
 @njit
-def log2_sum(op, pairs, exponent, ints):
+def log2_sum(op, pairs, exponent, runs, ints):
     """log2(sum of 2^-t) over the softmax's pairs, on the grid of the exponents; 0 without any."""
-    table = ints[op.exp2 : op.exp2 + (np.int64(1) << op.exponent_fraction)]
-    return log2_of(op, np.int64(sum_of_powers(table, np.int32(op.exponent_fraction), pairs, exponent)), ints)
+    table, total = ints[op.exp2 : op.exp2 + (np.int64(1) << op.exponent_fraction)], np.int64(0)
+    for n in range(0, len(runs), 2):
+        first, last = ends(runs, n)
+        total += np.int64(sum_of_powers(table, np.int32(op.exponent_fraction), pairs[first:last], exponent[first:last]))
+    return log2_of(op, total, ints)
 
 
 @njit

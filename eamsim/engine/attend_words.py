@@ -9,8 +9,9 @@ from numba.extending import overload
 from eamsim.engine.attention import keep_no_scores, key_bias, key_panels, log2_of, row_map_start, value_panels
 from eamsim.engine.epilogue import Finish
 from eamsim.engine.fixedpoint import Floor, HalfEven
-from eamsim.engine.isa import Avx512Vnni, StoreWords, ToContext, exponents_of, operands_of, publish_row, tiles
+from eamsim.engine.isa import Avx512Vnni, StoreWords, ToContext, advanced, exponents_of, moved, operands_of, publish_row, tiles
 from eamsim.engine.memory import keep
+from eamsim.engine.needed import first_group, group_at, queries
 from eamsim.engine.softmax import LANES, Exponents, Operands, Published
 from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Product
 
@@ -28,13 +29,21 @@ def _in_words(isa, rounding, op, window, head, top, rows, batch, memory):
     def block(isa, rounding, op, window, head, top, rows, batch, memory):
         if not taps_in_words(op) or op.in_words == 0 or op.narrow_context == 0 or op.head_dim % PANEL != 0 or rows < ROWS:
             return False
-        slot = memory.ints[op.slots + head]
-        if slot >= 0:
-            word_scores(isa, op, window, slot, top, rows, batch, memory.words, memory)
-            weigh_words(rounding, op, window, head, top, rows, memory.words, memory.bytes, batch, memory)
-        else:
-            keep_no_scores(op, window, head, top, rows, batch, memory.taps)
-            frozen_words(op, window, head, top, rows, memory.words, memory.bytes, batch, memory)
+        ints, tables, taps, scores, operands = memory.ints, memory.tables, memory.taps, memory.words, memory.bytes
+        head_row, log_sums, slot = (window * op.heads + head) * op.window_tokens + top, np.zeros(rows, np.int64), ints[op.slots + head]
+        keys = memory.panels.ctypes.data + key_panels(op, window, slot)
+        bias = memory.panel_bias.ctypes.data + 4 * key_bias(op, window, slot)
+        members, runs, following = group_at(first_group(op, window, head, top, ints), ints)
+        while len(members) > 0:
+            if len(runs) > 0:
+                q, stride = queries(op, window, slot, top, members, batch, memory.codes, operands)
+                word_scores(isa, op, q.ctypes.data, stride, keys, bias, len(members), runs, scores)
+                weigh_words(rounding, op, window, head, top, members, runs, scores, operands, log_sums, batch, ints, tables, taps)
+            else:
+                keep_no_scores(op, head_row, members, batch, taps)
+                frozen_words(op, window, head, top, members, scores, operands, batch, tables, taps)
+            members, runs, following = group_at(following, ints)
+        keep(taps, op.tap_log_sum * batch, op.item_log_sum, head_row, log_sums)
         word_context(isa, rounding, op, window, head, top, rows, batch, memory.bytes, memory)
         return True
 
@@ -51,39 +60,35 @@ def taps_in_words(op):
 
 
 @njit
-def word_scores(isa, op, window, slot, top, rows, batch, scores, memory):
-    """Scores int16 [rows, row_bytes] of a block, before what is added by pair."""
-    steps, panels = op.head_dim // STEP, (op.window_tokens + PANEL - 1) // PANEL
-    product = Product(
-        memory.codes.ctypes.data + op.x * batch + (window * op.window_tokens + top) * op.in_channels + slot * op.head_dim,
-        op.in_channels,
-        memory.panels.ctypes.data + key_panels(op, window, slot),
-        steps * STEP_BYTES,
-        memory.panel_bias.ctypes.data + 4 * key_bias(op, window, slot),
-        steps,
-        steps,
-    )
+def word_scores(isa, op, q, stride, keys, bias, rows, runs, scores):
+    """Scores int16 [rows, row_bytes] of a group, before what is added by pair; q, keys and bias are addresses."""
+    steps = op.head_dim // STEP
+    product = Product(q, stride, keys, steps * STEP_BYTES, bias, steps, steps)
     finish = Finish(scores.ctypes.data, 2 * op.row_bytes, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    tiles(isa, Floor(), StoreWords(), panels, rows, product, finish, 2)
+    for n in range(0, len(runs), 2):
+        first, panels = np.int64(runs[n]), np.int64(runs[n + 1])
+        here, there = advanced(product, 0, first), moved(finish, 0, first, 2)
+        tiles(isa, Floor(), StoreWords(), panels, max(rows, ROWS), here, there, 2)
 
 
 @njit
-def weigh_words(rounding, op, window, head, top, rows, scores, operands, batch, memory):
-    """Scores of a block to the operands of the even and the odd product, uint8 [rows, 2, row_bytes]."""
-    ints, tokens, columns = memory.ints, op.window_tokens, op.row_bytes
-    tables, vectors = memory.tables.ctypes.data, columns // LANES
+def weigh_words(rounding, op, window, head, top, members, runs, scores, operands, log_sums, batch, ints, tables, taps):
+    """Scores of a group to the block's operands of the even and the odd product, uint8 [rows, 2, row_bytes]."""
+    tokens, columns = op.window_tokens, op.row_bytes
+    table, vectors = tables.ctypes.data, columns // LANES
     code_half, word_half = (np.int64(0), np.int64(0)) if is_floor(rounding) else (op.word_code_half, op.word_half)
-    head_row, log_sums, taps = (window * op.heads + head) * tokens + top, np.empty(rows, np.int64), memory.taps
+    head_row = (window * op.heads + head) * tokens + top
     if op.logit_bias >= 0:
         bias = op.logit_bias + window % op.windows * op.logit_bias_window + (head * tokens + top) * tokens
-        add_words(scores.view(np.int16), ints[bias : bias + rows * tokens], tokens, columns)
-    for r in range(rows):
-        pairs = tables + row_map_start(op, window, head, top + r)
-        score, operand = scores.ctypes.data + 2 * columns * r, operands.ctypes.data + 2 * columns * r
+        add_words(scores.view(np.int16), ints[bias:], members, tokens, columns)
+    for n in range(len(members)):
+        r = np.int64(members[n])
+        pairs = table + row_map_start(op, window, head, top + r)
+        score, operand = scores.ctypes.data + 2 * columns * n, operands.ctypes.data + 2 * columns * r
         if max(op.tap_scores, op.tap_exponents) >= 0:
-            publish_words(rounding, op, score, pairs, (head_row + r) * tokens, batch, taps)
+            publish_words(rounding, op, score, pairs, runs, (head_row + r) * tokens, batch, taps)
         constants = (op.word_cap, op.word_up, op.word_multiplier, word_half, op.word_down, op.exponent_fraction)
-        exponents = Exponents(score, pairs, vectors, tables + op.word_exp2, *constants)
+        exponents = Exponents(score, pairs, runs.ctypes.data, len(runs) // 2, table + op.word_exp2, *constants)
         total = exponents_of(exponents)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
         log_sums[r] = log2_of(op, total, ints)
         offset = log_sums[r] + op.log2_scale + code_half
@@ -92,20 +97,20 @@ def weigh_words(rounding, op, window, head, top, rows, scores, operands, batch, 
         offset = min(max(offset, np.int64(-(1 << 15))), np.int64((1 << 15) - 1))
         down = op.exponent_fraction - 1
         tap, count = code_tap(op, (head_row + r) * tokens, batch, taps)
-        codes = Operands(score, pairs, vectors, offset, down, op.last_code, tables + op.powers, operand, operand + columns, tap, count)
+        codes = Operands(score, pairs, vectors, offset, down, op.last_code, table + op.powers, operand, operand + columns, tap, count)
         operands_of(codes)  # pyright: ignore[reportCallIssue]
-    keep(taps, op.tap_log_sum * batch, op.item_log_sum, head_row, log_sums)
 
 
 @njit
-def publish_words(rounding, op, score, pairs, start, batch, taps):
+def publish_words(rounding, op, score, pairs, runs, start, batch, taps):
     """Scores and exponents of a row whose scores are at the address `score`; start: element of the taps."""
     tokens, shift = op.window_tokens, op.score_shift
     half = np.int64(0) if is_floor(rounding) else (np.int64(1) << shift) >> 1
     scores, exponents = (tokens if op.tap_scores >= 0 else 0), (tokens if op.tap_exponents >= 0 else 0)
     score_tap = taps.ctypes.data + op.tap_scores * batch + 2 * start
     exponent_tap = taps.ctypes.data + op.tap_exponents * batch + 2 * start
-    row = Published(score, pairs, op.row_bytes // LANES, score_tap, scores, exponent_tap, exponents, op.score_multiplier, half, shift)
+    source = (score, pairs, runs.ctypes.data, len(runs) // 2, op.row_bytes // LANES)
+    row = Published(*source, score_tap, scores, exponent_tap, exponents, op.score_multiplier, half, shift)
     publish_row(row)  # pyright: ignore[reportCallIssue] (Numba passes the typing context)
 
 
@@ -118,14 +123,14 @@ def code_tap(op, start, batch, taps):
 
 
 @njit
-def frozen_words(op, window, head, top, rows, unread, operands, batch, memory):
+def frozen_words(op, window, head, top, members, unread, operands, batch, tables, taps):
     """The operands of rows without a computed pair: whatever the exponents `unread` are, every code is the map's."""
-    tables, columns = memory.tables.ctypes.data, op.row_bytes
+    table, columns = tables.ctypes.data, op.row_bytes
     head_row = (window * op.heads + head) * op.window_tokens + top
-    for r in range(rows):
-        pairs, operand = tables + row_map_start(op, window, head, top + r), operands.ctypes.data + 2 * columns * r
-        vectors, powers = columns // LANES, tables + op.powers
-        tap, count = code_tap(op, (head_row + r) * op.window_tokens, batch, memory.taps)
+    for r in members:
+        pairs, operand = table + row_map_start(op, window, head, top + r), operands.ctypes.data + 2 * columns * r
+        vectors, powers = columns // LANES, table + op.powers
+        tap, count = code_tap(op, (head_row + r) * op.window_tokens, batch, taps)
         codes = Operands(unread.ctypes.data, pairs, vectors, 0, 0, op.last_code, powers, operand, operand + columns, tap, count)
         operands_of(codes)  # pyright: ignore[reportCallIssue]
 
@@ -141,10 +146,10 @@ def _is_floor(rounding):
 
 
 @njit
-def add_words(scores, logit_bias, tokens, columns):
+def add_words(scores, logit_bias, members, tokens, columns):
     """What is added by pair; the sums stay within 16 bits."""
-    for r in range(len(logit_bias) // tokens):
-        score, bias = scores[r * columns : r * columns + tokens], logit_bias[r * tokens : (r + 1) * tokens]
+    for n in range(len(members)):
+        score, bias = scores[n * columns : n * columns + tokens], logit_bias[members[n] * tokens :]
         for j in range(tokens):
             score[j] = np.int16(np.int32(score[j]) + bias[j])
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from eamsim.engine import softmax
+from eamsim.engine import needed, softmax
 from eamsim.engine.fixedpoint import bit_length
 from eamsim.engine.isa import pack_key_chunk, pack_value_step
 from eamsim.engine.linear import safe_steps
 from eamsim.engine.memory import CACHE_LINE, Constants, keep, refuse, tap_fields, whole_tiles
+from eamsim.engine.needed import order_of
 from eamsim.engine.softmax import COMPUTED, EXCLUDED, IN_SOFTMAX
 from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES
 from eamsim.program import Attention, Value
@@ -26,7 +27,7 @@ FIELDS = (
     *("score_multiplier", "score_shift", "narrow_exponents", "exp2", "exponent_fraction", "exp2_bits", "log2", "log2_bits", "log2_scale"),
     *("map", "map_window", "map_head", "map_row", "all_computed", "row_log2", "row_log2_window", "logit_bias", "logit_bias_window"),
     *("last_code", "powers", "multiplier_even", "multiplier_odd", "out_shift", "out_zero", "narrow_context"),
-    *("row_bytes", "even", "odd", "context_shift", "context_zero", "zeros", *softmax.FIELDS),
+    *("row_bytes", "even", "odd", "context_shift", "context_zero", "zeros", *softmax.FIELDS, *needed.FIELDS),
     *tap_fields("scores", "exponents", "codes", "log_sum", "even", "odd"),
 )
 BLOCK_ROWS = 17 * ROWS  # two blocks of 197 tokens, so that three heads are equal work for two threads; else 36 to 204 rows are within 1 %
@@ -39,7 +40,9 @@ def plan_attention(op: Attention, x: Value, score_bound: Bound, constants: Const
     k_reach, v_reach = (max(zero, x.high - zero) for zero in (op.k_zero, op.v_zero))
     zeros = {"q_zero": op.q_zero, "k_zero": op.k_zero, "v_zero": op.v_zero}
     steps = {"safe_key_steps": safe_steps(x.high, k_reach), "safe_value_steps": safe_steps(1 << op.top_power, v_reach)}
-    return zeros | steps | plan_blocks(op, constants) | plan_softmax(op, score_bound, v_reach, constants) | plan_maps(op, constants)
+    blocks = plan_blocks(op, constants)
+    maps = plan_maps(op, blocks["block_rows"], constants)
+    return zeros | steps | blocks | plan_softmax(op, score_bound, v_reach, constants) | maps
 
 
 def refuse_widths(op: Attention, x: Value) -> None:
@@ -64,7 +67,7 @@ def plan_blocks(op: Attention, constants: Constants) -> dict[str, Any]:
         "units": op.windows * op.heads,
         "block": 1,
         "words": whole_lines(block_rows * max(row_bytes, 2 * value_columns) + value_columns),
-        "bytes": whole_lines(3 * block_rows * row_bytes + STEP),
+        "bytes": whole_lines(block_rows * (3 * row_bytes + head_dim) + PANEL),
         "windows": op.windows,
         "heads": op.heads,
         "scored": scored,
@@ -134,9 +137,12 @@ def narrow_exponents(op: Attention, score_bound: Bound) -> bool:
     return op.score_shift < 31 and reach + (1 << op.score_shift) < 1 << 31
 
 
-def plan_maps(op: Attention, constants: Constants) -> dict[str, Any]:
-    """Frozen codes and excluded pairs in one map of bytes, and what is added by row or pair; strides are 0 where a map is shared."""
-    tokens = op.tokens
+def plan_maps(op: Attention, block_rows: int, constants: Constants) -> dict[str, Any]:
+    """Frozen codes and excluded pairs in one map of bytes, what it leaves out, what is added by row or pair.
+
+    Keys are in the order of needed.py; strides are 0 where a map is shared.
+    """
+    tokens, order = op.tokens, needed.key_order(op)
     pairs = np.full((1, 1, 1, tokens), COMPUTED, np.uint8)
     fields = {"row_log2": -1, "row_log2_window": 0, "logit_bias": -1, "logit_bias_window": 0}
     if op.frozen is not None:
@@ -148,10 +154,12 @@ def plan_maps(op: Attention, constants: Constants) -> dict[str, Any]:
     if op.excluded is not None:
         pairs = np.where(op.excluded[:, None], np.uint8(EXCLUDED), pairs)
     if op.logit_bias is not None:
-        bias = op.logit_bias
+        bias = needed.in_order(op.logit_bias, order)
         fields |= {"logit_bias": constants.add(bias), "logit_bias_window": bias[0].size if len(bias) > 1 else 0}
+    pairs = needed.in_order(pairs, order)
     pairs = np.pad(pairs, [(0, 0)] * 3 + [(0, padded_row(tokens) - tokens)], constant_values=EXCLUDED)
     strides = [size if extent > 1 else 0 for extent, size in zip(pairs.shape, np.cumprod(pairs.shape[:0:-1])[::-1].tolist(), strict=False)]
+    fields |= needed.plan_groups(op, pairs, block_rows, constants) | needed.plan_order(order, constants)
     return fields | {
         "map": constants.add(pairs),
         "map_window": strides[0],
@@ -185,14 +193,14 @@ def pack_heads(op, first, last, batch, memory):
     for unit in range(first, last):
         window, head = unit // 2 // op.heads, unit // 2 % op.heads
         rows = memory.codes[op.x * batch + window * op.window_tokens * op.in_channels :]
-        slot = memory.ints[op.slots + head]
+        slot, order = memory.ints[op.slots + head], order_of(op, window, head, memory.ints)
         if unit % 2 == 1:
             values = memory.panels[value_panels(op, window, head) :][: op.value_bytes]
-            pack_values(op, rows[(2 * op.scored + head) * op.head_dim :], values)
+            pack_values(op, rows[(2 * op.scored + head) * op.head_dim :], order, values)
         elif slot >= 0:
             keys = memory.panels[key_panels(op, window, slot) :][: op.key_bytes]
             bias = memory.panel_bias[key_bias(op, window, slot) : key_bias(op, window, slot + 1)]
-            pack_keys(op, rows[(op.scored + slot) * op.head_dim :], keys, bias)
+            pack_keys(op, rows[(op.scored + slot) * op.head_dim :], order, keys, bias)
 
 
 @njit
@@ -214,7 +222,7 @@ def value_panels(op, window, head):
 
 
 @njit
-def pack_keys(op, rows, panels, bias):
+def pack_keys(op, rows, order, panels, bias):
     """panels [tokens / 16][head_dim / 4][16][4] = k - k_zero; bias = -q_zero * sum over head_dim of it."""
     steps, tokens = (op.head_dim + STEP - 1) // STEP, op.window_tokens
     panels[:] = 0
@@ -222,11 +230,11 @@ def pack_keys(op, rows, panels, bias):
     whole = tokens // PANEL * PANEL if op.head_dim % PANEL == 0 else 0
     for token in range(0, whole, PANEL):
         for left in range(0, op.head_dim, PANEL):
-            source = rows.ctypes.data + token * op.in_channels + left
+            source, numbers = rows.ctypes.data + left, order.ctypes.data + 4 * token
             target = panels.ctypes.data + (token // PANEL * steps + left // STEP) * STEP_BYTES
-            pack_key_chunk(source, op.in_channels, op.k_zero, target, bias.ctypes.data + 4 * token)  # pyright: ignore[reportCallIssue]
+            pack_key_chunk(source, op.in_channels, numbers, op.k_zero, target, bias.ctypes.data + 4 * token)  # pyright: ignore[reportCallIssue]
     for token in range(whole, tokens):
-        keys = rows[token * op.in_channels : token * op.in_channels + op.head_dim]
+        keys = rows[order[token] * op.in_channels :]
         panel = panels[token // PANEL * steps * STEP_BYTES + token % PANEL * STEP :]
         for d in range(op.head_dim):
             bias[token] = np.int32(bias[token] + np.int32(keys[d]))
@@ -236,32 +244,31 @@ def pack_keys(op, rows, panels, bias):
 
 
 @njit
-def pack_values(op, rows, panels):
+def pack_values(op, rows, order, panels):
     """panels [head_dim / 16][tokens / 4][16][4] = v - v_zero."""
     steps, tokens = (op.window_tokens + STEP - 1) // STEP, op.window_tokens
     panels[:] = 0
     whole = tokens // STEP * STEP if op.head_dim % PANEL == 0 else 0
     for token in range(0, whole, STEP):
         for left in range(0, op.head_dim, PANEL):
-            source = rows.ctypes.data + token * op.in_channels + left
+            source, numbers = rows.ctypes.data + left, order.ctypes.data + 4 * token
             target = panels.ctypes.data + left * steps * STEP + token // STEP * STEP_BYTES
-            pack_value_step(source, op.in_channels, op.v_zero, target)  # pyright: ignore[reportCallIssue]
+            pack_value_step(source, op.in_channels, numbers, op.v_zero, target)  # pyright: ignore[reportCallIssue]
     for token in range(whole, tokens):
-        values = rows[token * op.in_channels :]
+        values = rows[order[token] * op.in_channels :]
         start = token // STEP * STEP_BYTES + token % STEP
         for d in range(op.head_dim):
             panels[start + d // PANEL * steps * STEP_BYTES + d % PANEL * STEP] = np.int8(np.uint8(values[d] - np.uint8(op.v_zero)))
 
 
 @njit
-def keep_no_scores(op, window, head, top, rows, batch, taps):
-    """Of a head without scores: 0 for all that the softmax would have found."""
-    row, pairs = (window * op.heads + head) * op.window_tokens + top, rows * op.window_tokens
-    if max(op.tap_scores, op.tap_exponents, op.tap_log_sum) >= 0:
-        zeros = np.zeros(pairs, np.int32)
-        keep(taps, op.tap_scores * batch, op.item_scores, row * op.window_tokens, zeros)
-        keep(taps, op.tap_exponents * batch, op.item_exponents, row * op.window_tokens, zeros)
-        keep(taps, op.tap_log_sum * batch, op.item_log_sum, row, zeros[:rows])
+def keep_no_scores(op, row, rows, batch, taps):
+    """Of rows without a computed pair, counted from the head's row `row`: 0 for what the softmax would have found of each."""
+    if max(op.tap_scores, op.tap_exponents) >= 0:
+        zeros = np.zeros(op.window_tokens, np.int32)
+        for r in rows:
+            keep(taps, op.tap_scores * batch, op.item_scores, (row + r) * op.window_tokens, zeros)
+            keep(taps, op.tap_exponents * batch, op.item_exponents, (row + r) * op.window_tokens, zeros)
 
 
 @njit

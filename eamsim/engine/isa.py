@@ -360,25 +360,36 @@ def operands_of(typingctx, row):
 
 
 @intrinsic
-def pack_key_chunk(typingctx, rows, stride, zero, panel, sums):
-    """16 tokens by 16 bytes at `rows` into 4 steps of a panel of keys, the sums of the bytes added to int32 `sums`; any machine."""
+def pack_key_chunk(typingctx, rows, stride, numbers, zero, panel, sums):
+    """16 bytes at `rows` of 16 numbered tokens into 4 steps of a panel of keys; int32 `sums` += the bytes; any machine."""
 
     def codegen(context, builder, signature, args):
         shuffles.emit_key_chunk(builder, *args)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), codegen
+
+
+@intrinsic
+def pack_value_step(typingctx, rows, stride, numbers, zero, panel):
+    """16 bytes at `rows` of 4 numbered tokens into one step of a panel of values; any machine."""
+
+    def codegen(context, builder, signature, args):
+        shuffles.emit_value_step(builder, *args)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen
 
 
 @intrinsic
-def pack_value_step(typingctx, rows, stride, zero, panel):
-    """4 tokens by 16 bytes at `rows` into one step of a panel of values; any machine."""
+def copy_rows(typingctx, rows, stride, numbers, count, size, target):
+    """`size` bytes of each of `count` numbered rows, `stride` apart, in a row; up to 15 more are read and written; any machine."""
 
     def codegen(context, builder, signature, args):
-        shuffles.emit_value_step(builder, *args)
+        shuffles.emit_copy_rows(builder, *args)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), codegen
+    return types.void(*[types.int64] * 6), codegen
 
 
 def fields_of(builder, value, kind) -> list[Any]:

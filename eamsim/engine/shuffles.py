@@ -88,10 +88,33 @@ def look_up_words(builder: ir.IRBuilder, table: list[Any], index: Any) -> Any:
     return found[0]
 
 
-def emit_key_chunk(builder: ir.IRBuilder, rows, stride, zero, panel, sums) -> None:
+def numbered(builder: ir.IRBuilder, kind: ir.Type, rows, stride, numbers, n: Any) -> Any:
+    """The beginning of the row whose number, int32, is the n-th."""
+    number = builder.sext(load(builder, I32, numbers, (n, 4)), I64)
+    return load(builder, kind, rows, (builder.mul(number, stride), 1))
+
+
+def emit_copy_rows(builder: ir.IRBuilder, rows, stride, numbers, count, size, target) -> None:
+    """`size` bytes of each, one after the other: each row overwrites what was too much of the one before."""
+    chunk = ir.VectorType(I8, PANEL)
+    chunks = builder.sdiv(builder.add(size, I64(PANEL - 1)), I64(PANEL))
+
+    def row(n: Any, so_far: list[Any]) -> list[Any]:
+        def copy(m: Any, so_far: list[Any]) -> list[Any]:
+            bytes_ = numbered(builder, chunk, builder.add(rows, builder.mul(m, I64(PANEL))), stride, numbers, n)
+            store(builder, bytes_, target, (builder.mul(n, size), 1), (m, PANEL))
+            return so_far
+
+        return each_vector(builder, chunks, so_far, copy)
+
+    each_vector(builder, count, [], row)
+
+
+def emit_key_chunk(builder: ir.IRBuilder, rows, stride, numbers, zero, panel, sums) -> None:
     """STEP steps of a panel of keys: dwords of PANEL rows transposed, less `zero`; sums[token] += the bytes of its row, int32."""
     four, line = ir.VectorType(I32, STEP), ir.VectorType(I32, PANEL)
-    parts = [concatenate(builder, [load(builder, four, rows, (stride, token + n)) for n in range(STEP)]) for token in range(0, PANEL, STEP)]
+    fours = [numbered(builder, four, rows, stride, numbers, I64(n)) for n in range(PANEL)]
+    parts = [concatenate(builder, fours[token : token + STEP]) for token in range(0, PANEL, STEP)]
 
     def pick(left: Any, right: Any, lanes: list[int]) -> Any:
         return builder.shuffle_vector(left, right, ir.Constant(line, lanes))
@@ -111,9 +134,10 @@ def emit_key_chunk(builder: ir.IRBuilder, rows, stride, zero, panel, sums) -> No
     store(builder, builder.add(load(builder, line, sums), total), sums)
 
 
-def emit_value_step(builder: ir.IRBuilder, rows, stride, zero, panel) -> None:
+def emit_value_step(builder: ir.IRBuilder, rows, stride, numbers, zero, panel) -> None:
     """One step of a panel of values: PANEL bytes of STEP rows interleaved, less `zero`."""
-    first, second, third, fourth = (load(builder, ir.VectorType(I8, PANEL), rows, (stride, n)) for n in range(STEP))
+    kind = ir.VectorType(I8, PANEL)
+    first, second, third, fourth = (numbered(builder, kind, rows, stride, numbers, I64(n)) for n in range(STEP))
     pairs = [builder.bitcast(zipped(builder, *two), ir.VectorType(I16, PANEL)) for two in ((first, second), (third, fourth))]
     line = ir.VectorType(I8, STEP_BYTES)
     values = builder.bitcast(zipped(builder, *pairs), line)

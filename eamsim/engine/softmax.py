@@ -13,7 +13,7 @@ from llvmlite import ir
 
 from eamsim.engine.memory import Constants
 from eamsim.engine.shuffles import BYTES, ENTRIES, LANES, SHUFFLES, WORDS, look_up_words
-from eamsim.engine.tile import I8, I16, I32, I64, address, broadcast, declare, each_vector, load, store
+from eamsim.engine.tile import I8, I16, I32, I64, PANEL, address, broadcast, declare, each_vector, load, store
 from eamsim.program import Attention
 from eamsim.verify import Bound
 
@@ -26,12 +26,14 @@ FIELDS = ("in_words", "word_cap", "word_up", "word_multiplier", "word_half", "wo
 class Exponents(NamedTuple):
     """Where a row lies (scores int16, in place; pairs uint8; exp2 uint16 [ENTRIES]) and t = (high half of d * multiplier + half) >> down.
 
-    d = min(m - s, cap) << up, the high half that of 32 bits; fraction: fractional bits of t.
+    d = min(m - s, cap) << up, the high half that of 32 bits; fraction: fractional bits of t. runs: int32 [count, 2], first panel and
+    panels of what may have pairs of the softmax; no other vector is read.
     """
 
     scores: Any
     pairs: Any
-    vectors: Any
+    runs: Any
+    count: Any
     exp2: Any
     cap: Any
     up: Any
@@ -44,11 +46,13 @@ class Exponents(NamedTuple):
 class Published(NamedTuple):
     """A row of scores int16, before they are exponents, and what of it goes to taps of int16: addresses and elements, 0 if nobody asks.
 
-    Exponents are (d * multiplier + half) >> shift, which int32 holds, and not limited as those of Exponents are.
+    Exponents are (d * multiplier + half) >> shift, which int32 holds, and not limited as those of Exponents are; runs as there.
     """
 
     scores: Any
     pairs: Any
+    runs: Any
+    count: Any
     vectors: Any
     score_tap: Any
     score_count: Any
@@ -114,7 +118,7 @@ def emit_exponents(builder: ir.IRBuilder, row: Exponents) -> Any:
     """Scores to exponents, in place; returns the sum of their powers over the softmax's pairs, int64."""
     lowest = ir.Constant(WORDS, [-(1 << 15)] * LANES)
     top = greatest(builder, row)
-    cap, up, multiplier, half, down, fraction = (broadcast(builder, builder.trunc(x, I16), WORDS) for x in row[4:])
+    cap, up, multiplier, half, down, fraction = (broadcast(builder, builder.trunc(x, I16), WORDS) for x in row[5:])
     one = ir.Constant(WORDS, [1] * LANES)
     mask = builder.sub(builder.shl(one, fraction), one)
     table = [load(builder, WORDS, row.exp2, (I64(n), 2 * LANES)) for n in range(ENTRIES // LANES)]
@@ -130,11 +134,11 @@ def emit_exponents(builder: ir.IRBuilder, row: Exponents) -> Any:
         entry = builder.call(shift, [look_up_words(builder, table, builder.and_(t, mask)), builder.lshr(t, fraction)])
         entry = builder.select(in_softmax(builder, row.pairs, n), entry, ir.Constant(WORDS, None))
         # Powers reach 2^15: summed as signed words less 2^15, which is added again in the end.
-        return [builder.add(so_far[0], builder.call(add_pairs, [builder.xor(entry, lowest), one]))]
+        return [builder.add(so_far[0], builder.call(add_pairs, [builder.xor(entry, lowest), one])), builder.add(so_far[1], I64(1))]
 
     reduce_add = declare(builder, f"llvm.vector.reduce.add.v{LANES // 2}i32", I32, [INTS])
-    total = builder.call(reduce_add, each_vector(builder, row.vectors, [ir.Constant(INTS, None)], power))
-    return builder.add(builder.sext(total, I64), builder.mul(row.vectors, I64(LANES << 15)))
+    total, vectors = each_needed(builder, row, [ir.Constant(INTS, None), I64(0)], power)
+    return builder.add(builder.sext(builder.call(reduce_add, [total]), I64), builder.mul(vectors, I64(LANES << 15)))
 
 
 def greatest(builder: ir.IRBuilder, row: Exponents | Published) -> Any:
@@ -146,7 +150,20 @@ def greatest(builder: ir.IRBuilder, row: Exponents | Published) -> Any:
         return [builder.select(builder.icmp_signed(">", score, so_far[0]), score, so_far[0])]
 
     reduce_max = declare(builder, f"llvm.vector.reduce.smax.v{LANES}i16", I16, [WORDS])
-    return broadcast(builder, builder.call(reduce_max, each_vector(builder, row.vectors, [lowest], greater)), WORDS)
+    return broadcast(builder, builder.call(reduce_max, each_needed(builder, row, [lowest], greater)), WORDS)
+
+
+def each_needed(builder: ir.IRBuilder, row: Exponents | Published, begin: list[Any], body: Any) -> list[Any]:
+    """`each_vector` of those that the row's runs of panels reach; no two of them reach the same, for a panel lies between them."""
+    panels = LANES // PANEL
+
+    def run(r: Any, so_far: list[Any]) -> list[Any]:
+        first, count = (builder.zext(load(builder, I32, row.runs, (r, 8), (I64(n), 4)), I64) for n in range(2))
+        start = builder.udiv(first, I64(panels))
+        end = builder.udiv(builder.add(builder.add(first, count), I64(panels - 1)), I64(panels))
+        return each_vector(builder, builder.sub(end, start), so_far, lambda n, values: body(builder.add(start, n), values))
+
+    return each_vector(builder, row.count, begin, run)
 
 
 def emit_published(builder: ir.IRBuilder, row: Published) -> None:
