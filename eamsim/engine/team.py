@@ -186,10 +186,19 @@ def together(threads: int, operations: int, work: Callable[[np.ndarray, int], No
             others.append(_pool.submit(work, team, thread))
         work(team, 0)
     finally:
-        started = [other for other in others if not other.cancel()]
-        wait(started)
-    for other in started:
-        other.result()
+        settle(others)
+    for other in others:
+        if not other.cancelled():
+            other.result()
+
+
+def settle(others: list[Future[None]]) -> None:
+    """Return when none of them runs or will, even if interrupted meanwhile: what they write is not to be read or used again before."""
+    try:
+        wait([other for other in others if not other.cancel()])
+    except BaseException:
+        settle(others)
+        raise
 
 
 _start()

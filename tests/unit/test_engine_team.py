@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -62,6 +64,26 @@ def test_the_others_do_what_a_failing_thread_leaves(failing, error):
     with pytest.raises(error, match="as planned"):
         team.together(COUNT, ROUNDS, work)
     assert_all_added(total)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system has no signals to threads")
+def test_interrupts_while_the_last_thread_runs_are_raised_after_it():
+    started, ended = threading.Event(), []
+
+    def work(shared: np.ndarray, thread: int) -> None:
+        if thread == 0:
+            started.wait(timeout=60)
+            return
+        started.set()
+        for _ in range(3):
+            time.sleep(0.05)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.05)
+        ended.append(thread)
+
+    with pytest.raises(KeyboardInterrupt):
+        team.together(2, 1, work)
+    assert ended == [1]
 
 
 def test_nobody_is_waited_for_who_does_not_come():
