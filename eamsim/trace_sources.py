@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,12 @@ from typing import Protocol
 import numpy as np
 
 from eamsim.errors import BadFile, UserError
+from eamsim.npz import read_npz
 from eamsim.trace import Taps
 from eamsim.trace_file import Trace
 from eamsim.vectors import MANIFEST, Entry, read_hex, read_manifest
 
-PREFIX = "taps/"
+PREFIX, CONSTANTS = "taps/", "constants/"
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def read_dump(path: Path, layout_of: Path | None) -> DumpSource:
     if path.is_dir():
         return DumpSource(path, read_folder(path, path if (path / MANIFEST).exists() else layout_of))
     if path.suffix == ".npz":
-        return DumpSource(path, read_npz(path))
+        return DumpSource(path, read_arrays(path))
     if path.suffix == ".jsonl":
         return DumpSource(path, read_json_lines(path))
     raise UserError(f"{path}: expected a trace (.h5), a program (.eam), a folder of .hex files, an .npz or a .jsonl")
@@ -111,16 +110,20 @@ def places(folder: Path, entry: Entry) -> tuple[Path, Path]:
     return folder / Path(entry.file).name, folder / entry.file
 
 
-def read_npz(path: Path) -> Taps:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name.removeprefix(PREFIX): archive[name] for name in archive if not name.startswith("constants/")}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise BadFile(f"{path}: not a readable .npz without pickled objects ({error})") from error
-    if not arrays or any(array.dtype.kind not in "iub" or not array.ndim for array in arrays.values()):
-        kinds = {name: f"{array.dtype} {array.shape}" for name, array in arrays.items()}
-        raise BadFile(f"{path}: expected integers [images, ...] by tap, got {kinds!s:.200}")
-    return {name: array.astype(np.int64) for name, array in arrays.items()}
+def read_arrays(path: Path) -> Taps:
+    """The arrays of an .npz; constants, of which an export has some, are no taps."""
+    arrays = read_npz(path, lambda name: not name.startswith(CONSTANTS))
+    taps = {name.removeprefix(PREFIX): array for name, array in arrays.items()}
+    if len(taps) != len(arrays):
+        raise BadFile(f"{path}: expected each tap once, got some both with and without {PREFIX!r} before the name; leave one out")
+    for name, array in taps.items():
+        if array.dtype.kind not in "iub":
+            raise BadFile(f"{path}: {name}: expected integers, got {array.dtype} {list(array.shape)}; write it as int64")
+        if not array.ndim:
+            raise BadFile(f"{path}: {name}: expected [images, ...], got a single number; write an array")
+        if array.dtype == np.uint64 and array.size and array.max() >= 1 << 63:
+            raise BadFile(f"{path}: {name}: expected integers below 2^63, got {array.max()}; write signed integers as int64")
+    return {name: array.astype(np.int64) for name, array in taps.items()}
 
 
 def read_json_lines(path: Path) -> Taps:

@@ -229,7 +229,7 @@ def test_refusals(bench: Bench, tmp_path: Path):
         assert message in done.err
     np.savez(tmp_path / "f.npz", input=bench.golden["input"].astype(float))
     done = eamsim("trace", "diff", bench.trace, tmp_path / "f.npz")
-    assert "expected integers [images, ...] by tap" in done.err
+    assert "input: expected integers, got float64 [2, 8, 8, 3]; write it as int64" in done.err
     np.savez(tmp_path / "f.npz", input=bench.golden["input"][:1])
     assert "expected equal numbers of images, got 2 and 1" in eamsim("trace", "diff", bench.trace, tmp_path / "f.npz").err
 

@@ -1,0 +1,35 @@
+"""The one way to read an .npz: arrays by name, every unreadable one refused in a line."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from eamsim.errors import BadFile
+
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """The arrays whose names are wanted, by name in the order of the file.
+
+    BadFile where it is not a readable .npz without pickled objects: damaged or encrypted, two members of one name (of which NumPy would
+    read one), members that are no arrays, an array that does not fit into memory.
+    """
+    try:
+        with path.open("rb") as file, NpzFile(file, allow_pickle=False) as archive:
+            names = archive.files
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise BadFile(f"{path}: expected one array of each name, got two of {', '.join(map(repr, twice)):.200}; write them anew")
+            found = {name: archive[name] for name in names if wanted(name)}
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadFile(f"{path}: not a readable .npz without pickled objects ({reason:.200})") from error
+    if foreign := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+        raise BadFile(f"{path}: expected arrays as numpy.savez writes them, got {foreign[0]!r:.80} (no NAME.npy); write it anew")
+    return found
