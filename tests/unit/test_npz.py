@@ -1,6 +1,7 @@
 """`read_npz`: every .npz that NumPy cannot read, or of which it would read half, is one line."""
 
 import io
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -57,7 +58,7 @@ HUGE = npy("{'descr': '|u1', 'fortran_order': False, 'shape': (192000000000000,)
 )
 def test_what_is_refused(tmp_path: Path, content: bytes, message: str):
     (tmp_path / "x.npz").write_bytes(content)
-    with pytest.raises(BadFile, match=message) as refused:
+    with pytest.raises(BadFile, match=re.escape(message)) as refused:
         read_npz(tmp_path / "x.npz")
     assert str(refused.value).startswith(f"{tmp_path / 'x.npz'}: ")
     assert "\n" not in str(refused.value)
