@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +42,7 @@ def read_table(path: Path, kind: type[Record], parsers: Mapping[str, Callable[[s
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(kind(**{name: parsers.get(name, float)(text) for name, text in zip(names, line, strict=True)}))
+            records.append(kind(**{name: parsers.get(name, _number)(text) for name, text in zip(names, line, strict=True)}))
         except (ValueError, KeyError) as error:
             raise BadFile(f"{path}: row {number}: expected {', '.join(names)}, got {','.join(line)[:200]}; {advice}") from error
     return records
@@ -50,6 +51,13 @@ def read_table(path: Path, kind: type[Record], parsers: Mapping[str, Callable[[s
 def columns(kind: Any) -> list[str]:
     """Names of the fields of a dataclass."""
     return [field.name for field in fields(kind)]
+
+
+def _number(text: str) -> float:
+    """ValueError unless it is finite: a table is sorted and chosen from."""
+    if not isfinite(number := float(text)):
+        raise ValueError(f"expected a finite number, got {text}")
+    return number
 
 
 def _text(cell: object) -> object:

@@ -94,7 +94,7 @@ class Search:
             self.accept(exact, "joint")  # the same integers, proven: nothing to test
         for widths in self.tested(self.chain(alone, exact)):
             trial = self.measure(widths, "joint")
-            if trial is None or trial.bound > self.keep:
+            if trial is None or not trial.bound <= self.keep:  # nor a loss that is NaN
                 return
             self.kept.append(trial)
 
@@ -114,7 +114,7 @@ class Search:
         found: dict[int, float] = {}
         for bits in range(getattr(self.start, knob) - 1, getattr(FLOORS, knob) - 1, -1):
             trial = self.measure(with_width(self.start, knob, bits), "alone")
-            if trial is None or trial.noise > HOPELESS:
+            if trial is None or not trial.noise <= HOPELESS:
                 break
             found[bits] = trial.noise
         return found | {getattr(self.start, knob): max(found.items(), default=(0, 0.0))[1]}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eamsim.choice import finite
 from eamsim.errors import UserError
 from eamsim.program import Program
 from eamsim.table import write_table
@@ -154,8 +155,12 @@ def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) ->
     state: State = (rungs.start,) * len(heads)
     if rungs.start:
         yield state
-    reached = damage(state)
-    expected = rungs.shares * [damage(_moved(state, head, whole)) - reached for head in heads]
+
+    def measure(state: State) -> float:
+        return finite(damage(state), "budget")
+
+    reached = measure(state)
+    expected = rungs.shares * [measure(_moved(state, head, whole)) - reached for head in heads]
 
     def price(move: tuple[int, int]) -> tuple[float, float, float]:
         """Damage per MAC; of moves that seem to do none, or even good, those that save most come first, then those that do most good."""
@@ -164,7 +169,7 @@ def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) ->
         return max(damage, 0) / gain, -gain, damage
 
     while moves := [(head, rung) for head in heads for rung in _above(_masks_of(rungs, head), gains[:, head], state[head])]:
-        measured = {move: damage(_moved(state, *move)) for move in sorted(moves, key=price)[:WIDTH]}
+        measured = {move: measure(_moved(state, *move)) for move in sorted(moves, key=price)[:WIDTH]}
         for (head, rung), after in measured.items():
             expected[rung, head] = expected[state[head], head] + after - reached
         best = min(measured, key=price)

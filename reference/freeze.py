@@ -76,7 +76,11 @@ def freeze(scores: Sequence[np.ndarray], mean: Sequence[np.ndarray], freezing: F
 
     scores, mean: one float [maps, tokens, tokens] per layer. A weight of infinite score is never frozen and counts for nothing. A
     unit's score is the mean of its weights' scores, except that the order `random` draws it. The count of frozen units is `lowest`'s.
+    Raises UserError for a score that is NaN, which no order holds.
     """
+    for number, layer in enumerate(scores):
+        if np.isnan(layer).any():
+            raise UserError(f"block{number}: expected a number as the score of every attention weight, got NaN; measure the maps again")
     live = [np.isfinite(layer) for layer in scores]
     shapes = [freezing.unit_shape(layer.shape[-1]) for layer in scores]
     sizes = [_pool(layer.astype(np.int64), shape) for layer, shape in zip(live, shapes, strict=True)]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eamsim.choice import least
+from eamsim.errors import UserError
+
 PERCENTILES = (0.999, 0.9999, 0.99999)
 SAMPLE_SIZE = 1 << 22  # values of a tensor that a range search looks at: enough for its rarest percentile, and sorted in half a second
 LEAST_SCALE = 2.0**-16  # of the largest scale: a constant channel still needs a scale
@@ -68,7 +71,7 @@ def search_affine(x: Tensor, bits: int, contain_zero: bool, channel_axis: int | 
     """The range of least mean squared error among those between the PERCENTILES and their mirror.
 
     contain_zero: widen each range to contain 0, so that the zero point is a code. channel_axis: one range per index of that
-    axis, else one for the tensor. Large tensors are sampled with a fixed seed.
+    axis, else one for the tensor. Large tensors are sampled with a fixed seed. Raises UserError where no error is finite.
     """
     rows = x.reshape(1, -1) if channel_axis is None else x.movedim(channel_axis, 0).flatten(1)
     rows = _sample(rows).sort(dim=1).values
@@ -83,6 +86,8 @@ def search_affine(x: Tensor, bits: int, contain_zero: bool, channel_axis: int | 
         better = error < best
         best = torch.where(better, error, best)
         scale, zero = torch.where(better, candidate.scale, scale), torch.where(better, candidate.zero, zero)
+    if not best.isfinite().all():
+        raise UserError("ranges: expected values whose squared error is finite, got NaN, infinite or too large ones; check the weights")
     shape = [1] * x.ndim if channel_axis is not None else []
     if channel_axis is not None:
         shape[channel_axis] = len(rows)
@@ -90,11 +95,14 @@ def search_affine(x: Tensor, bits: int, contain_zero: bool, channel_axis: int | 
 
 
 def search_log(x: Tensor, bits: int, last_code_is_zero: bool, extra_zero: bool = False) -> LogSqrt2:
-    """The log-sqrt2 quantiser whose scale, one of the PERCENTILES of x, has the least mean squared error; x in [0, 1]."""
+    """The log-sqrt2 quantiser whose scale, one of the PERCENTILES of x, has the least mean squared error; x in [0, 1].
+
+    A percentile that is 0, or is in float32, cannot be a scale. Raises UserError where all of them are.
+    """
     rows = _sample(x.reshape(1, -1)).sort(dim=1).values
     scales = [as_scale(_quantile(rows, percentile)).item() for percentile in PERCENTILES]
     candidates = [LogSqrt2(scale, bits, last_code_is_zero, extra_zero) for scale in scales]
-    return min(candidates, key=lambda quantiser: (quantiser(rows) - rows).square().mean().item())
+    return least(candidates, lambda quantiser: (quantiser(rows) - rows).square().mean().item(), "attention weights")
 
 
 def _affine(low: Tensor, high: Tensor, bits: int) -> Affine:

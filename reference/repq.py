@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eamsim.choice import least
 from reference.layers import Dense, Norm
 from reference.models import Model
 from reference.networks import Network
@@ -126,7 +127,7 @@ class _Ranges:
             def error(candidate: LogSqrt2) -> float:
                 return ((candidate(maps) - maps).masked_fill(excluded, 0) @ self.v).square().mean().item()
 
-            quantiser = min(candidates, key=error)
+            quantiser = least(candidates, error, f"block{block}.attn")
         else:
             quantiser = search_log(maps, self.bits, last_code_is_zero=True, extra_zero=True)
         self.attention.append(quantiser)

@@ -101,6 +101,19 @@ def test_the_order_is_made_without_accuracy():
     assert list(plain.trials) == list(lucky.trials)
 
 
+@pytest.mark.parametrize("spoiled", ["noise", "loss", "error"])
+def test_a_measure_that_is_no_number_passes_no_test(spoiled):
+    class Spoiled(Bench):
+        def measure(self, widths: Widths, stage: str) -> Trial | None:
+            trial = super().measure(widths, stage)
+            tested = "alone" if spoiled == "noise" else "joint"
+            exact = replace(widths, accumulator_bits=START.accumulator_bits) == START
+            return replace(trial, **{spoiled: float("nan")}) if trial and stage == tested and not exact else trial
+
+    kept = Spoiled().run(100.0)
+    assert all(trial.widths.multiplier_bits == START.multiplier_bits for trial in kept)
+
+
 def test_a_search_stops_when_it_is_told_to_and_keeps_what_passed():
     bench = Bench(most=100)
     with pytest.raises(Enough):
@@ -178,6 +191,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     [
         ("residual_bits", "residual", "expected the columns residual_bits,.*, got residual,"),
         ("16,16,8", "16,x,8", "row 1: expected residual_bits, .*, got 16,x,8"),
+        ("0.0,0.8,100", "nan,0.8,100", "row 1: expected residual_bits, .*, got 16,16,8,.*,nan,0.8,100"),
         ("0.8,100", "1.8,100", r"row 1: expected fractions from 0 to 1, images and a cost, got top1 1.8, noise 0.0"),
     ],
 )
