@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -19,44 +19,66 @@ from PIL import Image
 
 from eamsim.errors import BadFile, UserError
 
-Interpolation = Literal["bicubic", "bilinear", "nearest"]
+Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
+CropMode = Literal["center", "squash", "border"]
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 WIDE_MODES = ("I", "F")  # 16 or 32 bits a pixel
-RESAMPLING = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-}
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the short side to floor(size / crop_pct), then crop the centre to height x width (timm's `center` mode)."""
+    """timm's evaluation transform: resize, then cut height x width out of the centre.
+
+    crop_mode: `center` covers height / crop_pct x width / crop_pct, `border` fits into it and fills up with the colour `fill`,
+    `squash` resizes to it whatever the shape of the image. fill: RGB in 0..255. Raises UserError.
+    """
 
     height: int
     width: int
     crop_pct: float
     interpolation: Interpolation
+    crop_mode: CropMode = "center"
+    fill: tuple[int, ...] = (0, 0, 0)
 
     def __post_init__(self) -> None:
-        if self.height != self.width or self.height < 1:
-            raise UserError(f"preprocessing: expected square images, got {self.height} x {self.width}")
+        object.__setattr__(self, "fill", tuple(self.fill))  # JSON has lists
+        if self.height < 1 or self.width < 1:
+            raise UserError(f"preprocessing: expected images of at least one pixel, got {self.height} x {self.width}")
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"preprocessing: crop_pct must be in (0, 1], got {self.crop_pct}")
-        if self.interpolation not in RESAMPLING:
-            raise UserError(f"preprocessing: interpolation must be one of {', '.join(RESAMPLING)}, got {self.interpolation!r}")
+        for name, choices in (("interpolation", get_args(Interpolation)), ("crop_mode", get_args(CropMode))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"preprocessing: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if len(self.fill) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in self.fill):
+            raise UserError(f"preprocessing: fill must be three integers in 0..255, got {self.fill}")
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """uint8 [height, width, 3] of any image, equal to the last bit to torchvision's Resize and CenterCrop."""
+        """uint8 [height, width, 3] of any image, equal to the last bit to what timm and torchvision make of it."""
         image = image.convert("RGB")
-        short_side = math.floor(self.height / self.crop_pct)
-        scale = short_side / min(image.size)
-        if scale != 1:
-            width, height = (short_side if side == min(image.size) else int(short_side * side / min(image.size)) for side in image.size)
-            image = image.resize((width, height), RESAMPLING[self.interpolation])
-        left, top = round((image.width - self.width) / 2), round((image.height - self.height) / 2)
-        return np.asarray(image.crop((left, top, left + self.width, top + self.height)))
+        size = self._resized(*image.size)
+        if size != image.size:
+            image = image.resize(size, RESAMPLING[self.interpolation])
+        canvas = Image.new("RGB", (self.width, self.height), self.fill)
+        canvas.paste(image, (_offset(image.width, self.width), _offset(image.height, self.height)))
+        return np.asarray(canvas)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the image before it is cropped, rounded as torchvision's Resize or timm's ResizeKeepRatio does."""
+        target_width, target_height = (math.floor(side / self.crop_pct) for side in (self.width, self.height))
+        if self.crop_mode == "squash":
+            return target_width, target_height
+        if self.crop_mode == "center" and target_width == target_height:
+            short, target = min(width, height), target_width
+            return (target if width == short else int(target * width / short), target if height == short else int(target * height / short))
+        ratio = (max if self.crop_mode == "border" else min)(width / target_width, height / target_height)
+        return round(width / ratio), round(height / ratio)
+
+
+def _offset(side: int, wanted: int) -> int:
+    """Where the image starts on its canvas: what is cut off before it is rounded to even, what is filled up before it down."""
+    return (wanted - side) // 2 if wanted > side else -round((side - wanted) / 2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -244,7 +244,8 @@ def test_widths_are_those_of_the_configuration(calibrated):
 def test_the_provenance_is_plain_json(calibrated):
     described = json.loads(json.dumps(provenance(calibrated)))
 
-    assert described["preprocessing"] == {"height": 16, "width": 16, "crop_pct": 0.9, "interpolation": "bicubic"}
+    prepared = {"height": 16, "width": 16, "crop_pct": 0.9, "interpolation": "bicubic", "crop_mode": "center", "fill": [0, 0, 0]}
+    assert described["preprocessing"] == prepared
     assert described["labels"] is None
     assert described["calibration"] == {"method": "RepQ-ViT", "mode": "hardware", "images": 16}
 
