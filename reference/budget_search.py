@@ -35,7 +35,7 @@ from reference.quantisers import LogSqrt2
 from reference.repq import Calibrated
 
 if TYPE_CHECKING:
-    from reference.build import Progress
+    from eamsim.progress import Progress
 
 BATCH = 64
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, assert_never
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.program import Program, Softmax
+from eamsim.progress import Progress
 from reference.budget import Budget, make_rungs
 from reference.budget_search import Bench, build_within, logit_scale
 from reference.entropy import AttentionStatistics, Summary, layer_bytes, layer_groups
@@ -31,9 +31,6 @@ from reference.swin import Swin
 BATCH = 16
 STATISTICS_BYTES = 4 << 30
 """At most so much for histograms, as `eamsim entropy` has it; more layers take more passes over the images."""
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""(what, total) -> a context that yields `advance(steps)`."""
 
 
 def build_program(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
+from eamsim.compiler import kept, njit, prange
 from reference.entropy import BINS, AttentionStatistics
 
 SMOOTHING = 1 / BINS
@@ -24,7 +24,8 @@ def divergence(reference: AttentionStatistics, quantised: AttentionStatistics, l
     return out
 
 
-@njit(parallel=True, cache=True)
+@kept(__file__)
+@njit(parallel=True)
 def _divergence(p_counts, p_images, q_counts, q_images, out):
     """Eq. 14 of two histograms [weights, 256] as out [weights]."""
     for weight in prange(len(out)):

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numba import njit, prange
 
+from eamsim.compiler import kept, njit, prange
 from eamsim.errors import UserError
 from reference.maps import Maps
 
@@ -142,7 +142,8 @@ def layer_bytes(shape: tuple[int, int, int], images: int) -> int:
 
 # CPU time per DeiT-T image at batch 16 / 32 / 64: blocks of 64 weights 3.1 / 2.8 / 2.6 ms; rejected: weight by weight 3.2 / 3.9 / 5.5,
 # blocks of 32 6.4 / 6.5 / 6.1, of 128 3.9 / 3.4 / 3.3, all bins of a block before any is counted 3.0 / 3.1 / 2.9 and more memory.
-@njit(parallel=True, cache=True)
+@kept(__file__)
+@njit(parallel=True)
 def _count(maps, counts, sums, squares):
     """Add maps [batch, weights] to counts [weights, 256], sums and squares [weights]; False if a value is outside [0, 1] or NaN.
 
@@ -169,7 +170,8 @@ def _count(maps, counts, sums, squares):
     return outside == 0
 
 
-@njit(parallel=True, cache=True)
+@kept(__file__)
+@njit(parallel=True)
 def _entropy(counts, images, out):
     """Eq. 13 of counts [weights, 256] as out [weights]; an empty bin adds nothing."""
     for weight in prange(len(counts)):

@@ -14,7 +14,8 @@ import torch
 
 from eamsim.errors import BadFile, UserError
 from eamsim.images import ImageSet, open_images
-from reference.build import Progress, calibrate_on, parameters_sha256
+from eamsim.progress import Progress
+from reference.build import calibrate_on, parameters_sha256
 from reference.divergence import divergence
 from reference.entropy import AttentionStatistics, layer_bytes, layer_groups
 from reference.fakequant import collect_maps

@@ -20,8 +20,9 @@ from eamsim.container import canonical, replacing
 from eamsim.errors import BadFile, UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.program import Softmax
+from eamsim.progress import Progress
 from eamsim.workers import Workers, results
-from reference.build import Progress, attention_statistics, calibrate_on, means, parameters_sha256, scores
+from reference.build import attention_statistics, calibrate_on, means, parameters_sha256, scores
 from reference.evaluate import Accuracy, evaluate, evaluate_program
 from reference.fakequant import quantise_frozen
 from reference.freeze import Order, Scope, freeze

@@ -1,10 +1,6 @@
 """The command line: each command parses its options, calls the library and prints."""
 
-import atexit
-import os
-import shutil
 import sys
-import tempfile
 from typing import Annotated
 
 import typer
@@ -14,7 +10,7 @@ from eamsim.cli.bench import bench
 from eamsim.cli.build import build
 from eamsim.cli.cost import cost
 from eamsim.cli.demo import demo
-from eamsim.cli.doctor import cache_folder, doctor
+from eamsim.cli.doctor import doctor
 from eamsim.cli.entropy import entropy
 from eamsim.cli.evaluate import evaluate
 from eamsim.cli.export import export
@@ -74,20 +70,6 @@ def prepare(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """4-bit Vision Transformers with frozen attention maps, executed bit-exactly in integers."""
-    os.environ["NUMBA_CACHE_DIR"] = writable_cache(os.environ.get("NUMBA_CACHE_DIR") or str(cache_folder()))
-
-
-def writable_cache(folder: str) -> str:
-    """The folder, made if need be; where that fails a temporary one, as Numba refuses to compile without any."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    temporary = tempfile.mkdtemp(prefix="eamsim-")
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    return temporary
 
 
 def main() -> None:

@@ -62,8 +62,9 @@ def run_and_verify(model: Path, data: Path, threads: int | None) -> tuple[dict, 
     program, preprocessing, labels = read_model(model)
     digits = open_images([data], preprocessing, labels=labels)
     check_labels(digits, program.output.size)
+    engine = load_engine(program, threads, None)
     with progress("digits classified", len(digits)) as advance:
-        accuracy = measure(load_engine(program, threads, None), digits, BATCH, advance)
+        accuracy = measure(engine, digits, BATCH, advance)
     some = digits.spread(VERIFIED_IMAGES)
     with progress("runs compared", 2 * len(some)) as advance:
         agreement = compare(program, some, [None], [threads], [BATCH], advance)

@@ -20,15 +20,12 @@ EXTRAS = {
 }
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: per user, as Numba's cache is pickle."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eamsim" / "numba"
-
-
 def doctor(as_json: Json = False) -> None:
     """What this machine has. Versions, processor, instruction sets, cache folder, extras and how to get them."""
+    from eamsim import kernel_cache
     from eamsim.engine import isa
 
+    cache = kernel_cache.folder()
     missing = {extra: [name for name in modules if find_spec(name) is None] for extra, modules in EXTRAS.items()}
     result = {
         "eamsim": __version__,
@@ -39,11 +36,13 @@ def doctor(as_json: Json = False) -> None:
         "instruction_sets": list(isa.detect()),
         "instruction_set": isa.select(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cache": os.environ.get("NUMBA_CACHE_DIR", str(cache_folder())),
+        "cache": str(cache.path),
+        "cache_is_temporary": cache.is_temporary,
         "extras": {extra: not modules for extra, modules in missing.items()},
     }
     rows = [
-        *((key, result[key]) for key in ("eamsim", "python", "machine", "cpu", "threads", "cache")),
+        *((key, result[key]) for key in ("eamsim", "python", "machine", "cpu", "threads")),
+        ("cache", f"{cache.path}{' (temporary: see the warning)' if cache.is_temporary else ''}"),
         ("packages", ", ".join(f"{name} {number}" for name, number in result["packages"].items())),
         ("instruction sets", ", ".join(result["instruction_sets"])),
         ("chosen", result["instruction_set"]),

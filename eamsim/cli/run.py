@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import numpy as np
 import typer
 
 from eamsim import artifact
-from eamsim.cli.output import Json, Threads, emit, note
+from eamsim.cli.output import Json, Threads, emit, progress
 from eamsim.errors import BadFile, UserError
 from eamsim.images import Preprocessing, open_images
 from eamsim.program import Program
@@ -50,13 +49,10 @@ def _line(result: dict) -> str:
 
 
 def load_engine(program: Program, threads: int | None, isa: str | None) -> Engine:
-    """`eamsim.engine.load`, imported once the cache folder is known, with word of the wait before a first compilation."""
+    """`eamsim.engine.load`, imported late as Numba takes its time, which shows a first compilation."""
     from eamsim import engine
 
-    cache = Path(os.environ["NUMBA_CACHE_DIR"])
-    if not any(cache.rglob("*.nbc")):
-        note(f"compiling the integer kernels: half a minute or so, kept in {cache} (set by NUMBA_CACHE_DIR)")
-    return engine.load(program, threads=threads, isa=isa)
+    return engine.load(program, threads=threads, isa=isa, progress=progress)
 
 
 def read_model(path: Path) -> tuple[Program, Preprocessing, list[str] | None]:

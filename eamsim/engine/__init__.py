@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
-from eamsim.engine.digest import FOUND_BYTES, LANES_BYTES, compile_hash
+from eamsim.compiler import compile_kernel, logged, require_compiler, sources_digest, typeof
+from eamsim.engine.digest import FOUND_BYTES, LANES_BYTES, hash_address
 from eamsim.engine.fixedpoint import ROUNDINGS
-from eamsim.engine.forward import forward, source_revision
+from eamsim.engine.forward import SOURCES, forward
 from eamsim.engine.isa import ISAS, select
 from eamsim.engine.memory import Memory, aligned
 from eamsim.engine.plan import KINDS, Tap, make_plan
@@ -18,6 +19,7 @@ from eamsim.engine.taps import digest_records, operation_steps, tap_records
 from eamsim.engine.team import alone, most_threads, together, usable_threads
 from eamsim.errors import UserError
 from eamsim.program import Program
+from eamsim.progress import Progress
 
 MAX_BATCH = 16
 REPEATS = 16
@@ -26,16 +28,36 @@ REPEATS = 16
 class Engine:
     """A loaded program, of which it holds its packed weights and nothing else; `run` may be called from any thread, one call at a time."""
 
-    def __init__(self, program: Program, threads: int, isa: str):
-        self._image, self._output, self._rounding = program.image, program.output, ROUNDINGS[program.datapath.rounding]
+    def __init__(self, program: Program, threads: int, isa: str, progress: Progress):
+        self._image, self._output, self._rounding = program.image, program.output, program.datapath.rounding
         self.threads = threads
         self.isa = isa
         self._plan = make_plan(program)
+        self._prepare(progress)
+
+    def _prepare(self, progress: Progress) -> None:
+        """What no other process can use: compiled code, its addresses, and the room that it works in."""
+        require_compiler()
+        team, memory = aligned(0, np.int64), self._plan.memory(1, 1)[0]
+        arguments = (ISAS[self.isa], ROUNDINGS[self._rounding], self._plan.records, 0, 0, 0, team, memory)
+        compile_kernel(forward, tuple(map(typeof, arguments)), f"{self.isa}, {self._rounding}", progress)
         self._untapped = tap_records(self._plan.records, [])
         self._memory: list[Memory] = []
         self._batch = 0
         self._taps = aligned(0, np.uint8)
         self._digested: tuple[tuple[str, ...], np.ndarray, int] = (), self._plan.records[:0], 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        plan = {name: vars(self)[name] for name in ("_image", "_output", "_rounding", "threads", "isa", "_plan")}
+        return plan | {"sources": sources_digest(SOURCES)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.pop("sources") != sources_digest(SOURCES):
+            raise UserError("engine: expected one pickled by this version of eamsim, got another's; load its program instead")
+        vars(self).update(state)
+        check_threads(self.threads)
+        select(self.isa)
+        self._prepare(logged)
 
     @overload
     def run(self, images: np.ndarray, taps: Literal[False] = False) -> np.ndarray: ...
@@ -86,7 +108,7 @@ class Engine:
         """
         plan, batch = self._plan, len(images)
         if self._digested[0] != tuple(names):
-            self._digested = tuple(names), *digest_records(plan, names, compile_hash(source_revision()).address)
+            self._digested = tuple(names), *digest_records(plan, names, hash_address())
         _, records, room = self._digested
         size = len(names) * FOUND_BYTES
         with alone():
@@ -137,7 +159,7 @@ class Engine:
 
     def _call(self, records: np.ndarray, batch: int, memory: list[Memory]) -> None:
         def part(team: np.ndarray, thread: int) -> None:
-            forward(ISAS[self.isa], self._rounding, records, batch, thread, self.threads, team, memory[thread])
+            forward(ISAS[self.isa], ROUNDINGS[self._rounding], records, batch, thread, self.threads, team, memory[thread])
 
         together(self.threads, len(records), part)
 
@@ -148,14 +170,19 @@ def tap_of(space: np.ndarray, offset: int, tap: Tap, batch: int) -> np.ndarray:
     return space[offset * batch :][: size * batch].view(tap.dtype).reshape(batch, *tap.shape)
 
 
-def load(program: Program, threads: int | None = None, isa: str | None = None) -> Engine:
-    """Verify, pack and place a program; threads: all processors that this process may use by default; isa: see `eamsim.engine.isa.select`.
+def load(program: Program, threads: int | None = None, isa: str | None = None, progress: Progress = logged) -> Engine:
+    """Verify, pack and place a program, and compile what runs it: a minute or so, once for a machine, a version and a rounding.
 
-    Raises UserError for a program that breaks a constraint, for what the engine does not support, for a thread count or an
-    instruction set that is not available.
+    threads: all processors that this process may use by default; isa: see `eamsim.engine.isa.select`; progress: shown where functions are
+    compiled, as lines of the logger `eamsim.engine` by default. Raises UserError for a program that breaks a constraint, for what the
+    engine does not support, for a thread count or an instruction set that is not available, and where Numba must not compile.
     """
+    threads, isa = usable_threads() if threads is None else threads, select(isa)
+    check_threads(threads)
+    return Engine(program, threads, isa, progress)
+
+
+def check_threads(threads: int) -> None:
     most = most_threads()
-    threads = usable_threads() if threads is None else threads
     if not 1 <= threads <= most:
         raise UserError(f"engine threads: expected 1 to {most} (this machine's processors), got {threads}; choose a number in that range")
-    return Engine(program, threads, select(isa))

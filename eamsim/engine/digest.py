@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import types
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 
+from eamsim.compiler import compile_kernel, kept, logged, njit
 from eamsim.engine.sha256 import BLOCK_BYTES, DIGEST_BYTES, LANES, WORDS, begin, compress, end
 
 # source: CODES, VALUES or TAPS; first_byte: where one image's integers begin in it; bits: of an integer in its packing; hash: the address
@@ -22,6 +22,7 @@ LANES_BYTES = LANES * DIGEST_BYTES
 FOUND_BYTES = LANES_BYTES + 16
 """The digests of the lanes, then the least and the greatest integer as int64."""
 BYTES = types.CPointer(types.uint8)
+HASH_ARGUMENTS = (BYTES, types.int64, types.int64, types.int64, BYTES)
 CHUNK = 4 * BLOCK_BYTES
 """Bytes that are packed and hashed while they are near."""
 
@@ -42,7 +43,7 @@ def digest(op, first, last, batch, memory):
 
 @intrinsic
 def call(typingctx, function, integers, size, item, bits, found):
-    """The function at this address, of `compile_hash`."""
+    """The function at this address, of `hash_address`."""
 
     def codegen(context, builder, signature, args):
         kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 5)
@@ -52,20 +53,19 @@ def call(typingctx, function, integers, size, item, bits, found):
     return types.void(*[types.int64] * 6), codegen
 
 
-@cache
-def compile_hash(revision: str) -> Any:
-    """`hash_integers` as a C function, compiled when digests are first asked for: in `forward` it would be, for each machine.
+def hash_address() -> int:
+    """Of `hash_at` as a C function, compiled when digests are first asked for: in `forward` it would be, for each instruction set."""
+    compile_kernel(hash_at, HASH_ARGUMENTS, "digests", logged)
+    result = hash_at.overloads[HASH_ARGUMENTS]
+    return result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name)
 
-    revision: see eamsim/engine/forward.py.
-    """
 
-    @cfunc(types.void(BYTES, *[types.int64] * 3, BYTES), cache=True)
-    def hash_at(integers, size, item, bits, found):
-        _ = revision
-        digests, extremes = carray(found, LANES_BYTES), carray(found, FOUND_BYTES)[LANES_BYTES:].view(np.int64)
-        extremes[0], extremes[1] = hash_integers(carray(integers, size), item, bits, digests)  # pyright: ignore[reportGeneralTypeIssues]
-
-    return hash_at
+@kept(Path(__file__).parent)
+@njit(no_cpython_wrapper=True)  # pyright: ignore[reportCallIssue] (an option its types leave out)
+def hash_at(integers, size, item, bits, found):
+    """`hash_integers` of the bytes at an address, its digests and extremes to another."""
+    digests, extremes = carray(found, LANES_BYTES), carray(found, FOUND_BYTES)[LANES_BYTES:].view(np.int64)
+    extremes[0], extremes[1] = hash_integers(carray(integers, size), item, bits, digests)  # pyright: ignore[reportGeneralTypeIssues]
 
 
 @njit

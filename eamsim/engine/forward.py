@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from numba import njit
-
+from eamsim.compiler import kept, njit
 from eamsim.engine.attend import attend
 from eamsim.engine.attention import pack_heads
 from eamsim.engine.digest import digest
@@ -15,6 +13,9 @@ from eamsim.engine.linear import linear
 from eamsim.engine.movement import embed, gather, input_quant, pool, publish
 from eamsim.engine.plan import ATTEND, DIGEST, EMBED, GATHER, INPUT_QUANT, LAYER_NORM, LINEAR, PACK_HEADS, POOL, PUBLISH
 from eamsim.engine.team import claim, finish, wait_for
+
+SOURCES = Path(__file__).parent
+"""What the machine code of all kernels depends on."""
 
 
 @njit
@@ -52,45 +53,31 @@ def run_task(isa, rounding, records, index, first, last, batch, memory):
         digest(op, first, last, batch, memory)
 
 
-def compile_forward(revision: str):
-    """`revision` is part of the key of Numba's cache, which watches this file alone and not those of the kernels."""
+@kept(SOURCES)
+@njit(nogil=True)
+def forward(isa, rounding, records, batch, thread, threads, team, memory):
+    """Called by each of `threads` threads with the same `team` (see team.py) and a memory with its own scratch.
 
-    @njit(nogil=True, cache=True)
-    def forward(isa, rounding, records, batch, thread, threads, team, memory):
-        """Called by each of `threads` threads with the same `team` (see team.py) and a memory with its own scratch.
-
-        A thread takes its own share of every operation first, the rows whose operands its cache has from the operation before, then what
-        others have left. Digests are waited for by those operations alone that need their room.
-        """
-        _ = revision
-        for index in range(len(records)):
-            op = records[index]
-            for taken in range(op.awaited, op.awaited_end):
-                wait_for(team, threads, taken, share_of(records[taken].units * batch, records[taken].block, threads) * threads)
-            units = op.units * batch
-            grains = (units + op.grain - 1) // op.grain
-            share = share_of(units, op.block, threads)
-            tasks = share * threads
-            for turn in range(threads):
-                owner = (thread + turn) % threads
+    A thread takes its own share of every operation first, the rows whose operands its cache has from the operation before, then what
+    others have left. Digests are waited for by those operations alone that need their room.
+    """
+    for index in range(len(records)):
+        op = records[index]
+        for taken in range(op.awaited, op.awaited_end):
+            wait_for(team, threads, taken, share_of(records[taken].units * batch, records[taken].block, threads) * threads)
+        units = op.units * batch
+        grains = (units + op.grain - 1) // op.grain
+        share = share_of(units, op.block, threads)
+        tasks = share * threads
+        for turn in range(threads):
+            owner = (thread + turn) % threads
+            number = claim(team, threads, index, owner)
+            while number < share:
+                task = owner * share + number
+                first, last = task * grains // tasks * op.grain, (task + 1) * grains // tasks * op.grain
+                if first < last:
+                    run_task(isa, rounding, records, index, first, min(last, units), batch, memory)
+                finish(team, threads, index, tasks)
                 number = claim(team, threads, index, owner)
-                while number < share:
-                    task = owner * share + number
-                    first, last = task * grains // tasks * op.grain, (task + 1) * grains // tasks * op.grain
-                    if first < last:
-                        run_task(isa, rounding, records, index, first, min(last, units), batch, memory)
-                    finish(team, threads, index, tasks)
-                    number = claim(team, threads, index, owner)
-            if op.kind != DIGEST:
-                wait_for(team, threads, index, tasks)
-
-    return forward
-
-
-def source_revision() -> str:
-    """A digest of the engine's source files."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-
-
-forward = compile_forward(source_revision())
+        if op.kind != DIGEST:
+            wait_for(team, threads, index, tasks)

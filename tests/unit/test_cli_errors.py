@@ -189,16 +189,6 @@ def test_a_full_disk_under_standard_output(option: str):
     )
 
 
-def test_an_unusable_cache_folder_becomes_a_temporary_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    cache = Path(json.loads(eamsim("doctor", "--json").out)["cache"])
-    assert cache.is_dir()
-    assert tmp_path not in cache.parents
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "new"))
-    assert json.loads(eamsim("doctor", "--json").out)["cache"] == str(tmp_path / "new")
-
-
 @pytest.mark.parametrize("command", [("build", "m", "--calib", "d", "-o", "x.eam"), ("demo", "--from-float")])
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]):
     class NoTorch(importlib.abc.MetaPathFinder):
