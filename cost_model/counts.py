@@ -9,6 +9,7 @@ from typing import assert_never
 
 import numpy as np
 
+from cost_model.ledger import attention_linear
 from cost_model.memory import code_bytes, live_bytes, mask_bytes, weight_bytes
 from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Program
 
@@ -26,6 +27,7 @@ class Macs:
     fc1: int = 0
     fc2: int = 0
     head: int = 0
+    other: int = 0
 
     def __add__(self, other: Macs) -> Macs:
         return Macs(*map(add, astuple(self), astuple(other)))
@@ -33,27 +35,24 @@ class Macs:
     @property
     def paper(self) -> int:
         """The scope of Eq. 9: the Transformer layers alone."""
-        return self.full - self.patch_embedding - self.patch_merging - self.head
+        return self.full - self.patch_embedding - self.patch_merging - self.head - self.other
 
     @property
     def full(self) -> int:
         """Everything from the image to the logits."""
         return sum(astuple(self))
 
-    @property
-    def dense(self) -> Macs:
-        """The same network with nothing frozen: a score per attention weight; q, k and v each as large as proj."""
-        return replace(self, qkv=3 * self.proj, scores=self.attention_value)
-
 
 @dataclass(frozen=True)
 class Cost:
     """Work and storage of one operation, or by addition of several run one after the other.
 
-    activation_bytes is the largest set of values alive at once; mask_bytes and code_bytes are the frozen maps.
+    dense: what the MACs would be with nothing frozen, all scores and the q and k of every head; activation_bytes: the largest set of
+    values alive at once; mask_bytes, code_bytes: the frozen maps.
     """
 
     macs: Macs = Macs()
+    dense: Macs = Macs()
     weight_bytes: int = 0
     mask_bytes: int = 0
     code_bytes: int = 0
@@ -62,6 +61,7 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.macs + other.macs,
+            self.dense + other.dense,
             self.weight_bytes + other.weight_bytes,
             self.mask_bytes + other.mask_bytes,
             self.code_bytes + other.code_bytes,
@@ -80,21 +80,36 @@ def count(program: Program) -> Cost:
 
 def count_operations(program: Program) -> dict[str, Cost]:
     """Cost of each operation by the name of its output, in the order of execution."""
-    layers = linear_layers(program)
+    layers, frozen_away = linear_layers(program), _frozen_away(program)
     live = live_bytes(program)
-    return {op.out.name: _count(op, layers.get(op.out.name, ""), live[op.out.name]) for op in program.operations}
+    return {
+        op.out.name: _count(op, layers.get(op.out.name, ""), frozen_away.get(op.out.name, 0), live[op.out.name])
+        for op in program.operations
+    }
 
 
-def _count(op: Operation, layer: str, live: int) -> Cost:
+def _count(op: Operation, layer: str, frozen_away: int, live: int) -> Cost:
     match op:
         case Linear():
-            return Cost(Macs(**{layer: op.out.size * op.weight.shape[0]}), weight_bytes=weight_bytes(op), activation_bytes=live)
+            macs, dense = (Macs(**{layer: (op.out.size + more) * len(op.weight)}) for more in (0, op.out.shape[0] * frozen_away))
+            return Cost(macs, dense, weight_bytes=weight_bytes(op), activation_bytes=live)
         case Attention():
-            return Cost(attention_macs(op), mask_bytes=mask_bytes(op), code_bytes=code_bytes(op), activation_bytes=live)
+            macs = attention_macs(op)
+            dense = replace(macs, scores=macs.attention_value)
+            return Cost(macs, dense, mask_bytes=mask_bytes(op), code_bytes=code_bytes(op), activation_bytes=live)
         case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
             return Cost(activation_bytes=live)
         case _:
             assert_never(op)
+
+
+def _frozen_away(program: Program) -> dict[str, int]:
+    """Output channels that a Linear would have besides with nothing frozen: q and k of the heads without scores."""
+    found = {}
+    for op in program.operations:
+        if isinstance(op, Attention) and (linear := attention_linear(program, op)):
+            found[linear.out.name] = 2 * (op.heads - len(op.score_heads)) * op.head_dim
+    return found
 
 
 def attention_macs(op: Attention) -> Macs:
@@ -118,13 +133,18 @@ def computed_scores(op: Attention) -> int:
 def frozen_share(program: Program) -> float:
     """tau of the real masks: frozen attention weights / attention weights, over all maps, excluded pairs left out of both."""
     pairs, frozen, excluded = _pairs(program)
-    return frozen / (pairs - excluded) if pairs else 0.0
+    return share(frozen, pairs - excluded)
 
 
 def constant_share(program: Program) -> float:
     """tau with the excluded pairs, whose weight is always 0, counted as frozen: (frozen + excluded) / all attention weights."""
     pairs, frozen, excluded = _pairs(program)
-    return (frozen + excluded) / pairs if pairs else 0.0
+    return share(frozen + excluded, pairs)
+
+
+def share(part: float, whole: float) -> float:
+    """part / whole; 0 of nothing."""
+    return part / whole if whole else 0.0
 
 
 def _pairs(program: Program) -> tuple[int, int, int]:
@@ -171,26 +191,26 @@ def _step(masks: Sequence[np.ndarray], axis: int) -> int:
 
 def linear_layers(program: Program) -> dict[str, str]:
     """Which field of Macs each Linear belongs to, by the name of its output: read off the data flow, Gathers looked through."""
-    producers = {op.out.name: op for op in program.operations}
-
-    def source(name: str) -> Operation | None:
-        op = producers.get(name)
-        return source(op.x) if isinstance(op, Gather) else op
-
-    projections = [source(op.x) for op in program.operations if isinstance(op, Attention)]
+    made = {op.out.name: op for op in program.operations}
+    source: dict[str, Operation | None] = {program.image.name: None}
+    for op in program.operations:
+        source[op.out.name] = source[op.x] if isinstance(op, Gather) else op
+    projections = [source[op.x] for op in program.operations if isinstance(op, Attention)]
 
     def layer(op: Linear) -> str:
         if op in projections:
             return "qkv"
         if isinstance(op.epilogue, Gelu):
             return "fc1"
-        match source(op.x):
+        match source[op.x]:
             case Attention():
                 return "proj"
             case Linear(epilogue=Gelu()):
                 return "fc2"
-            case InputQuant():
+            case InputQuant() | None:
                 return "patch_embedding"
-        return "head" if op is source(program.output.name) else "patch_merging"
+            case LayerNorm(x=merged) if isinstance(made.get(merged), Gather) and op is not source[program.output.name]:
+                return "patch_merging"
+        return "head" if op is source[program.output.name] else "other"
 
     return {op.out.name: layer(op) for op in program.operations if isinstance(op, Linear)}

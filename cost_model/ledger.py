@@ -13,7 +13,6 @@ from typing import assert_never
 import numpy as np
 
 from cost_model.gemms import audible_pairs, frozen_pairs, needed_codes, needed_scores
-from eamsim.errors import UserError
 from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Residual
 
 SQUARE_ROOT_STEPS, DIVISION_STEPS = 31, 16  # one bit of the result each: V is below 2^62, the reciprocal has 16 bits
@@ -152,7 +151,7 @@ def zero_code_macs(op: Attention) -> int:
 def structured_macs(program: Program, op: Attention) -> int:
     """Products that no code depends on although the program has them: of q and k, and of scores under the `paper` meaning.
 
-    A wholly frozen row needs no q, and no denominator either; a column that no row needs, no k.
+    A wholly frozen row needs no q, and no denominator either; a column that no row needs, no k (where a Linear of their own makes them).
     """
     coded, scored = needed_codes(op), list(op.score_heads)
     if coded is None or not scored:
@@ -163,13 +162,13 @@ def structured_macs(program: Program, op: Attention) -> int:
     rows_left, columns_left = int(np.count_nonzero(needed.any(axis=3))), int(np.count_nonzero(needed.any(axis=2)))
     lines = len(needed) * len(scored) * op.tokens
     before = needed.size if computed is None else int(np.count_nonzero(computed[:, scored]))
-    projections = (2 * lines - rows_left - columns_left) * op.head_dim * len(attention_linear(program, op).weight)
+    linear = attention_linear(program, op)
+    projections = (2 * lines - rows_left - columns_left) * op.head_dim * (len(linear.weight) if linear else 0)
     return op.windows // len(needed) * ((before - int(np.count_nonzero(needed))) * op.head_dim + projections)
 
 
-def attention_linear(program: Program, op: Attention) -> Linear:
-    """The Linear that makes q, k and v; UserError where another operation stands between."""
-    producer = next(other for other in program.operations if other.out.name == op.x)
-    if not isinstance(producer, Linear):
-        raise UserError(f"{op.out.name}: the cost model expects a Linear before Attention, got {type(producer).__name__}")
-    return producer
+def attention_linear(program: Program, op: Attention) -> Linear | None:
+    """The Linear that makes q, k and v, for this Attention alone; None where something else makes them, or reads them too."""
+    readers = sum(op.x in other.inputs for other in program.operations)
+    made = next((other for other in program.operations if other.out.name == op.x), None)
+    return made if isinstance(made, Linear) and readers == 1 else None

@@ -5,6 +5,7 @@ The paper writes FLOPs for what are multiply-accumulates: every number here is i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isqrt
 
 from cost_model.architectures import Architecture, Layer, Swin
@@ -44,10 +45,10 @@ def estimate(model: Architecture | Swin, tau: float, softmax: Softmax) -> Cost:
     softmax runs over all of them. `renormalised`: frozen scores (tau N^2 d) are not computed, and a wholly frozen head (tau = 1)
     needs no q and no k. A.V costs N^2 d in both.
     """
-    outer = [Macs(**{each.layer: each.tokens * each.in_channels * each.out_channels}) for each in model.projections]
+    outer = sum((Macs(**{each.layer: each.tokens * each.in_channels * each.out_channels}) for each in model.projections), Macs())
     weights = [packed_bytes(each.in_channels * each.out_channels, model.weight_bits) for each in model.projections]
     layers = [layer_cost(layer, tau, softmax, model.weight_bits) for layer in model.layers]
-    rest = Cost(sum(outer, Macs()), sum(weights), activation_bytes=activation_bytes(model))
+    rest = Cost(outer, outer, sum(weights), activation_bytes=activation_bytes(model))
     return sum(layers, rest)
 
 
@@ -69,6 +70,7 @@ def layer_cost(layer: Layer, tau: float, softmax: Softmax, weight_bits: int) -> 
     )
     return Cost(
         macs,
+        dense=replace(macs, qkv=3 * n * d**2, scores=layer.pairs * d),
         weight_bytes=sum(packed_bytes(size, weight_bits) for size in (d * qkv_channels, d**2, 4 * d**2, 4 * d**2)),
         mask_bytes=packed_bytes(layer.heads * layer.pairs, 1) if frozen else 0,
         code_bytes=packed_bytes(layer.heads * frozen, FROZEN_BITS),
@@ -95,11 +97,11 @@ def architecture_of(program: Program) -> Architecture:
             heads=attentions[0].heads,
             depth=len(attentions),
             image=program.image.shape[0],
-            patch=isqrt(linears[0].weight.shape[0] // 3),
+            patch=max(1, isqrt(linears[0].weight.shape[0] // 3)),
             classes=program.output.size,
             weight_bits=linears[0].weight_bits,
         )
-        if count(program).macs.dense == estimate(model, 0, "paper").macs:
+        if count(program).dense == estimate(model, 0, "paper").macs:
             return model
     raise UserError(
         f"{program.name}: --tau expects a plain ViT with one weight width, got another program; leave --tau out to count its own masks"

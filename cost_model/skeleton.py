@@ -51,7 +51,7 @@ def skeleton(model: Architecture | Swin) -> Program:
         operations += [_norm(stream, norm), Pool(norm.name, classes, 0, 0, 0)]
     else:
         token, classes = _residual("cls", (1, d)), _codes("norm", (1, d))
-        operations += [_gather(stream, token), _norm(token, classes)]
+        operations += [_gather(stream, token, d), _norm(token, classes)]
     logits = Value("head", (1, head.out_channels), LOGIT_BITS, True)
     return Program(model.name, image, (*operations, _linear(classes, logits, model.weight_bits)))
 
@@ -64,7 +64,7 @@ def _embedding(model: Architecture | Swin, image: Value, embedding: Projection) 
     position = Embed(projected.name, stream, zeros((stream.shape[0] - tokens, d)), zeros(projected.shape))
     return [
         InputQuant(image.name, codes, zeros((3, 256), np.uint8)),
-        Gather(codes.name, patches, zeros((patches.size // (3 * model.patch),)), 3 * model.patch),
+        _gather(codes, patches, 3 * model.patch),
         _linear(patches, projected, model.weight_bits),
         _norm(projected, stream) if isinstance(model, Swin) else position,
     ]
@@ -74,8 +74,7 @@ def _merging(name: str, stream: Value, merging: Projection, weight_bits: int) ->
     """Four neighbours side by side, normalised and reduced."""
     joined = _residual(name, (merging.tokens, merging.in_channels))
     norm, out = _codes(f"{name}.norm", joined.shape), _residual(f"{name}.reduction", (merging.tokens, merging.out_channels))
-    gather = Gather(stream.name, joined, zeros((stream.shape[0],)), stream.shape[1])
-    return [gather, _norm(joined, norm), _linear(norm, out, weight_bits)]
+    return [_gather(stream, joined, stream.shape[1]), _norm(joined, norm), _linear(norm, out, weight_bits)]
 
 
 def _block(name: str, stream: Value, layer: Layer, model: Architecture | Swin) -> list[Operation]:
@@ -87,10 +86,10 @@ def _block(name: str, stream: Value, layer: Layer, model: Architecture | Swin) -
     is_split = len(layer.live) > 1
     return [
         _norm(stream, norm1),
-        *([_gather(norm1, windowed)] if is_split else []),
+        *([_gather(norm1, windowed, d)] if is_split else []),
         _linear(windowed if is_split else norm1, qkv, weight_bits, Requant(*_ratio(3 * d), zeros((3 * d,)))),
         _attention(qkv, context, layer, isinstance(model, Swin)),
-        *([_gather(context, back)] if is_split else []),
+        *([_gather(context, back, d)] if is_split else []),
         _linear(back if is_split else context, middle, weight_bits, Residual(stream.name, *_ratio(d), 0)),
         _norm(middle, norm2),
         _linear(norm2, hidden, weight_bits, Gelu(*_ratio(4 * d), 0, INDEX_BITS, zeros((1 << INDEX_BITS,), np.uint8))),
@@ -110,9 +109,9 @@ def _ratio(channels: int) -> tuple[np.ndarray, np.ndarray]:
     return zeros((channels,)), zeros((channels,))
 
 
-def _gather(x: Value, out: Value) -> Gather:
-    """Whole tokens, in any order: it does not matter to a count."""
-    return Gather(x.name, out, np.arange(out.shape[0], dtype=np.int32), out.shape[1])
+def _gather(x: Value, out: Value, granule: int) -> Gather:
+    """Granules in any order: it does not matter to a count."""
+    return Gather(x.name, out, np.arange(out.size // granule, dtype=np.int32), granule)
 
 
 def _linear(x: Value, out: Value, weight_bits: int, epilogue: Epilogue | None = None) -> Linear:

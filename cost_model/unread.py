@@ -6,56 +6,67 @@ from typing import assert_never
 
 import numpy as np
 
-from cost_model.ledger import attention_linear
-from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Pool, Program, Residual
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Residual
 
 
-def read_rows(program: Program) -> dict[str, np.ndarray]:
-    """Of every value, bool along its first axis: whether the output depends on that row. Found backwards from the output.
+def read_elements(program: Program) -> dict[str, np.ndarray]:
+    """Of every value, bool of its shape: whether the output depends on that element. Found backwards from the output.
 
-    Attention reads all k and v of a window of which any row is read, hence the whole rows of q, k and v.
+    Whatever is frozen, a row of attention that is read reads its q, and all k and v of its head and window.
     """
-    read = {name: np.zeros(value.shape[0], np.bool_) for name, value in program.values.items()}
+    read = {name: np.zeros(value.shape, np.bool_) for name, value in program.values.items()}
     read[program.output.name][:] = True
     for op in reversed(program.operations):
-        rows = read[op.out.name]
-        match op:
-            case Linear():
-                read[op.x] |= rows
-                if isinstance(op.epilogue, Residual):
-                    read[op.epilogue.operand] |= rows
-            case Attention():
-                read[op.x] |= np.repeat(rows.reshape(op.windows, -1).any(axis=1), op.tokens)
-            case Gather():
-                moves_rows = op.granule == program.values[op.x].shape[-1] == op.out.shape[-1]
-                read[op.x][op.indices[rows] if moves_rows else slice(None)] = True
-            case LayerNorm():
-                read[op.x] |= rows
-            case Embed():
-                read[op.x] |= rows[len(op.prefix) :]
-            case Pool() | InputQuant():
-                read[op.x][:] = True
-            case _:
-                assert_never(op)
+        read[op.x] |= _read_of_input(program, op, read[op.out.name])
+        if isinstance(op, Linear) and isinstance(op.epilogue, Residual):
+            read[op.epilogue.operand] |= read[op.out.name]
     return read
 
 
+def _read_of_input(program: Program, op: Operation, out: np.ndarray) -> np.ndarray:
+    """bool, to be broadcast over `op.x`: what the elements `out` of the output that are read depend on."""
+    match op:
+        case Linear() | LayerNorm():
+            return np.logical_or.reduce(out, axis=1, keepdims=True)
+        case Attention():
+            return _read_of_qkv(op, out)
+        case Gather():
+            x = np.zeros(program.values[op.x].shape, np.bool_)
+            elements = op.indices.astype(np.int64)[:, None] * op.granule + np.arange(op.granule)
+            x.reshape(-1)[elements[out.reshape(elements.shape)]] = True
+            return x
+        case Embed():
+            return out[len(op.prefix) :]
+        case Pool() | InputQuant():
+            return out
+        case _:
+            assert_never(op)
+
+
+def _read_of_qkv(op: Attention, out: np.ndarray) -> np.ndarray:
+    """bool [windows * tokens, columns of q, k and v]."""
+    v = out.reshape(op.windows, op.tokens, op.heads, op.head_dim)
+    q = np.logical_or.reduce(v, axis=3, keepdims=True)[:, :, list(op.score_heads)].repeat(op.head_dim, axis=3)
+    k, v = (np.broadcast_to(np.logical_or.reduce(part, axis=1, keepdims=True), part.shape) for part in (q, v))
+    return np.concatenate([q, k, v], axis=2).reshape(len(out), -1)
+
+
 def unread_macs(program: Program) -> dict[str, int]:
-    """MACs of rows that nothing reads, by the name of an operation's output; an Attention's include its q projection."""
-    read, found = read_rows(program), {}
+    """MACs of results that nothing reads, by the name of the operation that spends them: no more than it has."""
+    read, found = read_elements(program), {}
     for op in program.operations:
         unread = ~read[op.out.name]
         if isinstance(op, Linear):
-            found[op.out.name] = int(unread.sum()) * op.weight.size
+            found[op.out.name] = int(unread.sum()) * len(op.weight)
         elif isinstance(op, Attention):
-            q = len(op.score_heads) * len(attention_linear(program, op).weight)
-            found[op.out.name] = (int(unread.sum()) * (q + op.heads * op.tokens) + unread_scores(op, unread)) * op.head_dim
+            found[op.out.name] = int(unread.sum()) * op.tokens + unread_scores(op, unread) * op.head_dim
     return {name: macs for name, macs in found.items() if macs}
 
 
 def unread_scores(op: Attention, unread: np.ndarray) -> int:
-    """Scores computed for these rows, bool [windows x tokens], as `counts.computed_scores` counts them."""
+    """Scores computed for rows of a head of which nothing is read, as `counts.computed_scores` counts them; unread: bool like `op.out`."""
+    rows = np.logical_and.reduce(unread.reshape(op.windows, op.tokens, op.heads, op.head_dim), axis=3).swapaxes(1, 2)
     if op.frozen is None or op.softmax == "paper":
-        return int(unread.sum()) * op.heads * op.tokens
-    computed = (~op.frozen.mask).sum(axis=(1, 3))
-    return int(np.tile(computed, (op.windows // len(computed), 1)).ravel()[unread].sum())
+        return int(rows.sum()) * op.tokens
+    computed = (~op.frozen.mask).sum(axis=3)
+    return int((computed * rows).sum())

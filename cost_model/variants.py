@@ -12,6 +12,7 @@ import numpy as np
 from cost_model.ledger import attention_linear
 from cost_model.paper import FROZEN_BITS
 from cost_model.skeleton import zeros
+from eamsim.errors import UserError
 from eamsim.program import Attention, Frozen, Linear, Operation, Program, Requant, Softmax
 
 Freezer = Callable[[Attention], Frozen | None]
@@ -23,15 +24,21 @@ def thawed(program: Program) -> Program:
 
 
 def refrozen(program: Program, freezer: Freezer, softmax: Softmax) -> Program:
-    """The shapes of `program` with each Attention frozen as `freezer` says; under `renormalised`, wholly frozen heads lose q and k."""
+    """The shapes of `program` with each Attention frozen as `freezer` says; under `renormalised`, wholly frozen heads lose q and k.
+
+    UserError where no Linear of its own makes an Attention's q and k, and they change.
+    """
     changed: dict[str, Operation] = {}
     for op in program.operations:
         if isinstance(op, Attention):
             frozen = freezer(op)
             scored = tuple(head for head in range(op.heads) if frozen is None or softmax == "paper" or not frozen.mask[:, head].all())
-            linear, width = attention_linear(program, op), (2 * len(scored) + op.heads) * op.head_dim
             changed[op.out.name] = replace(op, softmax=softmax, frozen=frozen, last_code_is_zero=False, score_heads=scored)
-            changed[linear.out.name] = _with_channels(linear, width)
+            if len(scored) != len(op.score_heads):
+                linear = attention_linear(program, op)
+                if linear is None:
+                    raise UserError(f"{op.out.name}: its heads can lose or regain q and k only if a Linear makes them for it alone")
+                changed[linear.out.name] = _with_channels(linear, (2 * len(scored) + op.heads) * op.head_dim)
     return replace(program, operations=tuple(changed.get(op.out.name, op) for op in program.operations))
 
 
@@ -58,7 +65,7 @@ def scattered(tau: float, seed: int = 0) -> Freezer:
         order = np.random.default_rng(seed).random((heads, len(live))).argsort(axis=1)[:, : round(tau * len(live))]
         mask = np.zeros((heads, tokens**2), np.bool_)
         np.put_along_axis(mask, live[order], True, axis=1)
-        if order.shape[1] == len(live):
+        if round(tau * max(len(live), 1)) == max(len(live), 1):
             mask[:] = True  # the excluded pairs too: nothing of the head is left
         return mask.reshape(heads, tokens, tokens)
 

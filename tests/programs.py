@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +26,9 @@ from eamsim.program import (
     Value,
 )
 
+DETOURS = ("none", "qkv.gather", "qkv.norm", "twice", "class", "split")
+"""What stands between the operations of a block: q, k and v gathered, or normalised; two Attentions of which the first is dropped; after
+Attention a Gather of the first token alone, or of each token as two."""
 FREEZES = ("none", "empty", "scattered", "rows", "columns", "units", "heads", "all")
 
 
@@ -55,6 +58,7 @@ class Shape:
     last_code_is_zero: bool = False
     biased: bool = False
     pooled: bool = False
+    detour: str = "none"
     extreme: bool = False
     datapath: Datapath = field(default_factory=Datapath)
 
@@ -176,7 +180,7 @@ class Builder:
         if frozen is not None and s.softmax == "renormalised":
             scored = tuple(h for h in scored if not frozen.mask[:, h].all())
         width = (2 * len(scored) + s.heads) * s.head_dim
-        self.linear(f"{name}.qkv", self.codes(f"{name}.qkv", width), self.requant)
+        self.projection(f"{name}.qkv", width)
         f, high, x = s.exponent_bits, self.last.high, self.last
         top = (1 << s.datapath.multiplier_bits) - 1
         bias = self.integers(-500, 500, (int(rng.choice([1, s.windows])), s.heads, tokens, tokens)) if s.biased else None
@@ -200,6 +204,33 @@ class Builder:
             )
         )  # fmt: skip
 
+    def projection(self, name: str, width: int) -> None:
+        """q, k and v: codes [tokens, width]."""
+        codes, rows = self.codes(name, width), self.last.shape[0]
+        if self.shape.detour == "qkv.norm":
+            self.linear(f"{name}.linear", Value(f"{name}.linear", codes.shape, self.shape.residual_bits, True), self.raw)
+            self.norm(name, codes)
+            return
+        self.linear(name, codes, self.requant)
+        if self.shape.detour == "qkv.gather":
+            self.gather(f"{name}.gather", codes.shape, self.rng.permutation(rows), width)
+
+    def detoured(self, name: str, stream: Value, context: Value) -> Value:
+        """Gathers after Attention: the newest value is what proj reads, the result the stream that it is added to."""
+        rows, channels = stream.shape
+        match self.shape.detour:
+            case "class":
+                shape, indices, granule = (1, channels), np.zeros(1), channels
+            case "split" if channels % 2 == 0:
+                shape, indices, granule = (2 * rows, channels // 2), self.rng.permutation(2 * rows), channels // 2
+            case _:
+                return stream
+        self.last = stream
+        stream = self.gather(f"{name}.stream", shape, indices, granule)
+        self.last = context
+        self.gather(f"{name}.context", shape, indices, granule)
+        return stream
+
     def block(self, name: str) -> None:
         s, stream = self.shape, self.last
         channels = stream.shape[1]
@@ -208,11 +239,15 @@ class Builder:
         if s.windows > 1:
             self.gather(f"{name}.partition", stream.shape, order, channels)
         context = self.attention(f"{name}.attn")
+        if s.detour == "twice":
+            op = self.operations[-1]
+            context = self.add(replace(op, out=replace(context, name=f"{name}.again")))
         if s.windows > 1:
-            self.gather(f"{name}.reverse", context.shape, np.argsort(order), context.shape[1])
+            context = self.gather(f"{name}.reverse", context.shape, np.argsort(order), context.shape[1])
+        stream = self.detoured(name, stream, context)
         middle = Value(f"{name}.attn.proj", stream.shape, s.residual_bits, True)
         self.linear(middle.name, middle, self.residual(stream))
-        self.norm(f"{name}.norm2", self.codes(f"{name}.norm2", channels))
+        self.norm(f"{name}.norm2", self.codes(f"{name}.norm2", stream.shape[1]))
         self.linear(f"{name}.mlp.fc1", self.codes(f"{name}.mlp.fc1", s.hidden), self.gelu)
         out = Value(f"{name}.mlp.fc2", stream.shape, s.residual_bits, True)
         self.linear(out.name, out, self.residual(middle))

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from cost_model.architectures import Architecture, Swin, architecture
-from cost_model.counts import Cost, Macs, constant_share, count, frozen_share, granularity
+from cost_model.counts import Cost, Macs, constant_share, count, frozen_share, granularity, share
 from cost_model.energy import evaluate
 from cost_model.hardware import Hardware, Level, load
 from cost_model.ledger import structured_macs, zero_code_macs
@@ -175,8 +175,9 @@ def figures(total: Cost) -> dict:
         "flops_2x_full": 2 * macs.full,
         "qk_macs": macs.scores,
         "av_macs": macs.attention_value,
-        "macs_saved_full": macs.dense.full - macs.full,
+        "macs_saved_full": total.dense.full - macs.full,
         "macs_by_layer": asdict(macs),
+        "dense_macs_by_layer": asdict(total.dense),
         "weight_bytes": total.weight_bytes,
         "activation_bytes": total.activation_bytes,
         "map_bytes": total.map_bytes,
@@ -187,7 +188,7 @@ def figures(total: Cost) -> dict:
 
 def report(model: str, facts: dict[str, int], rows: list[dict]) -> tuple[str | Table, ...]:
     """Where the MACs of the dense network are, what each row saves of them, and why it cannot be more."""
-    dense = Macs(**rows[0]["macs_by_layer"]).dense
+    dense = Macs(**rows[0]["dense_macs_by_layer"])
     sizes = facts | {"activation_bytes": rows[0]["activation_bytes"]}
     return (
         f"{model}, one image, nothing frozen:\n",
@@ -205,7 +206,9 @@ def layer_table(dense: Macs) -> Table:
     """MACs of the dense network by layer, and both totals."""
     totals = {"Eq. 9 (paper scope)": dense.paper, "full scope": dense.full}
     rows = [
-        (name, f"{macs:,}", f"{2 * macs:,}", f"{100 * macs / dense.full:.2f}") for name, macs in (asdict(dense) | totals).items() if macs
+        (name, f"{macs:,}", f"{2 * macs:,}", f"{100 * share(macs, dense.full):.2f}")
+        for name, macs in (asdict(dense) | totals).items()
+        if macs
     ]
     return table(("layer", "MACs", "2x (FLOPs)", "share %"), rows)
 
@@ -217,7 +220,7 @@ def saving_table(rows: list[dict]) -> Table:
     """
     lines, excludes = [], any(row["tau_with_excluded"] != row["tau"] for row in rows)
     for row in rows:
-        saved = 100 * row["macs_saved_full"] / (row["macs_saved_full"] + row["macs_full"])
+        saved = 100 * share(row["macs_saved_full"], row["macs_saved_full"] + row["macs_full"])
         millions = (f"{row[key] / 1e6:,.3f}" for key in ("macs_full", "macs_paper"))
         stored = f"{row['weight_bytes'] / 1e6:.3f}", f"{row['map_bytes']:,}"
         source = "estimate" if row["estimated"] else "masks"
@@ -239,7 +242,8 @@ def unneeded_note(row: dict) -> tuple[str, ...]:
     if row["estimated"]:
         return ()
     shares = {
-        name: f"{row[f'{name}_macs']:,} ({row[f'{name}_macs'] / row['macs_full']:.2%})" for name in ("zero_code", "structured", "unread")
+        name: f"{row[f'{name}_macs']:,} ({share(row[f'{name}_macs'], row['macs_full']):.2%})"
+        for name in ("zero_code", "structured", "unread")
     }
     return (
         f"\nOf the MACs left, frozen codes that mean zero or excluded pairs take {shares['zero_code']}; q, k and scores that no code\n"
@@ -249,8 +253,8 @@ def unneeded_note(row: dict) -> tuple[str, ...]:
 
 def footnote(dense: Macs) -> str:
     """What the savings mean, in plain words, with the ceilings of Amdahl's law."""
-    scores = dense.scores / dense.full
-    heads = scores + 2 * dense.qkv / 3 / dense.full
+    scores = share(dense.scores, dense.full)
+    heads = scores + share(2 * dense.qkv / 3, dense.full)
     return (
         "\npaper: the softmax denominator needs every score, so freezing saves nothing.\n"
         f"renormalised: frozen scores are not computed. At most the QK^T share is saved: {scores:.2%} ({1 / (1 - scores):.3f}x).\n"

@@ -17,7 +17,7 @@ import numpy as np
 import typer
 
 from cost_model.arrays import blocks
-from cost_model.counts import count
+from cost_model.counts import count, share
 from cost_model.energy import Estimate, break_even_batch, evaluate, priced, workload
 from cost_model.gemms import needed_scores
 from cost_model.hardware import Array, Hardware, Simd, load
@@ -158,7 +158,7 @@ def point(bare: Program, dense: Estimate, hardware: Hardware, batch: int, tau: f
     programs = {kind: refrozen(bare, freezer, "renormalised") for kind, freezer in kinds.items()}
     full = count(bare).macs.full
     return {"tau": tau} | {
-        kind: figures(evaluate(each, hardware, batch), dense) | {"macs_saved": 1 - count(each).macs.full / full}
+        kind: figures(evaluate(each, hardware, batch), dense) | {"macs_saved": share(full - count(each).macs.full, full)}
         for kind, each in programs.items()
     }
 
@@ -170,7 +170,7 @@ def ceiling(bare: Program, dense: Estimate) -> dict[str, float]:
     work = workload(masked, hardware.compute)
     least = priced(replace(work, map_bits=dict.fromkeys(work.map_bits, 0)), hardware, dense.batch)
     change = least.energy.nominal_pj / dense.energy.nominal_pj - 1
-    return {"macs_saved": macs.scores / macs.full, "energy_change": change, "milliseconds": least.milliseconds_per_image}
+    return {"macs_saved": share(macs.scores, macs.full), "energy_change": change, "milliseconds": least.milliseconds_per_image}
 
 
 def layers(program: Program, own: Estimate, batch: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from cost_model.counts import share
 from cost_model.hardware import Array, Simd
 from eamsim.cli.report import attentions, frozen_share, left_out
 from eamsim.program import Program
@@ -111,7 +112,7 @@ def against_tau(found: dict[str, Any]) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     if found["row"]["tau"]:
         own = 100 * found["row"]["tau"]
-        saved = found["row"]["macs_saved_full"] / (found["row"]["macs_full"] + found["row"]["macs_saved_full"])
+        saved = share(found["row"]["macs_saved_full"], found["row"]["macs_full"] + found["row"]["macs_saved_full"])
         values = (100 * saved, 100 * found["own"]["energy_change"], found["own"]["milliseconds"], found["own"]["stored_map_bytes"] / 1e3)
         for axis, value in zip(axes, values, strict=True):
             axis.plot([own], [value], "o", color=COLOURS[5], label="this program")

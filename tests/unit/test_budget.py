@@ -261,11 +261,11 @@ def saving(tmp_path_factory):
 def test_the_command_meets_a_budget_of_macs(saving):
     manifest, program, trials = saving
     (chosen,) = (each for each in trials if each.chosen)
-    macs = count(program).macs
+    cost = count(program)
     nothing = trials[0]
 
     assert chosen.macs_saved >= 0.03
-    assert chosen.macs_saved == 1 - macs.full / macs.dense.full
+    assert chosen.macs_saved == 1 - cost.macs.full / cost.dense.full
     assert (nothing.granularity, nothing.macs_saved, nothing.loss_change, nothing.images) == ("none", 0, 0, 64)
     frozen = {(head["block"], head["head"]): head["tau"] for head in manifest["budget"]["heads"]}
     attentions = [op for op in program.operations if isinstance(op, Attention)]
@@ -298,14 +298,14 @@ def test_the_command_keeps_accuracy_on_validation_images(tmp_path):
     np.savez(tmp_path / "some.npz", images=data["images"][:100], labels=data["labels"][:100])
     choice = ("--keep-accuracy", 4, "--granularity", "head", "--validation", tmp_path / "some.npz")
     manifest, program, trials = build(tmp_path / "x.eam", *choice)
-    macs = count(program).macs
+    cost = count(program)
     (chosen,) = (each for each in trials if each.chosen)
 
     assert manifest["budget"]["judged"]["labelled"]
     assert chosen.images == 100
     assert trials[-1].top1 < trials[0].top1 - 0.08  # where the search ended
     assert chosen.macs_saved == max(each.macs_saved for each in trials if each.top1 >= trials[0].top1 - 0.04)
-    assert chosen.macs_saved == 1 - macs.full / macs.dense.full
+    assert chosen.macs_saved == 1 - cost.macs.full / cost.dense.full
     assert {each.granularity for each in trials} == {"none", "head"}
 
 

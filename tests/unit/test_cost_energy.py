@@ -239,7 +239,7 @@ def test_real_masks_are_evaluated_as_they_are(seed, freeze, softmax):
     assert [op.name for op in result.operations] == [op.out.name for op in program.operations]
     unfrozen = evaluate(thawed(program), chip)
     assert unfrozen.map_bits == 0
-    assert sum(gemm.dense_macs for op in unfrozen.operations for gemm, _ in op.runs) == count(program).macs.dense.full
+    assert sum(gemm.dense_macs for op in unfrozen.operations for gemm, _ in op.runs) == count(program).dense.full
 
 
 def test_equal_layers_are_counted_alike(small, dense):
