@@ -8,6 +8,7 @@ the datasets it expects and refuses any other tree.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -169,7 +170,13 @@ def take(dataset: Any, stored: Stored, axes: int, limit_bytes: int) -> np.ndarra
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside the target, flushed to disk and renamed if all goes well; sweeps what earlier crashes left."""
+    """A temporary path beside the target, flushed to disk and renamed if all goes well; sweeps what earlier crashes left.
+
+    A link stays, and what it leads to is replaced. OSError for a FIFO or a device, which a rename would do away with.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "Not a regular file")
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another writer swept it first
             if leftover.stat().st_mtime < time.time() - STALE_SECONDS:

@@ -55,7 +55,7 @@ def measure_model(
     images = open_images(calib, model.preprocessing, limit)
     sources: tuple[Source, ...] = ("float", "quantised") if of == "both" else (of,)
     origin: dict[str, Any] = {
-        "model": spec,
+        "model": model.name,
         "model_sha256": parameters_sha256(model.module),
         "calibration_sha256": images.sha256,
         "preprocessing": dataclasses.asdict(model.preprocessing),

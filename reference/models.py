@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from eamsim.errors import BadFile, UserError
 from eamsim.images import Preprocessing
+from eamsim.origin import public_name
 from reference.networks import Network, check_supported, network_of
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -62,7 +63,7 @@ def load_model(spec: str, weights: str | None = None, random_init: int | None = 
     else:
         module = _create(spec)
         _load(module, _weights_file(source, allow_pickle))
-    return as_model(module.eval(), spec)
+    return as_model(module.eval(), public_name(spec))
 
 
 def as_model(module: nn.Module, name: str) -> Model:

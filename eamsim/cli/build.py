@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,9 @@ from rich.table import Table
 from cost_model.counts import constant_share, count, frozen_share
 from eamsim import __version__, artifact
 from eamsim.cli.output import Json, emit, progress, table
+from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
+from eamsim.origin import public_command, without_folders
 from eamsim.program import Softmax
 from reference.budget import Budget, Trial, write_front
 from reference.freeze import Freezing, Order, Scope
@@ -92,7 +93,7 @@ def build(
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
     versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in VERSIONED}}
     shares = {"tau": frozen_share(program), "tau_with_excluded": constant_share(program)}
-    manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions, **provenance, "frozen": shares, "output": output}
+    manifest = {"command": public_command(), "versions": versions, **provenance, "frozen": shares, "output": output}
     front_path(out).unlink(missing_ok=True)  # of a budget built to this name before
     found = write_trials(out, provenance["budget"]) if isinstance(freezing, Budget) else ()
     write_manifest(manifest_path(out), manifest)
@@ -178,9 +179,15 @@ def check_output(out: Path) -> None:
     """UserError unless `out` can be an .eam file in an existing, writable folder: said before hours of work, not after."""
     if out.suffix != ".eam":
         raise UserError(f"--out: expected a name that ends in .eam, got {out}")
-    for path in (out, manifest_path(out), front_path(out)):
-        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise UserError(f"--out: {path} cannot be written; choose a file in an existing, writable folder")
+    check_writable("--out", out, manifest_path(out), front_path(out))
+
+
+def check_writable(option: str, *paths: Path) -> None:
+    """UserError unless each path, or what it links to, is a file or can be one in an existing, writable folder."""
+    for path in paths:
+        target = Path(os.path.realpath(path))
+        if (target.exists() and not target.is_file()) or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+            raise UserError(f"{option}: {path} cannot be written; choose a file in an existing, writable folder")
 
 
 def manifest_path(out: Path) -> Path:
@@ -200,12 +207,9 @@ def import_reference(feature: str) -> Any:
 
 
 def write_manifest(path: Path, manifest: dict) -> None:
-    """Replace the JSON file at `path` in one step."""
-    unfinished = path.with_name(path.name + ".tmp")
+    """Replace the JSON file at `path` in one step; files are in it by their names, not by their folders."""
     try:
-        unfinished.write_text(json.dumps(manifest, indent=2) + "\n")
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(without_folders(manifest), indent=2) + "\n")
     except OSError as error:
-        raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and build again") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and run the command again") from error

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from pathlib import Path
 
 from cost_model.exports import scalesim_csv, zigzag_yaml
 from eamsim import __version__
-from eamsim.cli.build import manifest_path, write_manifest
+from eamsim.cli.build import check_writable, manifest_path, write_manifest
 from eamsim.cli.export import described
 from eamsim.container import replacing
 from eamsim.errors import BadFile, UserError
+from eamsim.origin import public_command
 from eamsim.program import Program
 
 
@@ -29,7 +28,7 @@ def write_products(program: Program, scalesim: Path | None, zigzag: Path | None)
             raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and try again") from error
         files.append(described(path))
         versions = {"eamsim": __version__, "python": sys.version.split()[0]}
-        manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions, "output": files[-1:]}
+        manifest = {"command": public_command(), "versions": versions, "output": files[-1:]}
         write_manifest(manifest_path(path), manifest)
     return files
 
@@ -38,6 +37,5 @@ def check_out(out: Path, suffix: str, option: str = "--out") -> Path:
     """The path; UserError unless it can be a file with this suffix in an existing, writable folder."""
     if out.suffix != suffix:
         raise UserError(f"{option}: expected a name that ends in {suffix}, got {out}")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise UserError(f"{option}: {out} cannot be written; choose a file in an existing, writable folder")
+    check_writable(option, out, manifest_path(out))
     return out

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,9 +11,10 @@ import typer
 from rich.table import Table
 
 from eamsim import artifact
-from eamsim.cli.build import import_reference, manifest_path, write_manifest
+from eamsim.cli.build import check_writable, import_reference, manifest_path, write_manifest
 from eamsim.cli.output import Json, emit, note, progress, table
 from eamsim.errors import UserError
+from eamsim.origin import public_command
 
 if TYPE_CHECKING:
     from reference.statistics_file import Statistics
@@ -51,7 +49,7 @@ def entropy(
     from reference.measure import measure_model
     from reference.statistics_file import read_statistics
 
-    command = shlex.join(["eamsim", *sys.argv[1:]])
+    command = public_command()
     try:
         rate = measure_model(
             model,
@@ -84,8 +82,7 @@ def check_output(out: Path) -> None:
     """UserError unless `out` can be a new .h5 file in an existing, writable folder: said before hours of work, not after."""
     if out.suffix != ".h5":
         raise UserError(f"--out: expected a name that ends in .h5, got {out}")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise UserError(f"--out: {out} cannot be written; choose a file in an existing, writable folder")
+    check_writable("--out", out, manifest_path(out))
 
 
 def head_rows(statistics: Statistics) -> list[dict[str, Any]]:

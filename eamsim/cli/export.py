@@ -1,7 +1,5 @@
 """`eamsim export`: the program in the form of others, ONNX and C99, each a reading of docs/datapath.md of its own."""
 
-import os
-import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -10,11 +8,12 @@ from typing import Annotated
 import typer
 
 from eamsim import __version__, artifact, c_export
-from eamsim.cli.build import manifest_path, write_manifest
+from eamsim.cli.build import check_writable, manifest_path, write_manifest
 from eamsim.cli.output import Json, emit
 from eamsim.cli.run import ModelFile
 from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
+from eamsim.origin import public_command
 from eamsim.program import Program
 
 
@@ -35,7 +34,7 @@ def export(
         check_output(out)
     program, _ = artifact.read(model)
     versions = {"eamsim": __version__, "python": sys.version.split()[0], "numpy": version("numpy")}
-    manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions, "input": described(model)}
+    manifest = {"command": public_command(), "versions": versions, "input": described(model)}
     files = []
     if out is not None:
         write_onnx(out, program, taps, qdq)
@@ -53,8 +52,7 @@ def check_output(out: Path) -> None:
     """UserError unless `out` can be an .onnx file in an existing, writable folder."""
     if out.suffix != ".onnx":
         raise UserError(f"--out: expected a name that ends in .onnx, got {out}")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise UserError(f"--out: {out} cannot be written; choose a file in an existing, writable folder")
+    check_writable("--out", out, manifest_path(out))
 
 
 def write_onnx(out: Path, program: Program, taps: bool, qdq: bool) -> None:

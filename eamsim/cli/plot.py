@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from importlib.metadata import version
 from itertools import islice
@@ -20,6 +19,7 @@ from eamsim.cli.sweep import make_folder
 from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
 from eamsim.images import open_images
+from eamsim.origin import public_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -238,6 +238,6 @@ def publish(name: str, files: list[Path], out: Path, origin: dict[str, Any], as_
     packages = ("numpy",) if name == "table1" else ("numpy", "matplotlib")
     versions = {"eamsim": __version__, "python": sys.version.split()[0], **{package: version(package) for package in packages}}
     output = [described(file) for file in files]
-    manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions, **origin, "output": output}
+    manifest = {"command": public_command(), "versions": versions, **origin, "output": output}
     write_manifest(out / f"{name}.json", manifest)
     emit(manifest, as_json, *(f"{file['file']}: {file['bytes']:,} bytes, sha256 {file['sha256']}" for file in output))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import shlex
-import sys
 from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
@@ -25,7 +22,7 @@ from cost_model.masks import PLAIN, store
 from cost_model.traffic import DoesNotFit
 from cost_model.variants import refrozen, scattered, thawed, whole_heads, whole_units
 from eamsim import __version__, artifact
-from eamsim.cli.build import manifest_path, write_manifest
+from eamsim.cli.build import check_writable, manifest_path, write_manifest
 from eamsim.cli.cost import own_row
 from eamsim.cli.cost_hardware import figures, summary, verdict
 from eamsim.cli.cost_operations import operation_rows
@@ -33,6 +30,7 @@ from eamsim.cli.export import described
 from eamsim.cli.output import Json, emit, note
 from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
+from eamsim.origin import public_command
 from eamsim.program import Attention, Program
 from eamsim.verify import verify
 
@@ -53,6 +51,7 @@ def report(
 ) -> None:
     """One self-contained HTML page: MACs, cycles, energy, memory, masks and widths of a program on a chip, and what freezing changes."""
     check_output("--out", out, (".html",))
+    check_writable("--out", manifest_path(out))
     for path in tables or ():
         check_output("--table", path, (".csv", ".md"))
     try:
@@ -68,7 +67,7 @@ def report(
     found = findings(program, chip, batch)
     found["accuracy"] = [] if sweep is None else accuracies(sweep)
     manifest = {
-        "command": shlex.join(["eamsim", *sys.argv[1:]]),
+        "command": public_command(),
         "eamsim": __version__,
         "input": [described(path) for path in (model, Path(hw), sweep) if path is not None and path.is_file()],
         "built": {key: provenance[key] for key in ("model", "model_sha256", "calibration_sha256", "tau") if key in provenance},
@@ -89,8 +88,9 @@ def report(
 
 def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
     """UserError unless it can be a new file of such a name."""
-    if path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{option}: expected a {' or '.join(suffixes)} file in an existing, writable folder, got {path}")
+    if path.suffix not in suffixes:
+        raise UserError(f"{option}: expected a name that ends in {' or '.join(suffixes)}, got {path}")
+    check_writable(option, path)
 
 
 def write(path: Path, text: str) -> None:

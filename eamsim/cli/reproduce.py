@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,6 +18,7 @@ from eamsim.cli.output import Json, note, progress
 from eamsim.cli.sweep import make_folder
 from eamsim.errors import BadFile
 from eamsim.images import ImageSet, Preprocessing, open_images
+from eamsim.origin import public_command, public_name
 
 if TYPE_CHECKING:
     from reference.sweep_table import Variant
@@ -118,7 +117,7 @@ def measured(protocol: Protocol, of: Literal["float", "both"], path: Path) -> Pa
     from reference.statistics_file import read_statistics
 
     images = protocol.calibration(load_model(protocol.spec, protocol.weights).preprocessing)
-    command = shlex.join(["eamsim", *sys.argv[1:]])
+    command = public_command()
     measure_model(
         protocol.spec,
         protocol.sources,
@@ -151,9 +150,10 @@ def swept(protocol: Protocol, name: Swept, on: Literal["engine", "fakequant"], w
     taus = [tenth / 10 for tenth in range(tenths + 1)]
     choices = Choices(taus, variants, ["paper"], ["weight"], ["head"], ["entropy"], [0, 1, 2], on)
     make_folder(out / "units")
-    rows = sweep(subject, choices.units(protocol.spec), out / "units", places.processes(workers or os.cpu_count() or 1), progress, note)
+    units = choices.units(public_name(protocol.spec))
+    rows = sweep(subject, units, out / "units", places.processes(workers or os.cpu_count() or 1), progress, note)
     path = out / f"{name}-sweep.csv"
     write_sweep(path, rows)
-    manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "models": {protocol.spec: subject.origin}, "units": len(rows)}
+    manifest = {"command": public_command(), "models": {public_name(protocol.spec): subject.origin}, "units": len(rows)}
     write_manifest(manifest_path(path), manifest | {"output": described(path)})
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from eamsim.cli.export import described
 from eamsim.cli.output import Json, emit, progress, table
 from eamsim.container import replacing
 from eamsim.errors import BadFile, UserError
+from eamsim.origin import public_command
 from eamsim.program import Softmax
 
 SIDES = "4,8,12,16,24,32,48,64"
@@ -90,7 +90,7 @@ def search(
     if out is not None:
         write_points(out, points)
         versions = {"eamsim": __version__, "python": sys.version.split()[0]}
-        manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions, "output": described(out)}
+        manifest = {"command": public_command(), "versions": versions, "output": described(out)}
         write_manifest(manifest_path(out), manifest | {"hardware": space.hardware.model_dump()})
         result["output"] = described(out)
     emit(result, as_json, *report(result, front, out))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from eamsim.cli.cost import parse_taus
 from eamsim.cli.evaluate import Data, check_labels
 from eamsim.cli.output import Json, emit, note, progress, table
 from eamsim.errors import BadFile, UserError
+from eamsim.origin import public_command, public_name
 
 if TYPE_CHECKING:
     from reference.sweep_table import Row
@@ -66,7 +66,9 @@ def sweep(
 
     choices = Choices(taus, split(variant), split(softmax), split(granularity), split(scope), split(order), drawn, on)
     place = places.cluster(scheduler, "eamsim sweep") if scheduler else places.processes(workers or os.cpu_count() or 1)
-    units = {spec: choices.units(spec) for spec in models}
+    units = {spec: choices.units(public_name(spec)) for spec in models}
+    if len(set(map(public_name, units))) < len(units):
+        raise UserError("MODELS: expected models of different names, which the table tells them apart by; rename a folder")
     subjects = [open_subject(spec, calib, data, random_init=random_init, range_images=calib_images, images=images) for spec in units]
     for subject in subjects:
         check_labels(subject.data, subject.model.module.num_classes)
@@ -80,8 +82,8 @@ def sweep(
     write_sweep(path, rows)
     output = {"file": str(path), "bytes": path.stat().st_size, "sha256": artifact.sha256(path)}
     versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in VERSIONED}}
-    manifest: dict[str, Any] = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions}
-    manifest |= {"models": {subject.spec: subject.origin for subject in subjects}, "units": len(rows), "output": output}
+    manifest: dict[str, Any] = {"command": public_command(), "versions": versions}
+    manifest |= {"models": {public_name(subject.spec): subject.origin for subject in subjects}, "units": len(rows), "output": output}
     write_manifest(manifest_path(path), manifest)
     emit(manifest | {"rows": [asdict(row) for row in rows]}, as_json, row_table(rows), f"{path}: {len(rows)} units")
 

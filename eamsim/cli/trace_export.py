@@ -1,7 +1,5 @@
 """`eamsim trace export`: taps and constants as vectors for simulators."""
 
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -14,6 +12,7 @@ from eamsim.cli.output import Json, emit, progress, table
 from eamsim.cli.run import ModelFile, read_model
 from eamsim.errors import UserError
 from eamsim.images import open_images
+from eamsim.origin import public_command, public_names
 from eamsim.program import Operation, Program
 from eamsim.tensors import Tap, constants, matching, parameters, taps
 from eamsim.vectors import Format, Layout, Tensor
@@ -58,7 +57,7 @@ def export(
     tensors = [Tensor("tap", declared[name].value, np.stack([run[name] for run in runs])) for name in names]
     for op in selected:
         tensors += [Tensor("constant", value, array.astype(np.int64)) for value, array in constants(op, program).values()]
-    manifest = vectors.export(out, tensors, layout, chosen, about(model, program, image_set.names, selected))
+    manifest = vectors.export(out, tensors, layout, chosen, about(model, program, public_names(image_set.names, data), selected))
     rows = [(entry["name"], entry["kind"], form(entry), entry["words"], entry["word_bits"]) for entry in manifest["tensors"]]
     size = sum(file["bytes"] for file in manifest["files"].values())
     emit(
@@ -105,9 +104,9 @@ def select_taps(program: Program, declared: dict[str, Tap], selected: list[Opera
 def about(model: Path, program: Program, images: tuple[str, ...], selected: list[Operation]) -> dict[str, Any]:
     """The keys of the manifest that say where the integers come from and what the operations' numbers are."""
     return {
-        "command": shlex.join(["eamsim", *sys.argv[1:]]),
+        "command": public_command(),
         "versions": {"eamsim": __version__, "numpy": np.__version__},
-        "input": {"file": str(model), "sha256": artifact.sha256(model)},
+        "input": {"file": model.name, "sha256": artifact.sha256(model)},
         "program": program.name,
         "datapath": asdict(program.datapath),
         "images": images,

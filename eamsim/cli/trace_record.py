@@ -10,12 +10,13 @@ import numpy as np
 import typer
 
 from eamsim import __version__, artifact, golden, trace_file
-from eamsim.cli.build import manifest_path, write_manifest
+from eamsim.cli.build import check_writable, manifest_path, write_manifest
 from eamsim.cli.output import Json, Threads, emit, progress, table
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
 from eamsim.cli.trace_export import about, form
 from eamsim.errors import UserError
 from eamsim.images import open_images
+from eamsim.origin import public_names
 from eamsim.program import Program
 from eamsim.tensors import matching, taps
 from eamsim.trace_file import Interpreter, Trace
@@ -44,14 +45,16 @@ def record(
     """Taps into a trace. Every integer at every tap, or digests, for `trace diff`, `inspect` and `export`."""
     if out.exists() and not reason:
         raise UserError(f"--out: {out} exists; say with --reason why what it records has changed, or choose another name")
+    check_writable("--out", out, manifest_path(out))
     program, preprocessing, labels = read_model(model)
     names = [name for name in matching(taps(program), tap_names, "--taps") if name != program.image.name]
     image_set = open_images(data, preprocessing, images, labels)
+    image_names = public_names(image_set.names, data)
     versions = {"eamsim": __version__, "numpy": np.__version__}
     wanted = frozenset(names)
     engine = load_engine(program, threads, isa) if by == "engine" else None
     with (
-        trace_file.recording(out, program, names, image_set.names, by, not digests, versions, reason) as recorder,
+        trace_file.recording(out, program, names, image_names, by, not digests, versions, reason) as recorder,
         progress("images recorded", len(image_set)) as advance,
     ):
         first = 0
@@ -65,7 +68,7 @@ def record(
             first += len(pixels)
             advance(len(pixels))
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
-    manifest = about(model, program, image_set.names, []) | {"interpreter": by, "taps": len(names), "reason": reason, "output": output}
+    manifest = about(model, program, image_names, []) | {"interpreter": by, "taps": len(names), "reason": reason, "output": output}
     write_manifest(manifest_path(out), manifest)
     what = "digests" if digests else "integers"
     emit(

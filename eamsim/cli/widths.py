@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from eamsim.cli.width_bench import BATCH, VIEWS, Bench, Key
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.narrow import KNOBS, narrowed, proven_sums, sum_bits
+from eamsim.origin import public_command
 from eamsim.program import Program
 from eamsim.width_search import Enough, Search, Trial, mark, read_trials, write_trials
 
@@ -106,7 +106,7 @@ def widths(
     artifact.write(out, result, provenance | {"narrowed": {"from_sha256": parent, **asdict(chosen.widths)}})
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
     versions = {"eamsim": __version__, "python": sys.version.split()[0], "numpy": np.__version__}
-    manifest = {"command": shlex.join(["eamsim", *sys.argv[1:]]), "versions": versions, **found, "output": output}
+    manifest = {"command": public_command(), "versions": versions, **found, "output": output}
     write_manifest(manifest_path(out), manifest)
     emit(manifest, as_json, *report(trials, found, table_path(out)), f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}")
 

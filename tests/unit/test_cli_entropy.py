@@ -194,7 +194,7 @@ def test_the_command_prints_every_head_and_writes_a_manifest(tmp_path):
     assert last["quantised"] == {"mean": bits.mean(), "min": bits.min(), "max": bits.max(), "zero": (bits == 0).mean()}
     assert moved is not None
     assert last["divergence"] == {"mean": moved[-1][-1].mean(), "max": moved[-1][-1].max()}
-    assert statistics.header.command.startswith(f"eamsim entropy {MODEL}")
+    assert statistics.header.command.startswith("eamsim entropy local-dir:digits --calib digits_calib.npz")
     manifest = json.loads((tmp_path / "stats.h5.json").read_text())
     assert manifest["model_sha256"] == statistics.header.origin["model_sha256"]
     assert sorted(tmp_path.iterdir()) == [out, tmp_path / "stats.h5.json"]

@@ -130,10 +130,13 @@ def test_a_chip_without_dram_is_shown_up_to_the_batch_it_holds(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--hw", "small-npu", "-o", "r.txt"), "--out: expected a .html file"),
-        (("--hw", "small-npu", "-o", "missing/r.html"), "--out: expected a .html file in an existing, writable folder"),
+        (("--hw", "small-npu", "-o", "r.txt"), "--out: expected a name that ends in .html, got r.txt"),
+        (
+            ("--hw", "small-npu", "-o", "missing/r.html"),
+            "--out: missing/r.html cannot be written; choose a file in an existing, writable folder",
+        ),
         (("--hw", "no-such-chip", "-o", "r.html"), "--hw: expected a .yaml file or one of"),
-        (("--hw", "small-npu", "-o", "r.html", "--table", "t.xls"), "--table: expected a .csv or .md file"),
+        (("--hw", "small-npu", "-o", "r.html", "--table", "t.xls"), "--table: expected a name that ends in .csv or .md, got t.xls"),
     ],
 )
 def test_bad_options_are_one_line_and_leave_nothing(tmp_path, monkeypatch, options, message):

@@ -18,6 +18,7 @@ pytest.importorskip("timm")
 from eamsim import workers as places  # noqa: E402
 from eamsim.cli.output import progress  # noqa: E402
 from eamsim.images import open_images  # noqa: E402
+from eamsim.origin import public_name, without_folders  # noqa: E402
 from eamsim.program import Softmax  # noqa: E402
 from reference import sweep as library  # noqa: E402
 from reference.build import attention_statistics, build_program, calibrate_on, frozen_maps  # noqa: E402
@@ -95,7 +96,7 @@ def test_the_table_holds_every_choice_once_and_in_order(whole):
         ("random-4bits", "engine", "renormalised", 0, 0.6),
         ("random-4bits", "engine", "renormalised", 1, 0.6),
     ]
-    assert {(row.model, row.images) for row in rows} == {(MODEL, 60)}
+    assert {(row.model, row.images) for row in rows} == {(public_name(MODEL), 60)}
     assert {(row.granularity, row.scope, row.order) for row in rows} == {
         ("", "", ""),
         ("weight", "head", "entropy"),
@@ -192,9 +193,9 @@ def test_two_worker_processes_make_the_same_table(whole, options, tmp_path):
     assert table(tmp_path / "sweep") == table(whole)
     assert [Row(**row) for row in result["rows"]] == read_sweep(whole / "sweep.csv")
     manifest = json.loads((tmp_path / "sweep" / "sweep.csv.json").read_text())
-    assert manifest == {key: value for key, value in result.items() if key != "rows"}
+    assert manifest == without_folders({key: value for key, value in result.items() if key != "rows"})
     assert manifest["units"] == UNITS
-    assert manifest["models"][MODEL]["range_images"] == 8
+    assert manifest["models"][public_name(MODEL)]["range_images"] == 8
     assert f"units of {MODEL}: {UNITS}/{UNITS}" in done.err
 
 
