@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,6 +58,28 @@ class Norm:
 Layer = Dense | Norm
 
 
+class Request(NamedTuple):
+    """What a network asks for while it runs: the linear layer `name` applied to x, which is then added to `stream`, if there is one."""
+
+    name: str
+    x: Tensor
+    stream: Tensor | None = None
+
+
+Steps = Generator[Request, Tensor, Tensor]
+"""A network on a batch, which stops at every linear layer and goes on with the layer's output that it is sent."""
+
+
+def run(steps: Steps, layers: Mapping[str, Layer]) -> Tensor:
+    """What a network returns when its own layers answer."""
+    request = next(steps)
+    while True:
+        try:
+            request = steps.send(layers[request.name](request.x))
+        except StopIteration as done:
+            return done.value
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """One pre-norm Transformer layer (paper, Eq. 1-5)."""
@@ -69,12 +92,12 @@ class Block:
     fc1: Dense
     fc2: Dense
 
-    def __call__(self, name: str, x: Tensor, site: Site, context: Callable[[Tensor], Tensor]) -> Tensor:
+    def steps(self, name: str, x: Tensor, site: Site, context: Callable[[Tensor], Steps]) -> Steps:
         """x + MSA(LN(x)), then x + MLP(LN(x)), on x [batch, tokens, channels]; context: LN(x) -> the heads' A V side by side."""
-        mixed = site(f"{name}.attn", context(site(f"{name}.norm1", self.norm1(x))))
-        x = site(f"{name}.attn.proj", x + self.proj(mixed))
-        hidden = F.gelu(self.fc1(site(f"{name}.norm2", self.norm2(x))))
-        return site(f"{name}.mlp.fc2", x + self.fc2(site(f"{name}.mlp.fc1", hidden)))
+        mixed = site(f"{name}.attn", (yield from context(site(f"{name}.norm1", self.norm1(x)))))
+        x = site(f"{name}.attn.proj", x + (yield Request(f"{name}.attn.proj", mixed, x)))
+        hidden = F.gelu((yield Request(f"{name}.mlp.fc1", site(f"{name}.norm2", self.norm2(x)))))
+        return site(f"{name}.mlp.fc2", x + (yield Request(f"{name}.mlp.fc2", site(f"{name}.mlp.fc1", hidden), x)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from reference.layers import Attend, Block, Dense, Layer, Norm, Pixels, Site, keep, layers_of, softmax, sources_of, with_layers_of
+from reference.layers import (
+    Attend,
+    Block,
+    Dense,
+    Layer,
+    Norm,
+    Pixels,
+    Request,
+    Site,
+    Steps,
+    keep,
+    layers_of,
+    run,
+    softmax,
+    sources_of,
+    with_layers_of,
+)
 from reference.maps import Maps
 
 Extent = tuple[int, int]
@@ -112,22 +128,28 @@ class Swin:
         patch_embed, embed, then per block merge.norm and merge.reduction where the map shrinks, norm1, attn.q (scaled already),
         attn.k, attn.v, attn, attn.proj, norm2, mlp.fc1, mlp.fc2, then norm and pool.
         """
-        x = site("embed", self.embed(site("patch_embed", self.patch_embed(site("input", self.pixels.patches(images))))))
+        return run(self.steps(images, site, attend), self.layers)
+
+    def steps(self, images: Tensor, site: Site, attend: Attend) -> Steps:
+        """`__call__` with a stop at every linear layer."""
+        patches = yield Request("patch_embed", site("input", self.pixels.patches(images)))
+        x = site("embed", self.embed(site("patch_embed", patches)))
         for i, block in enumerate(self.blocks):
             if i in self.mergings:
-                x = self._merge(i, x, site)
-            x = block(f"block{i}", x, site, lambda normalised, i=i: self._context(i, normalised, site, attend))
-        return self.head(site("pool", site("norm", self.norm(x)).mean(dim=1)))
+                x = yield from self._merge(i, x, site)
+            x = yield from block.steps(f"block{i}", x, site, lambda normalised, i=i: self._context(i, normalised, site, attend))
+        return (yield Request("head", site("pool", site("norm", self.norm(x)).mean(dim=1))))
 
-    def _merge(self, i: int, x: Tensor, site: Site) -> Tensor:
+    def _merge(self, i: int, x: Tensor, site: Site) -> Steps:
         merging = self.mergings[i]
         normalised = site(f"block{i}.merge.norm", merging.norm(x[:, merging.order].flatten(2)))
-        return site(f"block{i}.merge.reduction", merging.reduction(normalised))
+        return site(f"block{i}.merge.reduction", (yield Request(f"block{i}.merge.reduction", normalised)))
 
-    def _context(self, i: int, x: Tensor, site: Site, attend: Attend) -> Tensor:
+    def _context(self, i: int, x: Tensor, site: Site, attend: Attend) -> Steps:
         """The heads' outputs A V side by side, every window by itself: [batch, tokens, channels]."""
         heads, windows = self.blocks[i].heads, self.windows[i]
-        qkv = self.blocks[i].qkv(x[:, windows.order]).unflatten(3, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
+        qkv = yield Request(f"block{i}.attn.qkv", x[:, windows.order])
+        qkv = qkv.unflatten(3, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
         scaled = (qkv[0] * qkv.shape[-1] ** -0.5, qkv[1], qkv[2])  # q before its quantiser, as RepQ-ViT publishes it
         q, k, v = (site(f"block{i}.attn.{part}", value) for part, value in zip("qkv", scaled, strict=True))
         scores = q @ k.transpose(2, 3) + windows.logit_bias.repeat(len(windows.order), 1, 1)

@@ -8,7 +8,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from reference.layers import Attend, Block, Dense, Layer, Norm, Pixels, Site, keep, layers_of, softmax, sources_of, with_layers_of
+from reference.layers import (
+    Attend,
+    Block,
+    Dense,
+    Layer,
+    Norm,
+    Pixels,
+    Request,
+    Site,
+    Steps,
+    keep,
+    layers_of,
+    run,
+    softmax,
+    sources_of,
+    with_layers_of,
+)
 from reference.maps import Maps
 
 
@@ -57,17 +73,21 @@ class Vit:
         `site` is called with every value a quantiser may stand at, and with the residual stream, in the order of execution:
         input, patch_embed, embed, then per block norm1, attn.q, attn.k, attn.v, attn, attn.proj, norm2, mlp.fc1, mlp.fc2, then norm.
         """
-        x = site("patch_embed", self.patch_embed(site("input", self.pixels.patches(images))))
+        return run(self.steps(images, site, attend), self.layers)
+
+    def steps(self, images: Tensor, site: Site, attend: Attend) -> Steps:
+        """`__call__` with a stop at every linear layer."""
+        x = site("patch_embed", (yield Request("patch_embed", site("input", self.pixels.patches(images)))))
         x = site("embed", torch.cat([self.prefix.expand(len(x), 1, -1), x + self.position], dim=1))
         for i, block in enumerate(self.blocks):
-            x = block(f"block{i}", x, site, lambda normalised, i=i: self._context(i, normalised, site, attend))
-        return self.head(site("norm", self.norm(x[:, 0])))
+            x = yield from block.steps(f"block{i}", x, site, lambda normalised, i=i: self._context(i, normalised, site, attend))
+        return (yield Request("head", site("norm", self.norm(x[:, 0]))))
 
-    def _context(self, i: int, x: Tensor, site: Site, attend: Attend) -> Tensor:
+    def _context(self, i: int, x: Tensor, site: Site, attend: Attend) -> Steps:
         """The heads' outputs A V side by side (Eq. 1-3): [batch, tokens, channels]."""
         batch, tokens, channels = x.shape
         heads = self.blocks[i].heads
-        qkv = self.blocks[i].qkv(x).reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = (yield Request(f"block{i}.attn.qkv", x)).reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = (site(f"block{i}.attn.{part}", value) for part, value in zip("qkv", qkv, strict=True))
         context = attend(i, q @ k.transpose(2, 3) * q.shape[-1] ** -0.5) @ v
         return context.transpose(1, 2).reshape(batch, tokens, channels)
