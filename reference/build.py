@@ -17,6 +17,7 @@ from eamsim.program import Program, Softmax
 from eamsim.progress import Progress
 from reference.budget import Budget, make_rungs
 from reference.budget_search import Bench, build_within, logit_scale
+from reference.compensate import SETTINGS, compensate, most_images
 from reference.entropy import AttentionStatistics, Summary, layer_bytes, layer_groups
 from reference.fakequant import collect_attention
 from reference.freeze import Freezing, FrozenMap, freeze
@@ -47,12 +48,14 @@ def build_program(
     range_images: int = 32,
     entropy_from: Literal["quantised", "float"] = "quantised",
     share_windows: bool = False,
+    compensated: bool = False,
 ) -> tuple[Program, dict[str, Any]]:
     """The integer program of a float model, its attention weights frozen as chosen or as a budget allows, and its provenance.
 
     spec, weights, random_init, allow_pickle: as `reference.models.load_model`; calib: as
     `eamsim.images.open_images`, of which at most `limit` images give the entropies and `range_images` the quantisers' ranges;
-    share_windows: of a Swin, one map for all windows of a block instead of one for each. Raises UserError and BadFile.
+    share_windows: of a Swin, one map for all windows of a block instead of one for each; compensated: with weights and biases re-fitted
+    by `reference.compensate`. Raises UserError and BadFile.
     """
     model = load_model(spec, weights, random_init, allow_pickle)
     maps = maps_of(model.network, share_windows)
@@ -62,6 +65,9 @@ def build_program(
     with progress("ranges", range_images) as advance:
         calibrated = calibrate_on(model, images, range_images)
         advance(range_images)
+    compensation = None
+    if compensated:
+        calibrated, compensation = compensate_on(calibrated, images, progress)
     source = model if entropy_from == "float" else calibrated
     if isinstance(freezing, Budget):
         judged = open_images(freezing.validation, model.preprocessing, labels=labels) if freezing.validation else images
@@ -74,6 +80,7 @@ def build_program(
     origin = choice | {
         "entropy_from": entropy_from,
         "share_windows": share_windows,
+        "compensation": compensation,
         "random_init": random_init,
         "model_sha256": parameters_sha256(model.module),
         "calibration_images": len(images),
@@ -111,6 +118,14 @@ def _within(
 def calibrate_on(model: Model, images: ImageSet, range_images: int, mode: Mode = "hardware") -> Calibrated:
     """Quantisers from `range_images` of the images, evenly spaced."""
     return calibrate(model, np.concatenate(list(images.spread(range_images).batches(BATCH))), mode)
+
+
+def compensate_on(calibrated: Calibrated, images: ImageSet, progress: Progress) -> tuple[Calibrated, dict[str, Any]]:
+    """Compensated on as many of the images, evenly spaced, as memory is meant for; and how, for the provenance."""
+    chosen = images.spread(most_images(calibrated.network, next(images.batches(1))[0]))
+    with progress("layers compensated", len(calibrated.denses)) as advance:
+        found = compensate(calibrated, chosen.batches(BATCH), advance)
+    return found, {"images": len(chosen), **SETTINGS}
 
 
 def attention_statistics(

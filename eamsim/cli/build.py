@@ -65,6 +65,9 @@ def build(
     limit: Annotated[int | None, typer.Option(help="At most so many calibration images, evenly spaced.", min=1)] = None,
     calib_images: Annotated[int, typer.Option(help="So many of them set the ranges of the quantisers.", min=1)] = 32,
     entropy_from: Annotated[Literal["quantised", "float"], typer.Option(help="The maps whose entropy decides.")] = "quantised",
+    compensate: Annotated[
+        bool, typer.Option("--compensate", help="Re-fit weights and biases, layer by layer, to what quantisation has lost (minutes).")
+    ] = False,
     share_windows: Annotated[bool, typer.Option("--share-windows", help="Of a Swin: one map for all windows of a block.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +91,7 @@ def build(
         range_images=calib_images,
         entropy_from=entropy_from,
         share_windows=share_windows,
+        compensated=compensate,
     )
     artifact.write(out, program, provenance)
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
