@@ -6,14 +6,31 @@ expected inputs, and named only where all its integers come out as found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any, assert_never, get_args
 
 import numpy as np
 
 from eamsim import golden
-from eamsim.program import Attention, Datapath, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Requant, Residual, Rounding
+from eamsim.program import (
+    Attention,
+    Datapath,
+    Embed,
+    Gather,
+    Gelu,
+    InputQuant,
+    LayerNorm,
+    Linear,
+    Operation,
+    Pool,
+    Program,
+    Raw,
+    Requant,
+    Residual,
+    Rounding,
+)
 
 ENOUGH = 4  # integers that differ: fewer look like anything
 Taps = Mapping[str, np.ndarray]
@@ -26,15 +43,38 @@ def operation_of(program: Program, tap: str) -> Operation | None:
     return by_name.get(tap) or by_name.get(tap.rpartition(".")[0])
 
 
-def likely_cause(program: Program, tap: str, expected: Taps, found: Taps) -> str | None:
-    """The mistake that gives every integer of the tap's operation as found, for one image, or what the integers look like."""
+def published_with(program: Program, tap: str, taps: Iterable[str]) -> list[str]:
+    """Those of the taps that the same operation publishes."""
     op = operation_of(program, tap)
-    if op is not None and all(name in expected for name in op.inputs):
-        published = [name for name in found if operation_of(program, name) is op]
-        for cause, variant, datapath in mistakes(op, program.datapath):
+    return [name for name in taps if operation_of(program, name) is op]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """cause: what explains the integers found, or None. tried: the mistakes that were executed. not_tried: why none was, or empty."""
+
+    cause: str | None
+    tried: int
+    not_tried: str
+
+
+def diagnose(program: Program | None, tap: str, expected: Taps, found: Taps, bits: int) -> Diagnosis:
+    """The mistake that gives every integer of the tap's operation as found, for one image, or what the integers look like.
+
+    program: None where no mistake can be tried. bits: the width of the tap. Both sides hold the tap in one shape.
+    """
+    op = None if program is None else operation_of(program, tap)
+    tried, not_tried = 0, "no operation makes it"
+    if program is not None and op is not None:
+        missing = [name for name in op.inputs if name not in expected]
+        not_tried = f"{' and '.join(missing)}, which it reads, is not known" if missing else ""
+        published = published_with(program, tap, found)
+        for cause, variant, datapath in [] if missing else mistakes(op, program.datapath):
+            tried += 1
             if reproduces(variant, datapath, expected, found, published):
-                return f"{cause}: gives exactly what was found, at {len(published)} taps of {op.out.name}"
-    return resemblance(expected[tap], found[tap])
+                places = "tap" if len(published) == 1 else "taps"
+                return Diagnosis(f"{cause}: gives exactly what was found, at {len(published)} {places} of {op.out.name}", tried, "")
+    return Diagnosis(flipped_bit(expected[tap], found[tap], bits) or resemblance(expected[tap], found[tap]), tried, not_tried)
 
 
 def reproduces(op: Operation, datapath: Datapath, expected: Taps, found: Taps, published: list[str]) -> bool:
@@ -75,8 +115,10 @@ def zero_points(op: Operation) -> Iterator[tuple[str, Operation]]:
             yield "missing zero", replace(op, zero=0)
         case LayerNorm():
             yield "missing offset", replace(op, offset=op.offset * 0)
-        case _:
+        case InputQuant() | Gather() | Embed():
             return
+        case _:
+            assert_never(op)
 
 
 def shifts(op: Operation) -> Iterator[tuple[str, Operation]]:
@@ -94,8 +136,10 @@ def shifts(op: Operation) -> Iterator[tuple[str, Operation]]:
                     yield f"{name} wrong by {by:+}", replace(op, **{name: max(getattr(op, name) + by, 0)})
             case LayerNorm() | Pool():
                 yield f"shift wrong by {by:+}", replace(op, shift=max(op.shift + by, 0))
-            case _:
+            case InputQuant() | Gather() | Embed():
                 return
+            case _:
+                assert_never(op)
 
 
 def orders(op: Operation) -> Iterator[tuple[str, Operation]]:
@@ -123,14 +167,42 @@ def swapped(codes: np.ndarray) -> np.ndarray:
     return codes.reshape(-1, 2)[:, ::-1].reshape(codes.shape)
 
 
+def in_register(number: int, bits: int) -> bool:
+    """Whether the number fits the width, with a sign or without."""
+    return -(1 << (bits - 1)) <= number < 1 << bits
+
+
+def flipped_bit(expected: np.ndarray, found: np.ndarray, bits: int) -> str | None:
+    """The bit, where the tap differs in one element and there in one bit of its register."""
+    wrong = np.argwhere(expected != found)
+    if len(wrong) != 1:
+        return None
+    index = tuple(int(i) for i in wrong[0])
+    numbers = int(expected[index]), int(found[index])
+    changed = (numbers[0] ^ numbers[1]) & ((1 << (bits if all(in_register(number, bits) for number in numbers) else 64)) - 1)
+    if changed.bit_count() != 1:
+        return None
+    change = f"bit {changed.bit_length() - 1} of {list(index)}, {numbers[0]} -> {numbers[1]}"
+    return f"one flipped bit: {change}; the other {expected.size - 1} integers of this tap and image are as expected"
+
+
+def swapped_axes(expected: np.ndarray, found: np.ndarray) -> tuple[int, ...] | None:
+    """The order of the axes of `expected` in which its integers lie in `found`; None where they do in none, or already in C order."""
+    orders = permutations(range(expected.ndim))
+    return (
+        None
+        if np.array_equal(expected.ravel(), found.ravel())
+        else next((axes for axes in orders if np.array_equal(expected.transpose(axes).ravel(), found.ravel())), None)
+    )
+
+
 def resemblance(expected: np.ndarray, found: np.ndarray) -> str | None:
     """What the integers of one tap look like, without a program to execute; said as a likeness, not as a finding."""
     found = found.reshape(expected.shape)
     error = found - expected
     wrong = error != 0
-    matrix = expected.reshape(-1, expected.shape[-1])
-    if np.array_equal(np.ascontiguousarray(matrix.T).ravel(), found.ravel()):
-        return "looks like a transposition: found holds the expected integers column by column"
+    if axes := swapped_axes(expected, found):
+        return f"looks like a transposition: found holds the expected integers with the axes in the order {list(axes)}"
     if expected.size % 2 == 0 and np.array_equal(swapped(expected), found):
         return "looks like nibble order: each pair of elements is swapped"
     if np.count_nonzero(wrong) < ENOUGH:
@@ -160,8 +232,10 @@ def operands(program: Program, tap: str, index: tuple[int, ...], taps: Taps) -> 
             found = layer_norm_operands(op, inner, index, taps)
         case Pool():
             found = {"M": op.multiplier, "S": op.shift, "zero": op.zero}
-        case _:
+        case InputQuant() | Gather() | Embed() | None:
             found = {}
+        case _:
+            assert_never(op)
     return {name: int(number) for name, number in found.items() if number is not None}
 
 
@@ -182,8 +256,10 @@ def linear_operands(op: Linear, inner: str, index: tuple[int, ...], taps: Taps) 
             return found | {"index_zero": epilogue.index_zero, "index": None if inner else at(taps, f"{op.out.name}.index", index)}
         case Residual():
             return found | {"residual": at(taps, epilogue.operand, index), "exponent_change": epilogue.exponent_change}
-        case _:
+        case Raw():
             return found
+        case _:
+            assert_never(epilogue)
 
 
 def attention_operands(op: Attention, inner: str, index: tuple[int, ...], taps: Taps) -> dict[str, Any]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from eamsim.errors import BadFile, UserError
-from eamsim.npz import read_npz
+from eamsim.errors import UserError
+from eamsim.program import Value
 from eamsim.trace import Taps
 from eamsim.trace_file import Trace
-from eamsim.vectors import MANIFEST, Entry, read_hex, read_manifest
 
-PREFIX, CONSTANTS = "taps/", "constants/"
+DUMP_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,9 @@ class Digest:
     sha256: str
     packing: str
     version: int
+
+    def __str__(self) -> str:
+        return f"sha256 {self.sha256} of {self.packing}"
 
 
 class Source(Protocol):
@@ -37,17 +37,32 @@ class Source(Protocol):
     @property
     def images(self) -> int: ...
 
+    def value(self, name: str) -> Value:
+        """The shape for one image, and the width, which is 64 bits where the source declares none."""
+        ...
+
     def tap(self, name: str, image: int) -> np.ndarray | Digest:
         """int64 of one image, or their digest."""
         ...
 
 
 class TraceSource:
-    """A trace; its image counts as a tap, or different pictures would look like a wrong interpreter."""
+    """A trace; its image counts as a tap, or different pictures would look like a wrong interpreter.
 
-    def __init__(self, trace: Trace, image_name: str = "image"):
+    image_name: what the program calls it. UserError where another tap of the trace has that name.
+    """
+
+    def __init__(self, trace: Trace, image_name: str):
+        if image_name in trace.entries:
+            raise UserError(f"{trace.path}: has a tap {image_name!r} beside the image; say with --program what the image is called")
         self.trace, self.image_name = trace, image_name
         self.names, self.images = (image_name, *trace.entries), len(trace.header.images)
+
+    def value(self, name: str) -> Value:
+        if name == self.image_name:
+            return Value(name, self.trace.header.image_shape, 8)
+        _, entry = self.trace.entries[name]
+        return Value(name, entry.shape, entry.bits, entry.signed)
 
     def tap(self, name: str, image: int) -> np.ndarray | Digest:
         if name == self.image_name:
@@ -61,9 +76,12 @@ class TraceSource:
 class RunSource:
     """A program's run on uint8 images, image by image; run: all taps of one, the image among them."""
 
-    def __init__(self, run: Callable[[np.ndarray], Taps], names: Sequence[str], images: Callable[[int], np.ndarray], count: int):
-        self.names, self.images, self._run, self._image_of = names, count, run, images
+    def __init__(self, run: Callable[[np.ndarray], Taps], values: Mapping[str, Value], images: Callable[[int], np.ndarray], count: int):
+        self.names, self.images, self._values, self._run, self._image_of = tuple(values), count, values, run, images
         self._last: tuple[int, Taps] = (-1, {})
+
+    def value(self, name: str) -> Value:
+        return self._values[name]
 
     def tap(self, name: str, image: int) -> np.ndarray:
         if self._last[0] != image:
@@ -72,72 +90,13 @@ class RunSource:
 
 
 class DumpSource:
-    """What a simulator wrote: int64 [images, ...] by tap."""
+    """What a simulator wrote: int64 [images, ...] by tap; `eamsim.trace_dumps` reads and checks it."""
 
-    def __init__(self, path: Path, taps: Taps):
-        counts = {len(integers) for integers in taps.values()}
-        if len(counts) != 1:
-            raise BadFile(f"{path}: expected taps of one number of images, got {sorted(counts)}")
-        self.names, self.images, self._taps = tuple(taps), counts.pop(), taps
+    def __init__(self, taps: Taps):
+        self.names, self.images, self._taps = tuple(taps), len(next(iter(taps.values()))), taps
+
+    def value(self, name: str) -> Value:
+        return Value(name, self._taps[name].shape[1:], DUMP_BITS, signed=True)
 
     def tap(self, name: str, image: int) -> np.ndarray:
         return self._taps[name][image]
-
-
-def read_dump(path: Path, layout_of: Path | None) -> DumpSource:
-    """An .npz, .jsonl or folder of .hex files (in the layout of its manifest, or of the export at `layout_of`); BadFile otherwise."""
-    if path.is_dir():
-        return DumpSource(path, read_folder(path, path if (path / MANIFEST).exists() else layout_of))
-    if path.suffix == ".npz":
-        return DumpSource(path, read_arrays(path))
-    if path.suffix == ".jsonl":
-        return DumpSource(path, read_json_lines(path))
-    raise UserError(f"{path}: expected a trace (.h5), a program (.eam), a folder of .hex files, an .npz or a .jsonl")
-
-
-def read_folder(path: Path, layout_of: Path | None) -> Taps:
-    """Those taps of the export whose file is there, as `taps/NAME.hex` or `NAME.hex`."""
-    if layout_of is None:
-        raise UserError(f"{path}: expected {MANIFEST} in it; or give the exported vectors with --layout DIR")
-    _, layout, entries = read_manifest(layout_of)
-    found = {entry.name: (file, entry) for entry in entries if entry.kind == "tap" for file in places(path, entry) if file.is_file()}
-    if not found:
-        raise BadFile(f"{path}: expected .hex files named as in {layout_of / MANIFEST}, got none")
-    return {name: read_hex(file, entry, layout) for name, (file, entry) in found.items()}
-
-
-def places(folder: Path, entry: Entry) -> tuple[Path, Path]:
-    return folder / Path(entry.file).name, folder / entry.file
-
-
-def read_arrays(path: Path) -> Taps:
-    """The arrays of an .npz; constants, of which an export has some, are no taps."""
-    arrays = read_npz(path, lambda name: not name.startswith(CONSTANTS))
-    taps = {name.removeprefix(PREFIX): array for name, array in arrays.items()}
-    if len(taps) != len(arrays):
-        raise BadFile(f"{path}: expected each tap once, got some both with and without {PREFIX!r} before the name; leave one out")
-    for name, array in taps.items():
-        if array.dtype.kind not in "iub":
-            raise BadFile(f"{path}: {name}: expected integers, got {array.dtype} {list(array.shape)}; write it as int64")
-        if not array.ndim:
-            raise BadFile(f"{path}: {name}: expected [images, ...], got a single number; write an array")
-        if array.dtype == np.uint64 and array.size and array.max() >= 1 << 63:
-            raise BadFile(f"{path}: {name}: expected integers below 2^63, got {array.max()}; write signed integers as int64")
-    return {name: array.astype(np.int64) for name, array in taps.items()}
-
-
-def read_json_lines(path: Path) -> Taps:
-    """Lines {"name", "integers", "image" (0 where there is none)}; other keys are not looked at."""
-    images: dict[str, dict[int, np.ndarray]] = {}
-    try:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            item = json.loads(line)
-            if item.get("kind", "tap") != "tap":
-                continue
-            integers = np.array(item["integers"])
-            if integers.dtype.kind != "i":
-                raise ValueError(f"line {number}: integers expected, got {integers.dtype}")
-            images.setdefault(item["name"], {})[int(item.get("image", 0))] = integers.astype(np.int64)
-        return {name: np.stack([parts[image] for image in range(len(parts))]) for name, parts in images.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadFile(f"{path}: expected a line for each tap and image, got {' '.join(str(error).split()):.200}") from error

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
-from xml.etree import ElementTree
 
 import numpy as np
 import typer
 
-from eamsim import artifact, golden, trace_file
 from eamsim.cli.output import Json, emit, note, progress, table
 from eamsim.cli.run import load_engine, read_model
-from eamsim.container import replacing
-from eamsim.diagnosis import likely_cause, operands, operation_of
-from eamsim.errors import BadFile, UserError
+from eamsim.errors import UserError
 from eamsim.images import open_images
 from eamsim.program import Program
 from eamsim.tensors import taps
 from eamsim.trace import Taps
-from eamsim.trace_diff import Report, TapDifference, compare, sha256
-from eamsim.trace_file import Interpreter
-from eamsim.trace_sources import Digest, RunSource, Source, TraceSource, read_dump
+from eamsim.trace_diff import Report, TapDifference, compare
+from eamsim.trace_file import Interpreter, Trace
+from eamsim.trace_first import First, first_of, golden_taps
+from eamsim.trace_junit import write_junit
+from eamsim.trace_sides import open_sides
+from eamsim.trace_sources import RunSource
 
-SHOWN_TAPS, SHOWN_ERRORS = 12, 2
-
-
-@dataclass(frozen=True)
-class Side:
-    """One argument, opened. program_sha256: of the program that ran, where it is known."""
-
-    path: Path
-    source: Source
-    program: Program | None = None
-    program_sha256: str | None = None
+SHOWN_TAPS, SHOWN_NAMES, SHOWN_ERRORS = 12, 4, 2
 
 
 def diff(
@@ -56,59 +45,50 @@ def diff(
     layout: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The vectors of `eamsim trace export` in whose layout .hex files lie.")
     ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="all|PATTERN", help="Fail unless these taps were compared, such as 'block0.*'. May be repeated."),
+    ] = None,
     junit: Annotated[Path | None, typer.Option(metavar="F.xml", help="Write a test case for each tap, for CI.")] = None,
     as_json: Json = False,
 ) -> None:
     """First differing integer. Where two runs part: operation, tap, coordinate, what made it, the likely cause; exit code 1."""
+
+    def run(path: Path, trace: Trace | None) -> tuple[Program, RunSource]:
+        return run_of(path, trace, data or [], images, by)
+
     with contextlib.ExitStack() as stack:
-        sides = open_sides(stack, (expected, found), data or [], images, by, layout)
-        known = {side.program_sha256 for side in sides if side.program_sha256}
-        if len(known) > 1:
-            note(f"{expected} and {found} are of different programs: {' and '.join(sorted(sha[:12] for sha in known))}")
-        with progress("images compared", sides[0].source.images) as advance:
-            report = compare(sides[0].source, sides[1].source, advance)
-        executed = read_model(program)[0] if program else sides[0].program or sides[1].program
-        first = first_of(report, sides[0].source, sides[1].source, executed)
+        opened = open_sides(stack, (expected, found), run, read_model(program)[0] if program else None, layout)
+        if opened.different:
+            note(f"{expected} and {found} are of different programs: {' and '.join(opened.different)}")
+        for folder, names in opened.ignored.items():
+            note(f"{folder}: not read: {len(names)} files that are no taps: {shown(names)}")
+        with progress("images compared", opened.sides.expected.images) as advance:
+            report = compare(opened.sides, require or [], advance)
+        first = first_of(opened.sides, report)
     result = {
-        "equal": not report.differing,
+        "equal": report.equal,
         "images": report.images,
         "taps": len(report.names),
-        "missing": report.missing,
-        "first_difference": first,
+        "missing": sorted(report.only_expected + report.only_found),
+        "only_expected": report.only_expected,
+        "only_found": report.only_found,
+        "required_missing": report.required_missing,
+        "ignored_files": opened.ignored,
+        "first_difference": first and asdict(first),
         "differing": [described(each) for each in report.differing],
     }
     if junit is not None:
         write_junit(junit, f"{expected} {found}", report, first)
-    if report.missing:
-        note(f"in one of them alone, not compared: {len(report.missing)} taps: {', '.join(report.missing[:4])}, ...")
-    emit(result, as_json, *lines(result))
-    raise typer.Exit(1 if report.differing else 0)
+    emit(result, as_json, *lines(report, first))
+    raise typer.Exit(0 if report.equal else 1)
 
 
-def open_sides(
-    stack: contextlib.ExitStack, paths: tuple[Path, Path], data: list[Path], images: int, by: Interpreter, layout: Path | None
-) -> list[Side]:
-    """Traces first: programs run on their images."""
-    opened: dict[int, Side] = {}
-    traced: TraceSource | None = None
-    for index, path in enumerate(paths):
-        if path.suffix == ".h5":
-            trace = stack.enter_context(trace_file.reading(path))
-            opened[index] = Side(path, TraceSource(trace), None, trace.header.program_sha256)
-            traced = traced or TraceSource(trace)
-    vectors = next((path for path in (layout, *paths) if path is not None and (path / "manifest.json").exists()), None)
-    for index, path in enumerate(paths):
-        if path.suffix == ".eam":
-            opened[index] = run_side(path, traced, data, images, by)
-        elif index not in opened:
-            opened[index] = Side(path, read_dump(path, vectors))
-    return [opened[0], opened[1]]
-
-
-def run_side(path: Path, traced: TraceSource | None, data: list[Path], images: int, by: Interpreter) -> Side:
+def run_of(path: Path, trace: Trace | None, data: list[Path], images: int, by: Interpreter) -> tuple[Program, RunSource]:
+    """The program of a file, run on the images of the trace, or else of the data."""
     program, preprocessing, labels = read_model(path)
-    if traced is not None:
-        shape, count, pixels = traced.trace.header.image_shape, traced.images, traced.trace.image
+    if trace is not None:
+        shape, count, pixels = trace.header.image_shape, len(trace.header.images), trace.image
         if shape != program.image.shape:
             raise UserError(f"{path}: takes images {program.image.shape}, the trace has {shape}; it is of another program")
     elif data:
@@ -117,122 +97,71 @@ def run_side(path: Path, traced: TraceSource | None, data: list[Path], images: i
         count, pixels = len(decoded), decoded.__getitem__
     else:
         raise UserError(f"{path}: expected images to run it on: a trace beside it, or --data")
-    source = RunSource(interpreter(program, by), list(taps(program)), pixels, count)
-    return Side(path, source, program, artifact.program_sha256(program))
-
-
-def interpreter(program: Program, by: Interpreter) -> Callable[[np.ndarray], Taps]:
-    """Image -> all taps, the image among them."""
     engine = load_engine(program, None, None) if by == "engine" else None
 
     def run(image: np.ndarray) -> Taps:
-        found: Taps = {}
         if engine is None:
-            golden.run(program, image, found)
-        else:
-            found = {name: integers[0] for name, integers in engine.run(image[None], taps=True)[1].items()}
+            return golden_taps(program, image)
+        found = {name: integers[0] for name, integers in engine.run(image[None], taps=True)[1].items()}
         return {program.image.name: image.astype(np.int64)} | found
 
-    return run
-
-
-def first_of(report: Report, expected: Source, found: Source, program: Program | None) -> dict[str, Any] | None:
-    """The first difference in program order, in its first image, with all that is known of it."""
-    if not report.differing:
-        return None
-    tap = report.differing[0].tap
-    image = report.differing[0].images[0]
-    op = None if program is None else operation_of(program, tap)
-    result: dict[str, Any] = {"tap": tap, "image": image, "operation": op and op.out.name, "kind": op and type(op).__name__}
-    right = known_taps(expected, report.names, image)
-    if tap not in right and program is not None:
-        right = recovered(expected, tap, image, program, right, found)
-    wrong = known_taps(found, report.names, image)
-    if tap not in right or tap not in wrong:
-        texts = [str(side.tap(tap, image)) if isinstance(side.tap(tap, image), Digest) else "integers" for side in (expected, found)]
-        return result | {"index": None, "expected": texts[0], "found": texts[1], "operands": {}, "likely_cause": None}
-    wrong[tap] = wrong[tap].reshape(right[tap].shape)
-    index = tuple(int(i) for i in np.argwhere(right[tap] != wrong[tap])[0])
-    numbers = int(right[tap][index]), int(wrong[tap][index])
-    bits = 64 if program is None else taps(program)[tap].value.bits
-    result |= {"index": index, "expected": numbers[0], "found": numbers[1]}
-    result |= {f"{name}_hex": in_hex(number, bits) for name, number in zip(("expected", "found"), numbers, strict=True)}
-    made_of = {} if program is None else operands(program, tap, index, right)
-    cause = None if program is None else likely_cause(program, tap, right, wrong)
-    return result | {"operands": made_of, "likely_cause": cause}
-
-
-def known_taps(source: Source, names: list[str], image: int) -> Taps:
-    """The taps of one image of which the source has integers."""
-    found = {name: source.tap(name, image) for name in names}
-    return {name: integers for name, integers in found.items() if isinstance(integers, np.ndarray)}
-
-
-def recovered(expected: Source, tap: str, image: int, program: Program, right: Taps, found: Source) -> Taps:
-    """Where the right side has digests alone: golden's integers, if they have the digest."""
-    name = program.image.name
-    pixels = next((side.tap(name, image) for side in (expected, found) if name in side.names), None)
-    side = expected.tap(tap, image)
-    if not isinstance(pixels, np.ndarray) or not isinstance(side, Digest):
-        return right
-    run = interpreter(program, "golden")(pixels.astype(np.uint8))
-    return run if sha256(run[tap], side) == side.sha256 else right
-
-
-def in_hex(number: int, bits: int) -> str:
-    """Two's complement of the declared width; of more where it does not fit."""
-    bits = bits if -(1 << (bits - 1)) <= number < 1 << bits else 64
-    return f"0x{number & ((1 << bits) - 1):0{-(-bits // 4)}x}"
+    return program, RunSource(run, {name: tap.value for name, tap in taps(program).items()}, pixels, count)
 
 
 def described(each: TapDifference) -> dict[str, Any]:
     errors = sorted(each.errors.items(), key=lambda item: -item[1])
     greatest = max(map(abs, each.errors), default=None)
-    return {"tap": each.tap, "images": each.images, "elements": each.elements, "of": each.of, "greatest_error": greatest, "errors": errors}
+    facts = {"tap": each.tap, "images": each.images, "elements": each.elements, "of": each.of}
+    return facts | {"greatest_error": greatest, "errors": errors, "shapes": each.shapes}
 
 
-def lines(result: dict[str, Any]) -> Iterator[Any]:
-    if result["equal"]:
-        yield f"equal: {result['taps']} taps of {result['images']} images"
-        return
-    first, differing = result["first_difference"], result["differing"]
-    yield f"NOT equal: {len(differing)} of {result['taps']} taps differ"
-    place = "" if first["index"] is None else str(list(first["index"]))
-    yield f"first      {first['tap']}{place} of image {first['image']}" + (
-        f": {first['kind']} {first['operation']}" if first["kind"] else ""
-    )
-    for name in ("expected", "found"):
-        yield f"{name:<10} {first[name]}" + (f" ({first[f'{name}_hex']})" if f"{name}_hex" in first else "")
-    if first["operands"]:
-        yield f"made of    {', '.join(f'{name} {number}' for name, number in first['operands'].items())}"
-    yield f"cause      {first['likely_cause'] or 'none of those known gives what was found'}"
-    yield ""
-    yield table(("tap", "images", "differ", "greatest", "most often"), [row(each) for each in differing[:SHOWN_TAPS]])
-    if len(differing) > SHOWN_TAPS:
-        yield f"... and {len(differing) - SHOWN_TAPS} more taps (--json has all)"
+def lines(report: Report, first: First | None) -> Iterator[Any]:
+    compared = f"{len(report.names)} taps" if report.taps == len(report.names) else f"{len(report.names)} of {report.taps} taps"
+    if report.equal:
+        yield f"equal: {compared} of {report.images} images"
+    elif report.differing:
+        yield f"NOT equal: {len(report.differing)} of {len(report.names)} taps differ"
+    else:
+        yield f"NOT equal: {compared} compared, which are equal, but not all that is required"
+    if first is not None:
+        yield from lines_of(first)
+    for what, names in (
+        ("only in A", report.only_expected),
+        ("only in B", report.only_found),
+        ("required", report.required_missing),
+    ):
+        if names:
+            yield f"{what:<10} {len(names)} {'tap' if len(names) == 1 else 'taps'}, not compared: {shown(names)}"
+    if report.differing:
+        yield ""
+        yield table(("tap", "images", "differ", "greatest", "most often"), [row(described(each)) for each in report.differing[:SHOWN_TAPS]])
+    if len(report.differing) > SHOWN_TAPS:
+        yield f"... and {len(report.differing) - SHOWN_TAPS} more taps (--json has all)"
+
+
+def lines_of(first: First) -> Iterator[str]:
+    place = "" if first.index is None else str(list(first.index))
+    yield f"first      {first.tap}{place} of image {first.image}" + (f": {first.kind} {first.operation}" if first.kind else "")
+    for name, number, digits in (("expected", first.expected, first.expected_hex), ("found", first.found, first.found_hex)):
+        yield f"{name:<10} {number}" + (f" ({digits})" if digits else "")
+    if first.operands:
+        yield f"made of    {', '.join(f'{name} {number}' for name, number in first.operands.items())}"
+    if first.likely_cause or first.tried:
+        yield f"cause      {first.likely_cause or f'none of those known gives what was found ({first.tried} tried)'}"
+    if first.not_tried and not (first.likely_cause and first.index is None):
+        yield f"not tried  what {first.operation or first.tap} would give with known mistakes: {first.not_tried}"
+    if first.inputs_not_compared:
+        yield f"before     {', '.join(first.inputs_not_compared)}, which it reads, was not compared: the fault may lie there"
+
+
+def shown(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
 
 
 def row(each: dict[str, Any]) -> tuple[object, ...]:
+    if each["shapes"] is not None:
+        return each["tap"], len(each["images"]), "shape", "?", ""
     errors = ", ".join(f"{error:+} x {count}" for error, count in each["errors"][:SHOWN_ERRORS])
     more = ", ..." if len(each["errors"]) > SHOWN_ERRORS else ""
     share = f"{each['elements']}/{each['of']}" if each["of"] else "?"
     return each["tap"], len(each["images"]), share, each["greatest_error"] or "?", errors + more
-
-
-def write_junit(path: Path, name: str, report: Report, first: dict[str, Any] | None) -> None:
-    """A test case for each tap, in the order of execution; the first difference in full."""
-    differing = {each.tap: each for each in report.differing}
-    suite = ElementTree.Element("testsuite", name=name, tests=str(len(report.names)), failures=str(len(differing)))
-    for tap in report.names:
-        case = ElementTree.SubElement(suite, "testcase", classname="eamsim.trace.diff", name=tap)
-        if tap in differing:
-            each = differing[tap]
-            text = f"{each.elements} of {each.of} elements differ, in images {each.images}"
-            failure = ElementTree.SubElement(case, "failure", message=text)
-            if first is not None and tap == first["tap"]:
-                failure.text = "\n".join(f"{key}: {value}" for key, value in first.items())
-    try:
-        with replacing(path) as temporary:
-            ElementTree.ElementTree(suite).write(temporary, encoding="utf-8", xml_declaration=True)
-    except OSError as error:
-        raise BadFile(f"{path}: cannot be written ({error.strerror}); choose another path") from error
