@@ -5,14 +5,14 @@ A file describes one chip: what multiplies (a PE `array` or a `simd` core), a ve
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from cost_model.arrays import Dataflow, Skip
 from cost_model.technology import Energy, Figure
@@ -23,6 +23,8 @@ Side = Annotated[int, Field(ge=1, le=2**16)]
 Bits = Annotated[int, Field(ge=1, le=64)]
 Content = Literal["weights", "activations", "maps"]
 Level = Literal["sram", "dram", "rom"]
+MOST_MHZ = 20_000
+"""More is no chip's clock, but a frequency in another unit."""
 MAX_FILE_BYTES, MAX_BRACKETS = 1 << 16, 1000  # the parser takes a time quadratic in open brackets
 PRESETS = files("cost_model") / "presets"
 
@@ -51,11 +53,12 @@ class Array(_Strict):
     accumulator_bits: Bits = 32
     mac_pj: Figure
 
-    @model_validator(mode="after")
-    def _pairs_need_os(self) -> Array:
-        if self.skip == "pair" and self.dataflow != "os":
-            raise ValueError(f"skip: pair expects dataflow os, where a row of the array owns a query, got {self.dataflow}")
-        return self
+    @field_validator("skip")
+    @classmethod
+    def _pairs_need_os(cls, skip: Skip, info: ValidationInfo) -> Skip:
+        if skip == "pair" and (dataflow := info.data.get("dataflow", "os")) != "os":
+            raise ValueError(f"pair expects dataflow os, where a row of the array owns a query, got {dataflow}")
+        return skip
 
     @property
     def macs_per_cycle(self) -> int:
@@ -73,7 +76,7 @@ class Simd(_Strict):
     lanes: Side
     left_bits: Bits
     right_bits: Bits
-    cycles_per_step: float = Field(gt=0)
+    cycles_per_step: float = Field(gt=0, le=1e6)
     register_tile: Side = 1
     skip: Literal["none", "pair"]
     skips_zero_codes: bool = False
@@ -100,7 +103,7 @@ class Memory(_Strict):
     bits_per_cycle: Positive
     read_pj_per_bit: Figure
     write_pj_per_bit: Figure | None = None
-    leakage_mw: float = Field(ge=0, default=0.0)
+    leakage_mw: float = Field(ge=0, le=1e6, default=0.0)
     holds: tuple[Content, ...] = ()
 
     def energy(self, read_bits: int, written_bits: int) -> Energy:
@@ -123,13 +126,18 @@ class Memories(_Strict):
 
     @model_validator(mode="after")
     def _everything_has_a_place(self) -> Memories:
-        held = [content for memory in self.levels.values() for content in memory.holds]
-        for content in ("weights", "maps"):
-            if held.count(content) != 1:
-                raise ValueError(f"exactly one memory holds {content}, got {held.count(content)}")
-        if "activations" not in self.sram.holds or held.count("activations") != 1:
-            raise ValueError("sram, and no other memory, holds activations")
+        if faults := misplaced({level: memory.holds for level, memory in self.levels.items()}):
+            raise ValueError("; ".join(faults))
         return self
+
+
+def misplaced(holds: Mapping[str, Sequence[object]]) -> list[str]:
+    """What is wrong with what the memories hold for good, by level."""
+    held = [content for contents in holds.values() for content in contents]
+    faults = [f"exactly one memory holds {name}, got {held.count(name)}" for name in ("weights", "maps") if held.count(name) != 1]
+    if "activations" not in holds.get("sram", ()) or held.count("activations") != 1:
+        faults.append("sram, and no other memory, holds activations")
+    return faults
 
 
 class Hardware(_Strict):
@@ -137,10 +145,17 @@ class Hardware(_Strict):
 
     name: str = Field(min_length=1)
     description: str = ""
-    frequency_mhz: float = Field(gt=0)
+    frequency_mhz: float
     compute: Annotated[Array | Simd, Field(discriminator="kind")]
     vector: Vector
     memories: Memories
+
+    @field_validator("frequency_mhz")
+    @classmethod
+    def _in_megahertz(cls, frequency: float) -> float:
+        if not 0 < frequency <= MOST_MHZ:
+            raise ValueError(f"expected a clock above 0 and up to {MOST_MHZ:,} MHz, got {frequency:,g}; 500e6 Hz are 500")
+        return frequency
 
     @property
     def home(self) -> dict[Content, Level]:
@@ -161,6 +176,11 @@ class Hardware(_Strict):
         held[level].append("maps")
         moved = {name: memory.model_copy(update={"holds": tuple(held[name])}) for name, memory in levels.items()}
         return self.model_copy(update={"memories": Memories(**moved)})
+
+
+PARTS: dict[Hashable, type[BaseModel]] = {"array": Array, "simd": Simd, "vector": Vector, "memories": Memories}
+PARTS |= dict.fromkeys(get_args(Level), Memory)
+KINDS = tuple(get_args(part.model_fields["kind"].annotation)[0] for part in (Array, Simd))
 
 
 def preset_names() -> list[str]:
@@ -207,13 +227,29 @@ def parse(text: str, where: str) -> Hardware:
     lines: dict[tuple[Hashable, ...], int] = {(): 1}
     faults: list[str] = []
     data = _plain(root, (), lines, faults)
-    try:
-        description = Hardware.model_validate(data)
-    except ValidationError as error:
-        faults += [_fault(item, lines) for item in error.errors()]
+    faults += [_fault(item, lines) for item in _errors(data)]
     if faults:
         raise UserError("\n".join(f"{where}:{fault}" for fault in sorted(faults, key=lambda fault: int(fault.partition(":")[0]))))
-    return description
+    return Hardware.model_validate(data)
+
+
+def _errors(data: Any) -> list[dict[str, Any]]:
+    """What pydantic finds wrong, and what it does not look at then: the fields of a core of unknown kind, the places in faulty memories."""
+    try:
+        Hardware.model_validate(data)
+        return []
+    except ValidationError as error:
+        errors: list[dict[str, Any]] = [dict(each) for each in error.errors()]
+    compute, memories = data.get("compute"), data.get("memories")
+    if isinstance(compute, dict) and compute.get("kind") not in KINDS:
+        got = f", got {compute['kind']!r}" if "kind" in compute else ""
+        unknown = {"type": "value_error" if got else "missing", "loc": ("compute", "kind"), "msg": f"expected {' or '.join(KINDS)}{got}"}
+        return [unknown, *min((_errors(data | {"compute": compute | {"kind": kind}}) for kind in KINDS), key=len)]
+    if isinstance(memories, dict) and any(each["loc"][0] == "memories" and each["loc"][1:] for each in errors):
+        held = {level: memory.get("holds") for level, memory in memories.items() if isinstance(memory, dict)}
+        found = misplaced({level: contents for level, contents in held.items() if isinstance(contents, list)})
+        errors += [{"type": "value_error", "loc": ("memories",), "msg": fault} for fault in found]
+    return errors
 
 
 def _plain(node: yaml.Node, path: tuple[Hashable, ...], lines: dict[tuple[Hashable, ...], int], faults: list[str]) -> object:
@@ -232,11 +268,22 @@ def _plain(node: yaml.Node, path: tuple[Hashable, ...], lines: dict[tuple[Hashab
     return None if node.tag == "tag:yaml.org,2002:null" else node.value
 
 
-def _fault(error: ErrorDetails, lines: dict[tuple[Hashable, ...], int]) -> str:
+def _fields(location: tuple[Hashable, ...]) -> list[str]:
+    """Names that are fields where a name is none: of the part of a description that `location` leads through."""
+    part: type[BaseModel] = Hardware
+    for name in location[:-1]:
+        part = PARTS.get(name, Figure if str(name).endswith(("_pj", "_pj_per_bit")) else part)
+    return list(part.model_fields)
+
+
+def _fault(error: dict[str, Any], lines: dict[tuple[Hashable, ...], int]) -> str:
     """`line: field: what`; a missing field has the line of what it is missing from."""
     path: tuple[Hashable, ...] = ()
     for part in error["loc"]:
         path = (*path, part) if (*path, part) in lines or (error["type"] == "missing" and part == error["loc"][-1]) else path
     got = "" if error["type"] in ("missing", "value_error") else f", got {str(error['input'])[:60]!r}"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        close = get_close_matches(str(error["loc"][-1]), _fields(error["loc"]), 1)
+        message, got = f"no such field; {f'did you mean {close[0]}?' if close else 'leave it out'}", ""
     return f"{lines.get(path, lines.get(path[:-1], 1))}: {'.'.join(map(str, path))}: {message[:1].lower()}{message[1:]}{got}"

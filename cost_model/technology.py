@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import add
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+MOST_PJ = 1e6
+"""More is no operation's or bit's energy, but a figure in another unit."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,20 @@ class Figure(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    low: float = Field(ge=0)
-    nominal: float = Field(ge=0)
-    high: float = Field(ge=0)
+    low: float = Field(ge=0, le=MOST_PJ)
+    nominal: float = Field(gt=0, le=MOST_PJ)
+    high: float = Field(gt=0, le=MOST_PJ)
     source: str = Field(min_length=1)
-    node_nm: float = Field(gt=0)
+    node_nm: float = Field(ge=1, le=10_000)
     estimated: bool
 
-    @model_validator(mode="after")
-    def _ascending(self) -> Figure:
-        if not self.low <= self.nominal <= self.high:
-            raise ValueError(f"expected low <= nominal <= high, got {self.low}, {self.nominal}, {self.high}")
-        return self
+    @field_validator("nominal", "high")
+    @classmethod
+    def _ascending(cls, figure: float, info: ValidationInfo) -> float:
+        below = "low" if info.field_name == "nominal" else "nominal"
+        if not info.data.get(below, 0) <= figure:
+            raise ValueError(f"expected low <= nominal <= high, got {info.data[below]} as {below} and {figure}")
+        return figure
 
     @property
     def energy(self) -> Energy:

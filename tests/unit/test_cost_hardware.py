@@ -51,14 +51,14 @@ def test_all_faults_at_once():
     with pytest.raises(UserError) as caught:
         parse(faulty, "hw.yaml")
     lines = str(caught.value).splitlines()
-    where = [line_of(faulty, part) for part in ("500", "rows: 0", "dataflow", "mac_pj", "turbo", "sram:")]
+    where = [line_of(faulty, part) for part in ("500", "rows: 0", "dataflow", "nominal: 0.1", "turbo", "sram:")]
     assert [int(line.split(":")[1]) for line in lines] == where
     assert lines == [
         f"hw.yaml:{where[0]}: frequency_mhz: given twice; keep one",
         f"hw.yaml:{where[1]}: compute.rows: input should be greater than or equal to 1, got '0'",
         f"hw.yaml:{where[2]}: compute.dataflow: input should be 'os', 'ws' or 'is', got 'xs'",
-        f"hw.yaml:{where[3]}: compute.mac_pj: expected low <= nominal <= high, got 9.0, 0.1, 0.23",
-        f"hw.yaml:{where[4]}: vector.turbo: extra inputs are not permitted, got 'true'",
+        f"hw.yaml:{where[3]}: compute.mac_pj.nominal: expected low <= nominal <= high, got 9.0 as low and 0.1",
+        f"hw.yaml:{where[4]}: vector.turbo: no such field; leave it out",
         f"hw.yaml:{where[5]}: memories.sram.bytes: field required",
     ]
 
@@ -67,11 +67,25 @@ def test_all_faults_at_once():
     ("old", "new", "message"),
     [
         ("skip: tile", "skip: pair\n  # any", None),
-        ("dataflow: os\n  skip: tile", "dataflow: ws\n  skip: pair", "compute: skip: pair expects dataflow os"),
+        ("dataflow: os\n  skip: tile", "dataflow: ws\n  skip: pair", "compute.skip: pair expects dataflow os"),
         ("holds: [weights, maps]", "holds: [weights]", "memories: exactly one memory holds maps, got 0"),
         ("holds: [weights, maps]", "holds: [weights, maps, activations]", "memories: sram, and no other memory, holds activations"),
         ("low: 0.05", "low: nan", "compute.mac_pj.low: input should be a finite number, got 'nan'"),
-        ("kind: array", "kind: quantum", "compute: input tag 'quantum' found using 'kind' does not match any of the expected tags"),
+        ("kind: array", "kind: quantum", "compute.kind: expected array or simd, got 'quantum'"),
+        ("kind: array", "", "compute.kind: expected array or simd"),
+        (
+            "frequency_mhz: 500",
+            "frequency_mhz: 500e6",
+            "frequency_mhz: expected a clock above 0 and up to 20,000 MHz, got 5e+08; 500e6 Hz are 500",
+        ),
+        ("frequency_mhz: 500", "frequency_mhz: 0", "frequency_mhz: expected a clock above 0"),
+        ("high: 0.23", "high: 0.23e9", "compute.mac_pj.high: input should be less than or equal to 1000000, got '0.23e9'"),
+        ("node_nm: 45", "node_nm: 45e-9", "compute.mac_pj.node_nm: input should be greater than or equal to 1"),
+        ("columns: 16", "colums: 16", "compute.colums: no such field; did you mean columns?"),
+        ("nominal: 0.1", "nominale: 0.1", "compute.mac_pj.nominale: no such field; did you mean nominal?"),
+        ("bits_per_cycle: 512", "bits_per_cycles: 512", "memories.sram.bits_per_cycles: no such field; did you mean bits_per_cycle?"),
+        ("frequency_mhz", "frequenzy_mhz", "frequenzy_mhz: no such field; did you mean frequency_mhz?"),
+        ("  sram:", "  srams:", "memories.srams: no such field; did you mean sram?"),
         ("source: scaled", "source: ''\n    # scaled", "compute.mac_pj.source: string should have at least 1 character"),
         ("node_nm: 45", "node_nm: &n 45", None),
     ],
@@ -85,6 +99,39 @@ def test_one_fault(old, new, message):
     with pytest.raises(UserError, match=r"hw.yaml:[0-9]+: ") as caught:
         parse(text, "hw.yaml")
     assert message in str(caught.value)
+
+
+def faults_of(text: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        parse(text, "hw.yaml")
+    return sorted(line.split(": ", 1)[1] for line in str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("kind", ["quantum", "''", "[array]"])
+def test_a_wrong_kind_hides_no_other_fault(name, kind):
+    text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    faulty = text.replace("left_bits: ", "left_bits: 9", 1).replace("  skip: ", "  skip: un", 1).replace("node_nm: 45", "node_nm: wide", 1)
+    faulty = faulty.replace("lanes: ", "lanes: -", 1)
+    own = "array" if "kind: array" in text else "simd"
+    alone = faults_of(faulty)
+    assert len(alone) >= 4
+    found = faults_of(faulty.replace(f"kind: {own}", f"kind: {kind}"))
+    assert [fault for fault in found if not fault.startswith("compute.kind: expected array or simd, got")] == alone
+    assert len(found) == len(alone) + 1
+
+
+def test_faulty_memories_hide_neither_places_nor_orders():
+    faulty = SMALL.replace("bits_per_cycle: 512", "bits_per_cycle: 0").replace("holds: [weights, maps]", "holds: [weights]")
+    faulty = faulty.replace("    low: 0.05\n", "    low: 9\n", 1).replace("node_nm: 45", "node_nm: wide", 1)
+    assert faults_of(faulty.replace("dataflow: os\n  skip: tile", "dataflow: ws\n  skip: pair").replace("  rows: 16", "  rows: 0")) == [
+        "compute.mac_pj.node_nm: input should be a valid number, unable to parse string as a number, got 'wide'",
+        "compute.mac_pj.nominal: expected low <= nominal <= high, got 9.0 as low and 0.1",
+        "compute.rows: input should be greater than or equal to 1, got '0'",
+        "compute.skip: pair expects dataflow os, where a row of the array owns a query, got ws",
+        "memories.sram.bits_per_cycle: input should be greater than or equal to 1, got '0'",
+        "memories: exactly one memory holds maps, got 0",
+    ]
 
 
 @pytest.mark.parametrize(
