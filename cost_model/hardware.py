@@ -188,10 +188,17 @@ def preset_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in PRESETS.iterdir() if path.name.endswith(".yaml"))
 
 
+def preset_text(name: str) -> str:
+    """The YAML of a preset; UserError for a name that is none."""
+    if name not in preset_names():
+        raise UserError(f"preset: expected one of {', '.join(preset_names())}, got {name!r}")
+    return (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def load(name: str) -> Hardware:
     """A preset by its name, or a YAML file; UserError with every fault of the file, BadFile if it cannot be read."""
     if name in preset_names():
-        return parse((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"), name)
+        return parse(preset_text(name), name)
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"--hw: expected a .yaml file or one of {', '.join(preset_names())}, got {name!r}")

@@ -14,6 +14,7 @@ from eamsim.cli.doctor import doctor
 from eamsim.cli.entropy import entropy
 from eamsim.cli.evaluate import evaluate
 from eamsim.cli.export import export
+from eamsim.cli.hardware import app as chips
 from eamsim.cli.output import note
 from eamsim.cli.plot import app as plots
 from eamsim.cli.report import report
@@ -55,6 +56,7 @@ COMMANDS = {
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.add_typer(chips, name="hardware")
 app.add_typer(plots, name="plot")
 app.add_typer(traces, name="trace")
 
