@@ -1,4 +1,11 @@
-"""The errors a user can cause, each with the exit code the command line ends with."""
+"""The errors a user can cause, each with the exit code the command line ends with.
+
+0 done; 1 a mismatch was found; 2 usage or configuration; 3 a file; 4 a missing extra; 70 an internal error, or no memory left;
+130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+"""
+
+INTERNAL = 70
+"""What nobody caught: never 1, which says that integers differ (the number is EX_SOFTWARE of sysexits.h)."""
 
 
 class UserError(Exception):

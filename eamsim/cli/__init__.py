@@ -1,64 +1,70 @@
 """The command line: each command parses its options, calls the library and prints."""
 
+import os
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from eamsim import __version__
-from eamsim.cli.bench import bench
-from eamsim.cli.build import build
-from eamsim.cli.cost import cost
-from eamsim.cli.demo import demo
-from eamsim.cli.doctor import doctor
-from eamsim.cli.entropy import entropy
-from eamsim.cli.evaluate import evaluate
-from eamsim.cli.export import export
-from eamsim.cli.hardware import app as chips
-from eamsim.cli.output import note
-from eamsim.cli.plot import app as plots
-from eamsim.cli.report import report
-from eamsim.cli.reproduce import reproduce
-from eamsim.cli.run import run
-from eamsim.cli.search import search
-from eamsim.cli.sweep import sweep
-from eamsim.cli.trace import app as traces
-from eamsim.cli.verify import verify
-from eamsim.cli.warmup import warmup
-from eamsim.cli.widths import widths
-from eamsim.errors import UserError
+from eamsim.cli.outcome import outcome
+
+COMMANDS = {  # module and name of each in this package, and the first sentence of its help
+    "demo": ("demo", "demo", "The whole job on embedded digits."),
+    "build": ("build", "build", "Float model to .eam file."),
+    "run": ("run", "run", "Classify images."),
+    "eval": ("evaluate", "evaluate", "Accuracy and speed."),
+    "verify": ("verify", "verify", "Engine == golden at every tap."),
+    "cost": ("cost", "cost", "MACs and bytes of one image; on a chip, cycles and energy."),
+    "report": ("report", "report", "One self-contained HTML page."),
+    "search": ("search", "search", "Price every design of a space."),
+    "entropy": ("entropy", "entropy", "Entropy of attention weights."),
+    "export": ("export", "export", "Program to ONNX or C99."),
+    "widths": ("widths", "widths", "The narrowest datapath."),
+    "sweep": ("sweep", "sweep", "Accuracy over tau."),
+    "bench": ("bench", "bench", "Speed, beside other runtimes too."),
+    "reproduce": ("reproduce", "reproduce", "The paper's own protocol."),
+    "doctor": ("doctor", "doctor", "What this machine has."),
+    "warmup": ("warmup", "warmup", "Compile the integer kernels now."),
+    "hardware": ("hardware", "app", "The chips that ship with eamsim: list, show, copy."),
+    "plot": ("plot", "app", "The paper's figures, as PNG and SVG for a two-column paper."),
+    "trace": ("trace", "app", "The integers at every tap: for simulators, for comparison."),
+}
+
+
+class LateGroup(TyperGroup):
+    """Imports a command when it is called or completed; `--help` and `--version` need no more than the table."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, name and imported(name), rest
+
+
+def imported(name: str) -> Any:
+    """The command itself, with its options; its module is imported."""
+    module, attribute, _ = COMMANDS[name]
+    found = getattr(import_module(f"{__name__}.{module}"), attribute)
+    if not isinstance(found, typer.Typer):
+        group = typer.Typer(add_completion=False, rich_markup_mode=None)
+        group.command(name)(found)
+        found = group
+    return get_command(found)
+
 
 app = typer.Typer(
     name="eamsim",
+    cls=LateGroup,
     help="4-bit Vision Transformers with frozen attention maps, executed bit-exactly in integers.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = {
-    "demo": demo,
-    "build": build,
-    "run": run,
-    "eval": evaluate,
-    "verify": verify,
-    "cost": cost,
-    "report": report,
-    "search": search,
-    "entropy": entropy,
-    "export": export,
-    "widths": widths,
-    "sweep": sweep,
-    "bench": bench,
-    "reproduce": reproduce,
-    "doctor": doctor,
-    "warmup": warmup,
-}
-for name, command in COMMANDS.items():
-    app.command(name)(command)
-app.add_typer(chips, name="hardware")
-app.add_typer(plots, name="plot")
-app.add_typer(traces, name="trace")
+for name, (_, _, sentence) in COMMANDS.items():
+    app.command(name, help=sentence)(lambda: None)
 
 
 def _print_version(wanted: bool) -> None:
@@ -70,14 +76,23 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def prepare(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="EAMSIM_DEBUG", help="Show the traceback of an error, before COMMAND: eamsim --debug run ...")
+    ] = False,
 ) -> None:
     """4-bit Vision Transformers with frozen attention maps, executed bit-exactly in integers."""
+    if debug:
+        os.environ["EAMSIM_DEBUG"] = "1"
 
 
-def main() -> None:
-    """Run the command line; a UserError becomes one line on standard error and its exit code."""
-    try:
+def main() -> NoReturn:
+    """Run the command line; whatever ends it becomes one line on standard error and its exit code."""
+    sys.exit(outcome(_run))
+
+
+def _run() -> None:
+    if "_EAMSIM_COMPLETE" in os.environ:  # the shell asks what may come next
         app(prog_name="eamsim")
-    except UserError as error:
-        note(f"error: {error}")
-        sys.exit(error.exit_code)
+    group = get_command(app)
+    with group.make_context("eamsim", sys.argv[1:]) as context:
+        group.invoke(context)

@@ -76,7 +76,7 @@ def bench(
     profile: Annotated[bool, typer.Option("--profile", help="Time per kind of operation too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Speed, beside other runtimes too: medians and quartiles of turns, ratios, share of the peak, memory.
+    """Speed, beside other runtimes too. Medians and quartiles of turns, ratios, share of the peak, memory.
 
     All MODELs, thread counts and runtimes of a batch size run in turn, on the same images.
     """

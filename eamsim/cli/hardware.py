@@ -14,7 +14,9 @@ from eamsim.cli.output import Json, emit
 from eamsim.container import replacing
 from eamsim.errors import BadFile, UserError
 
-app = typer.Typer(help="The chips that ship with eamsim: list, show, copy.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="The chips that ship with eamsim: list, show, copy.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 Preset = Annotated[str, typer.Argument(metavar="PRESET", help="A name of `eamsim hardware list`.")]
 
 

@@ -24,7 +24,7 @@ from eamsim.origin import public_command
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 StatisticsFile = Annotated[Path, typer.Argument(metavar="STATS.h5", help="Written by `eamsim entropy`.")]
 SweepFiles = Annotated[list[Path], typer.Argument(metavar="SWEEP.csv...", help="Written by `eamsim sweep`; several for several models.")]

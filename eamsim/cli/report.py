@@ -49,7 +49,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """One self-contained HTML page: MACs, cycles, energy, memory, masks and widths of a program on a chip, and what freezing changes."""
+    """One self-contained HTML page. MACs, cycles, energy, memory, masks and widths of a program on a chip, and what freezing changes."""
     check_output("--out", out, (".html",))
     check_writable("--out", manifest_path(out))
     for path in tables or ():

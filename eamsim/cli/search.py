@@ -54,7 +54,7 @@ def search(
     scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Run on this Dask cluster instead.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Price every design of a space, and name those that no other beats in energy, latency and area together."""
+    """Price every design of a space. Names those that no other beats in energy, latency and area together."""
     if workers and scheduler:
         raise UserError("--workers and --scheduler: expected at most one of them, got both; a cluster has its own workers")
     check_encoding(encoding)

@@ -6,7 +6,9 @@ from eamsim.cli.trace_diff import diff
 from eamsim.cli.trace_export import export
 from eamsim.cli.trace_record import inspect, record
 
-app = typer.Typer(help="The integers at every tap: for simulators, for comparison.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="The integers at every tap: for simulators, for comparison.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 COMMANDS = {"record": record, "inspect": inspect, "diff": diff, "export": export}
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -1,6 +1,7 @@
 """Every command on small random models: what it computes, what it prints where, and its exit code."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from eamsim import engine, golden
-from eamsim.cli import output
+from eamsim.cli import COMMANDS, imported, output
 from eamsim.cli.evaluate import label_ranks
 from eamsim.engine import isa
 from eamsim.program import Program
@@ -187,13 +188,49 @@ def test_interruption_exits_with_130(case: Case, monkeypatch: pytest.MonkeyPatch
     assert eamsim("run", case.model, case.data).code == 130
 
 
-def test_other_errors_are_not_hidden(case: Case, monkeypatch: pytest.MonkeyPatch):
-    def exhaust(*arguments: object, **settings: object) -> None:
-        raise MemoryError
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (ZeroDivisionError("division by zero"), 70, "internal error: ZeroDivisionError: division by zero (test_cli_commands.py:"),
+        (RecursionError("too deep"), 70, "internal error: RecursionError: too deep"),
+        (EOFError("cut short"), 70, "internal error: EOFError: cut short"),
+        (BrokenPipeError(32, "Broken pipe"), 3, "error: Broken pipe"),
+        (MemoryError("8 GiB"), 70, "error: out of memory (8 GiB)"),
+        (OSError(28, "No space left on device", "x.eam"), 3, "error: x.eam: No space left on device"),
+    ],
+)
+def test_an_error_that_nobody_caught_is_never_a_mismatch(
+    case: Case, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, text: str
+):
+    def fail(*arguments: object, **settings: object) -> None:
+        raise error
 
-    monkeypatch.setattr(engine, "load", exhaust)
-    with pytest.raises(MemoryError):
-        eamsim("run", case.model, case.data)
+    monkeypatch.setattr(engine, "load", fail)
+    done = eamsim("run", case.model, case.data)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.startswith(text)
+    assert done.err.count("\n") == 1
+    monkeypatch.setenv("EAMSIM_DEBUG", "1")
+    assert "Traceback" in eamsim("run", case.model, case.data).err
+
+
+def test_debug_shows_the_traceback(case: Case, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EAMSIM_DEBUG", "")
+    assert "Traceback" not in eamsim("run", "gone.eam", case.data).err
+    assert "Traceback" in eamsim("--debug", "run", "gone.eam", case.data).err
+
+
+def test_an_error_made_of_an_interruption_is_one(case: Case, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*arguments: object, **settings: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            error.add_note("half of it is kept")
+            raise ImportError("initialisation of a module failed") from error
+
+    monkeypatch.setattr(engine, "load", interrupt)
+    done = eamsim("run", case.model, case.data)
+    assert (done.code, done.err) == (130, "interrupted: half of it is kept\n")
 
 
 def python(program: str) -> str:
@@ -201,8 +238,37 @@ def python(program: str) -> str:
 
 
 def test_the_command_line_needs_no_torch():
-    found = python("import sys, eamsim.cli; print(sorted({'torch', 'timm', 'numba', 'sklearn'} & set(sys.modules)))")
+    modules = ", ".join(f"eamsim.cli.{module}" for module, _, _ in COMMANDS.values())
+    found = python(f"import sys, {modules}; print(sorted({{'torch', 'timm', 'numba', 'sklearn'}} & set(sys.modules)))")
     assert found == "[]"
+
+
+@pytest.mark.parametrize("option", ["--version", "--help", "-h"])
+def test_version_and_help_import_nothing_heavy(option: str):
+    heavy = {"numpy", "numba", "h5py", "yaml", "pydantic", "PIL", "rich", "cost_model", "reference"}
+    script = f"import sys; sys.argv = ['eamsim', {option!r}]\nfrom eamsim.__main__ import entry\ntry: entry()\nexcept SystemExit: pass\n"
+    assert python(f"{script}print(sorted({heavy} & set(sys.modules)))").splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_table_of_commands_says_what_they_say(name: str):
+    sentence = COMMANDS[name][2]
+    text = " ".join(imported(name).help.split())
+    assert (text + " ").startswith(sentence + " ")
+    page = eamsim("--help").out
+    assert re.search(rf"^  {name} +{re.escape(sentence)}$", page, re.MULTILINE)
+    own = eamsim(name, "-h").out
+    assert f"Usage: eamsim {name} " in own
+    assert "--install-completion" not in own
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [("eamsim ver", ["verify"]), ("eamsim build --keep", ["--keep-accuracy"]), ("eamsim trace d", ["diff"])]
+)
+def test_the_shell_completes(words: str, expected: list[str]):
+    asked = {"_EAMSIM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run([sys.executable, "-m", "eamsim"], env=os.environ | asked, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected
 
 
 def test_kernels_are_cached_per_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -176,7 +176,7 @@ def in_shell(command: str, **environment: str) -> tuple[int, str]:
 
 
 def test_a_reader_that_leaves_early_is_no_error():
-    for pipeline in ("eamsim cost deit_tiny_patch16_224 | true", "eamsim doctor --json | head -c 1"):
+    for pipeline in ("eamsim cost deit_tiny_patch16_224 | true", "eamsim doctor --json | head -c 1", "eamsim --help | true"):
         assert in_shell(pipeline) == (0, "")
 
 
@@ -188,6 +188,23 @@ def test_a_full_disk_under_standard_output(option: str):
         BAD_FILE,
         "error: standard output: cannot be written (No space left on device); free some space or write elsewhere\n",
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_under_help():
+    code, err = in_shell("eamsim --help >/dev/full")
+    assert code == BAD_FILE
+    assert err.startswith("error: No space left on device")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("gone", ["2>/dev/full", "2>&-", "2> >(true)"])
+def test_progress_that_cannot_be_written_costs_nothing(model: Path, data: Path, gone: str):
+    """Neither the result nor the exit code."""
+    command = f"eamsim verify {model} --data {data} --images 2 --threads 1 --batch 1 --isa portable"
+    assert in_shell(f"{command} {gone}")[0] == 0
+    assert in_shell(f"set -e; [ $({command} --json {gone} | grep -c first_difference) = 1 ]")[0] == 0
+    assert in_shell(f"eamsim run gone.eam {data} {gone}")[0] == BAD_FILE
 
 
 @pytest.mark.parametrize("command", [("build", "m", "--calib", "d", "-o", "x.eam"), ("demo", "--from-float")])
