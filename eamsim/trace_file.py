@@ -161,6 +161,12 @@ class Recorder:
         except ValueError as error:
             raise beyond(entry, str(error)) from None
 
+    def check_finished(self) -> None:
+        """TraceError names the first tap and image that was never put: its digest would be of nothing."""
+        images, places = np.nonzero(~self.digests.any(axis=2))
+        if len(images):
+            raise TraceError(f"{list(self.entries)[places[0]]} of image {images[0]}: expected integers or their digest, got none")
+
     def close(self) -> None:
         self._pool.shutdown()
 
@@ -195,8 +201,13 @@ def recording(
     versions: dict[str, str],
     reason: str = "",
 ) -> Iterator[Recorder]:
-    """A trace that replaces the file at `path` in one step once all is put; names: the taps, in program order."""
+    """A trace that replaces the file at `path` in one step once all is put; names: the taps, in program order.
+
+    TraceError where something was not put, or there is no tap or image to put.
+    """
     path = Path(path)
+    if not names or not images:
+        raise TraceError(f"{path}: expected at least one tap and one image to record, got {len(names)} and {len(images)}")
     try:
         with replacing(path) as temporary:
             with create(temporary) as file:
@@ -205,6 +216,7 @@ def recording(
                     yield recorder
                 finally:
                     recorder.close()
+                recorder.check_finished()
                 height, width, channels = program.image.shape
                 entries, shape, ran = (
                     tuple(recorder.entries.values()),
@@ -308,6 +320,10 @@ def read_header(stream: bytes) -> Header:
         header = HEADER.validate_python(tree)
     except ValueError as error:
         raise Refused("/manifest", "the fields of a trace", " ".join(str(error).split())) from None
+    names = {tap.name for tap in header.taps}
+    if not header.images or not names or len(names) != len(header.taps):
+        found = f"{len(header.images)} images and {len(header.taps)} taps of {len(names)} names"
+        raise Refused("/manifest", "at least one image, and taps of as many names", found)
     for tap in header.taps:
         sized = len(tap.shape) >= 1 and all(extent > 0 for extent in tap.shape)
         if tap.packing not in BITS or not sized or Value(tap.name, tap.shape, tap.bits).size * BITS[tap.packing] > LIMIT_BYTES:

@@ -48,6 +48,8 @@ def record(
     check_writable("--out", out, manifest_path(out))
     program, preprocessing, labels = read_model(model)
     names = [name for name in matching(taps(program), tap_names, "--taps") if name != program.image.name]
+    if not names:
+        raise UserError(f"--taps: expected taps that an operation publishes, got {tap_names!r}, the image, which every trace has; add one")
     image_set = open_images(data, preprocessing, images, labels)
     image_names = public_names(image_set.names, data)
     versions = {"eamsim": __version__, "numpy": np.__version__}
@@ -135,7 +137,7 @@ def tables(entries: dict[str, dict[str, Any]]) -> Iterator[Any]:
     for name, entry in entries.items():
         declared = form(entry)
         if "sha256" in entry:
-            rows.append((name, declared, "", "", "", f"sha256 {entry['sha256'][0][:16]}"))
+            rows.append((name, declared, "", "", "", f"sha256 of image 0: {entry['sha256'][0][:16]}"))
             continue
         low, high = entry["range"]
         limits = [f"{entry[end] / entry['elements']:.2%}" if entry[end] else "-" for end in ("at_low", "at_high")]

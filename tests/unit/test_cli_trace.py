@@ -104,7 +104,7 @@ def test_a_file_is_replaced_only_for_a_reason(model: Path, data: Path, tmp_path:
     assert eamsim(*command, "--reason", "retrained").code == 0
     shown = eamsim("trace", "inspect", tmp_path / "t.h5", "--taps", "head*")
     assert "reason: retrained" in shown.out
-    assert "sha256 " in shown.out
+    assert "sha256 of image 0: " in shown.out
 
 
 def test_record_refuses(model: Path, data: Path, tmp_path: Path):

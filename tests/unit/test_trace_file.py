@@ -4,6 +4,7 @@ EAMSIM_FLIPS sets the number of bits flipped, one at a time (1,000 once by hand;
 """
 
 import hashlib
+import json
 import os
 import struct
 import zlib
@@ -16,6 +17,7 @@ from programs import Shape, random_images, random_program
 
 from eamsim import artifact, golden, trace_file
 from eamsim.artifact import ArtifactError
+from eamsim.container import Refused, canonical
 from eamsim.packing import pack
 from eamsim.tensors import taps
 from eamsim.trace_file import TraceError, reading, recording
@@ -97,6 +99,37 @@ def test_an_interpreter_that_leaves_the_proven_range_is_not_recorded(tmp_path: P
     ):
         recorder.put(0, {name: integers[None] for name, integers in wrong.items()})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trace_that_lacks_a_tap_of_an_image_is_not_kept(tmp_path: Path):
+    found = {name: integers[None] for name, integers in golden_taps(IMAGES[0]).items()}
+    with (
+        pytest.raises(TraceError, match=f"^{NAMES[-1]} of image 1: expected integers or their digest, got none"),
+        recording(tmp_path / "t.h5", PROGRAM, NAMES, ["a", "b"], "golden", True, {}) as recorder,
+    ):
+        recorder.put(0, {name: np.repeat(integers, 2 if name != NAMES[-1] else 1, 0) for name, integers in found.items()})
+    for names, images in (([], ["a"]), (NAMES, [])):
+        with (
+            pytest.raises(TraceError, match="at least one tap and one image"),
+            recording(tmp_path / "t.h5", PROGRAM, names, images, "golden", True, {}),
+        ):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: tree | {"images": []}, "0 images"),
+        (lambda tree: tree | {"taps": []}, "0 taps of 0 names"),
+        (lambda tree: tree | {"taps": [*tree["taps"], tree["taps"][0]]}, "taps of"),
+    ],
+)
+def test_a_trace_of_nothing_or_of_one_name_twice_is_refused(path: Path, change, message: str):
+    with h5py.File(path) as file:
+        tree = json.loads(file["manifest"][:].tobytes())  # pyright: ignore
+    with pytest.raises(Refused, match=message):
+        trace_file.read_header(canonical(change(tree)))
 
 
 def test_an_interpreter_that_hashes_beyond_the_proven_range_is_not_recorded(tmp_path: Path):
