@@ -18,7 +18,7 @@ import numpy as np
 import typer
 
 from eamsim import c_export, golden
-from eamsim.cli.output import Advance, Json, emit, progress
+from eamsim.cli.output import Advance, Json, emit, note, progress
 from eamsim.cli.run import ModelFile, load_engine, read_model
 from eamsim.errors import MissingExtra, UserError
 from eamsim.images import ImageSet, open_images
@@ -49,9 +49,12 @@ def verify(
     """Engine == golden at every tap. Compares every integer; exit code 1 and the first that differs otherwise."""
     from eamsim.engine import isa as instruction_sets
 
-    thread_counts, batches = parse_counts("--threads", threads), parse_counts("--batch", batch)
+    thread_counts, asked = parse_counts("--threads", threads), parse_counts("--batch", batch)
     program, preprocessing, labels = read_model(model)
     image_set = open_images(data, preprocessing, images, labels)
+    batches = sorted({min(size, len(image_set)) for size in asked})
+    if max(asked) > len(image_set):
+        note(f"--batch: {max(asked)} is more than the {len(image_set)} images, so calls have {', '.join(map(str, batches))}; see --images")
     names = instruction_sets.detect() if isa == "all" else [isa]
     with tempfile.TemporaryDirectory() as scratch:
         others = {name: load_reader(name, program, Path(scratch)) for name in with_.split(",") if with_}
@@ -59,7 +62,7 @@ def verify(
         with progress("runs compared", total) as advance:
             result = compare(program, image_set, names, thread_counts, batches, advance, others)
     found = result["first_difference"]
-    settings = f"{', '.join(names)}; threads {threads}; batches {batch}"
+    settings = f"{', '.join(names)}; threads {threads}; batches {','.join(map(str, batches))}"
     emit(
         result,
         as_json,

@@ -89,6 +89,13 @@ def test_verify_compares_every_setting(case: Case):
     assert f"runs compared: {runs}/{runs}" in done.err
 
 
+def test_verify_claims_no_batch_that_it_had_no_images_for(case: Case):
+    done = eamsim("verify", case.model, "--data", case.data, "--images", 2, "--isa", isa.detect()[0], "--threads", 1, "--batch", "1,3,8")
+    assert done.code == 0
+    assert done.out.endswith("threads 1; batches 1,2)\n")
+    assert "--batch: 8 is more than the 2 images, so calls have 1, 2; see --images" in done.err
+
+
 def test_verify_names_the_first_difference(case: Case, monkeypatch: pytest.MonkeyPatch):
     load = engine.load
 
