@@ -1,7 +1,6 @@
 """`eamsim build`: a float model and calibration images in, an .eam file and its manifest out."""
 
 import json
-import math
 import os
 import sys
 from importlib.metadata import version
@@ -13,7 +12,8 @@ from rich.table import Table
 
 from cost_model.counts import constant_share, count, frozen_share
 from eamsim import __version__, artifact
-from eamsim.cli.output import Json, emit, progress, table
+from eamsim.cli.output import Json, Limit, emit, progress, table
+from eamsim.cli.shares import parse_share, points_of, share_of
 from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
 from eamsim.origin import public_command, without_folders
@@ -30,7 +30,10 @@ def build(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="X.eam", help="The file to write; X.eam.json beside it says how it was made.")
     ],
-    tau: Annotated[float | None, typer.Option(help="Share of the attention weights to freeze, in [0, 1]. [default: 0.2]")] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Of the attention weights to freeze: 0.2 or 20%. [default: 0.2]", parser=share_of("--tau")),
+    ] = None,
     granularity: Annotated[
         str | None,
         typer.Option(
@@ -50,7 +53,12 @@ def build(
         typer.Option(help="What freezing means: Eq. 15 to the letter, or over unfrozen pairs alone. [default: paper; not for a budget]"),
     ] = None,
     keep_accuracy: Annotated[
-        float | None, typer.Option(metavar="POINTS", help="A budget instead of tau: save what costs at most so many points of top-1.")
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="A budget instead of tau: save what costs at most so many points of top-1.",
+            parser=points_of("--keep-accuracy"),
+        ),
     ] = None,
     save_macs: Annotated[
         str | None, typer.Option(metavar="10%", help="A budget instead of tau: save this share of all MACs at the least loss found.")
@@ -62,7 +70,7 @@ def build(
     weights: Annotated[str | None, typer.Option(help="A .safetensors file, local-dir:DIR or hf-hub:ID.")] = None,
     random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Accept weights in a pickle (read with weights_only).")] = False,
-    limit: Annotated[int | None, typer.Option(help="At most so many calibration images, evenly spaced.", min=1)] = None,
+    limit: Limit = None,
     calib_images: Annotated[int, typer.Option(help="So many of them set the ranges of the quantisers.", min=1)] = 32,
     entropy_from: Annotated[Literal["quantised", "float"], typer.Option(help="The maps whose entropy decides.")] = "quantised",
     compensate: Annotated[
@@ -138,25 +146,13 @@ def chosen_freezing(fixed: dict[str, Any], budget: dict[str, Any], granularity: 
     if softmax == "paper":
         raise UserError("--softmax: expected renormalised with a budget, got paper, under which freezing saves nothing; leave it out")
     settings = {"macs": lambda program: count(program).macs.full} | budget
-    if "keep_accuracy" in budget:
-        settings["keep_accuracy"] /= 100
     if "save_macs" in budget:
-        settings["save_macs"] = parse_share(budget["save_macs"])
+        settings["save_macs"] = parse_share(budget["save_macs"], "--save-macs", "all MACs")
+        if not settings["save_macs"]:
+            raise UserError("--save-macs: expected more than nothing, such as 10% or 0.1")
     if granularity is not None:
         settings["granularities"] = tuple(dict.fromkeys(granularity.split(",")))
     return Budget(**settings)
-
-
-def parse_share(text: str) -> float:
-    """`10%` or `0.1` as a fraction; UserError for what is neither, such as `10`."""
-    number = text.removesuffix("%")
-    try:
-        share = float(number) / (1 if number == text else 100)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise UserError(f"--save-macs: expected a share of all MACs such as 10% or 0.1, got {text!r}")
-    return share
 
 
 def write_trials(out: Path, found: dict[str, Any]) -> tuple[str | Table, ...]:

@@ -25,6 +25,7 @@ from eamsim.cli.cost_files import write_products
 from eamsim.cli.cost_hardware import add_hardware, hardware_report
 from eamsim.cli.cost_operations import operation_rows
 from eamsim.cli.output import Json, emit, table
+from eamsim.cli.shares import parse_shares
 from eamsim.errors import UserError
 from eamsim.program import Attention, Program, Softmax
 
@@ -35,7 +36,7 @@ MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
 def cost(
     model: Annotated[str, typer.Argument(metavar="MODEL|X.eam", help="A timm name of the paper's ViT and DeiT models, or an .eam file.")],
     tau: Annotated[
-        str | None, typer.Option(help=f"Shares of frozen attention weights, in [0, 1]. A model's default: {DEFAULT_TAUS}")
+        str | None, typer.Option(help=f"Shares of frozen attention weights, such as 0.1,20%. A model's default: {DEFAULT_TAUS}")
     ] = None,
     softmax: Annotated[Literal["paper", "renormalised", "both"], typer.Option(help="What freezing means.")] = "both",
     hw: Annotated[
@@ -92,12 +93,12 @@ def counted(
     if published is None:
         rows = [own_row(program)]
         if tau is not None:
-            rows += estimated_rows(architecture_of(program), parse_taus(tau), meanings)
+            rows += estimated_rows(architecture_of(program), parse_shares(tau, "--tau"), meanings)
         return {"constant_bytes": constant_bytes(program), **facts}, rows
     facts = {"parameters": published.parameters, "map_elements": published.map_elements, **facts}
     if isinstance(published, Swin):
         facts["shared_map_elements"] = published.shared_map_elements
-    return facts, estimated_rows(published, parse_taus(DEFAULT_TAUS if tau is None else tau), meanings)
+    return facts, estimated_rows(published, parse_shares(DEFAULT_TAUS if tau is None else tau, "--tau"), meanings)
 
 
 def described(hw: str | None, maps: Level | None, batch: int, encoding: str, zero_skip: bool) -> Hardware | None:
@@ -109,20 +110,6 @@ def described(hw: str | None, maps: Level | None, batch: int, encoding: str, zer
         return None
     chip = load(hw) if maps is None else load(hw).with_maps_in(maps)
     return chip.with_zero_skip if zero_skip else chip
-
-
-def parse_taus(text: str) -> list[float]:
-    """The shares in a comma-separated list; UserError for what is not a number in [0, 1]."""
-    taus = []
-    for part in text.split(","):
-        try:
-            tau = float(part)
-        except ValueError:
-            tau = float("nan")
-        if not 0 <= tau <= 1:
-            raise UserError(f"--tau: expected numbers from 0 to 1 with commas between, such as 0,0.1,0.5, got {part!r}")
-        taus.append(tau)
-    return taus
 
 
 def estimated_rows(model: Architecture | Swin, taus: list[float], meanings: tuple[Softmax, ...]) -> list[dict]:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from eamsim import artifact
 from eamsim.cli.build import check_writable, import_reference, manifest_path, write_manifest
-from eamsim.cli.output import Json, emit, note, progress, table
+from eamsim.cli.output import Json, Limit, emit, note, progress, table
 from eamsim.errors import UserError
 from eamsim.origin import public_command
 
@@ -34,7 +34,7 @@ def entropy(
     weights: Annotated[str | None, typer.Option(help="A .safetensors file, local-dir:DIR or hf-hub:ID.")] = None,
     random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Accept weights in a pickle (read with weights_only).")] = False,
-    limit: Annotated[int | None, typer.Option(help="At most so many images, evenly spaced.", min=1)] = None,
+    limit: Limit = None,
     calib_images: Annotated[int, typer.Option(help="So many of them set the ranges of the quantisers.", min=1)] = 32,
     as_json: Json = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from eamsim.cli.output import Advance, Json, Threads, emit, progress
+from eamsim.cli.output import Advance, Json, Limit, Threads, emit, progress
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
@@ -23,7 +23,7 @@ Data = Annotated[list[Path], typer.Option("--data", help="Labelled images: a fol
 def evaluate(
     model: ModelFile,
     data: Data,
-    limit: Annotated[int | None, typer.Option(help="At most so many images, evenly spaced over the data.", min=1)] = None,
+    limit: Limit = None,
     batch: Annotated[int, typer.Option(help="Images per call of the engine.", min=1)] = 32,
     threads: Threads = None,
     isa: Isa = None,

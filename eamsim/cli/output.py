@@ -19,6 +19,8 @@ from eamsim.errors import BadFile
 stderr = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, everything else on standard error.")]
+LIMIT_HELP = "At most so many images, evenly spaced over the data."
+Limit = Annotated[int | None, typer.Option("--limit", help=LIMIT_HELP, min=1)]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; all cores unless given.", min=1)]
 Advance = Callable[[int], None]
 

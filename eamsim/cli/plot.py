@@ -12,9 +12,9 @@ import typer
 
 from eamsim import __version__
 from eamsim.cli.build import import_reference, write_manifest
-from eamsim.cli.cost import parse_taus
 from eamsim.cli.export import described
 from eamsim.cli.output import Json, emit
+from eamsim.cli.shares import parse_shares
 from eamsim.cli.sweep import make_folder
 from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
@@ -192,7 +192,7 @@ def table1(
     from reference import table1 as layout
     from reference.curves import read_sweeps
 
-    cells = layout.table1(read_sweeps(sweeps), parse_taus(tau))
+    cells = layout.table1(read_sweeps(sweeps), parse_shares(tau, "--tau"))
     make_folder(out)
     files = {out / "table1.md": layout.markdown(cells), out / "table1.csv": layout.comma_separated(cells)}
     for path, text in files.items():

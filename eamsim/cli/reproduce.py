@@ -14,7 +14,7 @@ from eamsim.cli import plot
 from eamsim.cli.build import import_reference, manifest_path, write_manifest
 from eamsim.cli.evaluate import check_labels
 from eamsim.cli.export import described
-from eamsim.cli.output import Json, note, progress
+from eamsim.cli.output import Json, Limit, note, progress
 from eamsim.cli.sweep import make_folder
 from eamsim.errors import BadFile
 from eamsim.images import ImageSet, Preprocessing, open_images
@@ -77,7 +77,7 @@ def reproduce(
     model: Annotated[str, typer.Option(help="A timm name, local-dir:DIR or hf-hub:ID.")],
     out: plot.Out,
     calib: Annotated[list[Path] | None, typer.Option(help="Calibrate on all of these, not on 5 % of DIR/train. May be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many images to calibrate on, and to evaluate.", min=1)] = None,
+    limit: Limit = None,
     on: Annotated[Literal["engine", "fakequant"], typer.Option(help="What runs the 4-bit variants: integers, or torch.")] = "engine",
     weights: plot.Weights = None,
     workers: Annotated[int | None, typer.Option(help="Processes that evaluate; one per core unless given.", min=1)] = None,

@@ -25,6 +25,7 @@ from eamsim.cli.build import manifest_path, write_manifest
 from eamsim.cli.cost_files import check_out
 from eamsim.cli.export import described
 from eamsim.cli.output import Json, emit, progress, table
+from eamsim.cli.shares import share_of
 from eamsim.container import replacing
 from eamsim.errors import BadFile, UserError
 from eamsim.origin import public_command
@@ -46,7 +47,7 @@ def search(
     granularity: Annotated[
         str, typer.Option(metavar="none|weight|row|column|tile:RxC|head|own", help="Units frozen at random; own: an .eam file's masks.")
     ] = "none,weight,head",
-    tau: Annotated[float, typer.Option(help="The share they freeze.", min=0, max=1)] = 0.5,
+    tau: Annotated[float, typer.Option(metavar="SHARE", help="What they freeze: 0.5 or 50%.", parser=share_of("--tau"))] = 0.5,
     softmax: Annotated[Softmax, typer.Option(help="What freezing means.")] = "renormalised",
     encoding: Annotated[str, typer.Option(help="How frozen maps are stored (docs/cost.md).")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="X.csv", help="Write every point, and X.csv.json beside it.")] = None,

@@ -17,9 +17,9 @@ from rich.table import Table
 from eamsim import __version__, artifact
 from eamsim import workers as places
 from eamsim.cli.build import VERSIONED, import_reference, manifest_path, write_manifest
-from eamsim.cli.cost import parse_taus
 from eamsim.cli.evaluate import Data, check_labels
-from eamsim.cli.output import Json, emit, note, progress, table
+from eamsim.cli.output import LIMIT_HELP, Json, emit, note, progress, table
+from eamsim.cli.shares import decimal_share, parse_shares
 from eamsim.errors import BadFile, UserError
 from eamsim.origin import public_command, public_name
 
@@ -46,7 +46,7 @@ def sweep(
     scope: Annotated[str, typer.Option(metavar="head|layer|model", help="As `eamsim build`; commas between.")] = "head",
     order: Annotated[str, typer.Option(metavar="entropy|variance|output", help="Of eam-*; as `eamsim build`.")] = "entropy",
     on: Annotated[Literal["engine", "fakequant"], typer.Option(help="What runs the 4-bit variants: integers, or torch.")] = "engine",
-    images: Annotated[int | None, typer.Option(help="At most so many of --data, evenly spaced.", min=1)] = None,
+    images: Annotated[int | None, typer.Option("--limit", "--images", help=LIMIT_HELP, min=1)] = None,
     calib_images: Annotated[int, typer.Option(help="So many of --calib set the ranges of the quantisers.", min=1)] = 32,
     random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue in DIR: finished units do not run again.")] = False,
@@ -91,9 +91,9 @@ def sweep(
 def parse_range(text: str) -> list[float]:
     """`first:last:step`, both ends included, exact in decimals; or as `eamsim cost --tau`. Each share once; UserError otherwise."""
     if ":" not in text:
-        return list(dict.fromkeys(parse_taus(text)))
+        return list(dict.fromkeys(parse_shares(text, "--tau")))
     try:
-        first, last, step = map(Decimal, text.split(":"))
+        first, last, step = map(decimal_share, text.split(":"))
         if 0 <= first <= last <= 1 and step >= LEAST_STEP:
             return [float(first + number * step) for number in range(int((last - first) / step) + 1)]
     except (ValueError, ArithmeticError):

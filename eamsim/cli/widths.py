@@ -15,8 +15,9 @@ from rich.table import Table
 from cost_model.hardware import load
 from eamsim import __version__, artifact
 from eamsim.cli.build import check_output, manifest_path, write_manifest
-from eamsim.cli.output import Json, Threads, emit, note, progress, table
+from eamsim.cli.output import Json, Limit, Threads, emit, note, progress, table
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
+from eamsim.cli.shares import points_of
 from eamsim.cli.width_bench import BATCH, VIEWS, Bench, Key
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
@@ -54,11 +55,13 @@ def widths(
     ],
     keep: Annotated[
         float,
-        typer.Option(metavar="POINTS", help="Of top-1 that as many other images may lose, with a confidence of 95 %.", min=0, max=100),
+        typer.Option(
+            metavar="POINTS", help="Of top-1 that as many other images may lose, with a confidence of 95 %.", parser=points_of("--keep")
+        ),
     ] = 0.5,
     hw: Annotated[str, typer.Option(metavar="H.yaml", help="The chip that prices widths: a description or a preset.")] = "small-npu",
     batch: Annotated[int, typer.Option(help="Images per fetch of the weights, for the price.", min=1)] = 1,
-    limit: Annotated[int | None, typer.Option(help="At most so many of --data, evenly spaced.", min=1)] = None,
+    limit: Limit = None,
     evaluations: Annotated[int, typer.Option(help="The most programs that are run.", min=2)] = 300,
     threads: Threads = None,
     isa: Isa = None,
@@ -86,7 +89,7 @@ def widths(
             evaluations,
             advance,
         )
-        kept = search(bench, keep / 100)
+        kept = search(bench, keep)
     trials = mark(list(bench.trials.values()), kept)
     chosen = next(trial for trial in trials if trial.chosen)
     write_trials(table_path(out), trials)
@@ -94,7 +97,7 @@ def widths(
     sums = observed_sums(result, images.spread(PEAK_IMAGES), load_engine(result, threads, isa))
     found = {
         "from_sha256": parent,
-        "keep": keep / 100,
+        "keep": keep,
         "judged": {"images": len(images), "views": len(VIEWS), "sha256": images.sha256, "labelled": bench.labelled},
         "hardware": {"name": hardware.name, "batch": batch},
         "default": summary(trials[0], bench),

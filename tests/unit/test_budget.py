@@ -18,7 +18,6 @@ pytest.importorskip("timm", reason="needs the extra 'reference'")
 
 from cost_model.counts import count, granularity
 from eamsim import artifact
-from eamsim.cli.build import parse_share
 from eamsim.errors import UserError
 from eamsim.program import Attention
 from reference import budget
@@ -210,24 +209,13 @@ def test_tiles_are_read_off_the_masks(tile, unit):
     assert granularity(changed) == unit
 
 
-@pytest.mark.parametrize(("text", "share"), [("10%", 0.1), ("0.1", 0.1), ("2.5%", 0.025), ("1", 1), ("100%", 1)])
-def test_shares_are_percent_or_fractions(text, share):
-    assert parse_share(text) == share
-
-
-@pytest.mark.parametrize("text", ["10", "0", "0%", "-1%", "101%", "nan", "ten", "%", "", "10 %%", "inf"])
-def test_other_shares_are_refused(text):
-    with pytest.raises(UserError, match=r"--save-macs: expected a share of all MACs such as 10% or 0\.1, got"):
-        parse_share(text)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--keep-accuracy", 1, "--tau", 0.2), "--tau: a budget chooses that itself; leave it out, or leave --keep-accuracy and"),
         (("--save-macs", "5%", "--order", "entropy"), "--order: a budget chooses that itself"),
         (("--keep-accuracy", 1, "--save-macs", "5%"), "--keep-accuracy and --save-macs: expected exactly one of them"),
-        (("--keep-accuracy", -1), "--keep-accuracy and --save-macs: expected 0 to 100 points or %, got -1"),
+        (("--keep-accuracy", -1), "--keep-accuracy: expected 0 to 100 points of top-1 such as 0.5 or 0.5%, got '-1'"),
         (("--keep-accuracy", 1, "--softmax", "paper"), "--softmax: expected renormalised with a budget, got paper, under which"),
         (("--keep-accuracy", 1, "--granularity", "head,token"), "granularity: must be weight, row, column, head or tile:RxC"),
         (("--validation", "x.npz"), "--validation: belongs to a budget; give --keep-accuracy or --save-macs with it"),

@@ -110,7 +110,7 @@ def test_views_are_moved_by_a_pixel():
     ("change", "code", "message"),
     [
         (["--hw", "simd-mcu"], 2, "--hw: expected an array, whose units can be made narrower"),
-        (["--keep", "101"], 2, "Invalid value for '--keep'"),
+        (["--keep", "101"], 2, "--keep: expected 0 to 100 points of top-1"),
         (["-o", "y.onnx"], 2, "--out: expected a name that ends in .eam"),
         (["--limit", "20", "--resume"], 2, "belongs to another program or other images"),
     ],
