@@ -10,7 +10,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit
+
+from eamsim.compiler import kept, njit
 
 DAMPING = 0.01  # of the mean diagonal: keeps channels that hardly move from taking up errors without limit
 SHRINKS = (0.65, 0.75, 0.85, 0.95)  # of a row's whole range: which one is best is decided after rounding
@@ -56,7 +57,8 @@ def _grid(weight: np.ndarray, shrink: float, bits: int) -> tuple[np.ndarray, np.
     return scale, np.clip(np.rint(-low / scale), 0, top)
 
 
-@njit(nogil=True, cache=True)
+@kept(__file__)
+@njit(nogil=True)
 def inverse_factor(moments):
     """U, upper triangular, with H^-1 = U^T U: float64 [n, n] of a positive definite H [n, n]."""
     n = len(moments)
@@ -89,7 +91,8 @@ def inverse_factor(moments):
     return upper
 
 
-@njit(nogil=True, cache=True)
+@kept(__file__)
+@njit(nogil=True)
 def _round_rows(rows, moments, factor, scales, zeros, top, codes, scale, zero):
     """For every row the grid, of scales and zeros [grids, rows], whose codes have the least error."""
     n = rows.shape[1]
@@ -106,7 +109,7 @@ def _round_rows(rows, moments, factor, scales, zeros, top, codes, scale, zero):
                     codes[r, i] = rounded[i] - low
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _gptq(row, factor, step, low, high, rounded):
     """rounded: the row in whole steps, each rounding error spread over the channels to come."""
     work = row.copy()
@@ -117,7 +120,7 @@ def _gptq(row, factor, step, low, high, rounded):
             work[j] -= error * factor[i, j]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _descend(row, moments, step, low, high, rounded, change):
     """Move single codes to where the error is least, the others held; returns the error. change: scratch, (row - rounded step) H."""
     n = len(row)
