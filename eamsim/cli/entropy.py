@@ -12,7 +12,7 @@ from rich.table import Table
 
 from eamsim import artifact
 from eamsim.cli.build import check_writable, import_reference, manifest_path, write_manifest
-from eamsim.cli.output import Json, Limit, emit, note, progress, table
+from eamsim.cli.output import Json, Limit, emit, progress, table
 from eamsim.errors import UserError
 from eamsim.origin import public_command
 
@@ -66,8 +66,10 @@ def entropy(
             limit=limit,
             range_images=calib_images,
         )
-    except KeyboardInterrupt:
-        note(f"interrupted: {out} is not written; the same command continues from what was last saved")
+    except KeyboardInterrupt as stop:
+        saved = out.with_name(out.name + ".progress")
+        kept = f"the same command continues from what was last saved in {saved}" if saved.exists() else "nothing was saved so far"
+        stop.add_note(f"{out} is not written; {kept}")
         raise
     statistics = read_statistics(out)
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}

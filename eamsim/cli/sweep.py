@@ -75,8 +75,9 @@ def sweep(
     make_folder(out / "units")
     try:
         rows = [row for subject in subjects for row in run_units(subject, units[subject.spec], out / "units", place, progress, note)]
-    except KeyboardInterrupt:
-        note(f"interrupted: the finished units are kept in {out}; the same command with --resume continues")
+    except KeyboardInterrupt as stop:
+        finished = len(list((out / "units").iterdir()))
+        stop.add_note(f"{finished} finished units are kept in {out}; the same command with --resume continues")
         raise
     path = out / "sweep.csv"
     write_sweep(path, rows)

@@ -134,8 +134,9 @@ def search(bench: Bench, keep: float) -> list[Trial]:
         found.run()
     except Enough:
         note(f"stopped after {bench.evaluations} programs: the cheapest so far is taken; allow more --evaluations for a longer search")
-    except KeyboardInterrupt:
-        note(f"interrupted: {len(bench.trials)} trials are kept in {bench.path}; the same command with --resume continues")
+    except KeyboardInterrupt as stop:
+        kept = f"kept in {bench.path}; the same command with --resume continues" if bench.path.exists() else "finished, and nothing is kept"
+        stop.add_note(f"{len(bench.trials)} trials are {kept}")
         raise
     return found.kept
 

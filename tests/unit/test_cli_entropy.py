@@ -221,7 +221,7 @@ def test_interruption_exits_with_130_and_leaves_nothing(tmp_path, monkeypatch):
     done = eamsim("entropy", MODEL, "--calib", DATA, "--limit", 5, "--of", "float", "-o", tmp_path / "stats.h5")
 
     assert done.code == 130
-    assert "the same command continues from what was last saved" in done.err
+    assert f"interrupted: {tmp_path / 'stats.h5'} is not written; nothing was saved so far\n" in done.err
     assert list(tmp_path.iterdir()) == []
 
 

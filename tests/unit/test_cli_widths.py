@@ -63,7 +63,7 @@ def test_an_interrupted_search_continues_where_it_was(case, tmp_path, monkeypatc
     monkeypatch.setattr(Bench, "run", count)
     stopped = eamsim(*command, "-o", tmp_path / "y.eam")
     assert stopped.code == 130
-    assert "7 trials are kept in" in stopped.err.replace("\n", " ")  # two calls were of the default, on all images and on the sample
+    assert "interrupted: 7 trials are kept in" in stopped.err  # two calls were of the default, on all images and on the sample
     assert not (tmp_path / "y.eam").exists()
 
     done = eamsim(*command, "-o", tmp_path / "y.eam", "--resume")

@@ -295,7 +295,7 @@ def test_interruption_exits_with_130_and_keeps_finished_units(options, tmp_path,
     done = eamsim("sweep", *options, "-o", tmp_path)
 
     assert done.code == 130
-    assert f"interrupted: the finished units are kept in {tmp_path}; the same command with --resume continues" in done.err
+    assert f"interrupted: 3 finished units are kept in {tmp_path}; the same command with --resume continues" in done.err
     assert len(unit_files(tmp_path)) == 3
     assert not (tmp_path / "sweep.csv").exists()
 
