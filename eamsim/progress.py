@@ -1,7 +1,18 @@
 """How far long work is: what its caller passes to be told."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Advance = Callable[[int], None]
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
 """(what, total) -> a context that yields `advance(steps)`."""
+
+
+def unheard(steps: int) -> None:
+    """An `advance` that tells nobody."""
+
+
+@contextmanager
+def silent(what: str, total: int) -> Iterator[Advance]:
+    """A Progress that tells nobody."""
+    yield unheard

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -16,6 +15,7 @@ from typing import get_args
 from eamsim.errors import UserError
 from eamsim.images import open_images
 from eamsim.program import Program, Softmax
+from eamsim.progress import silent
 from reference.build import attention_statistics, calibrate_on, frozen_maps
 from reference.evaluate import evaluate, evaluate_program
 from reference.fakequant import quantise_frozen
@@ -27,11 +27,6 @@ from reference.output_change import OutputChange
 BATCH = 50
 MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
 HEADER = ("tau", "softmax", "float", "published", "hardware-true", "EAM, float means", "EAM, int4", "integer engine")
-
-
-@contextmanager
-def silent(what: str, total: int) -> Iterator:
-    yield lambda steps: None
 
 
 def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], choices: Sequence[Freezing], range_images: int) -> Iterator[tuple]:
@@ -49,7 +44,7 @@ def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], choices:
     def engine_top1(program: Program) -> float:
         return evaluate_program(program, data.batches(BATCH), labels).top1
 
-    published, hardware = (calibrate_on(model, images, range_images, mode) for mode in ("published", "hardware"))
+    published, hardware = (calibrate_on(model, images, range_images, mode=mode) for mode in ("published", "hardware"))
     base = (top1(model), top1(published), top1(hardware))
     yield 0.0, "-", *base, base[2], base[2], engine_top1(lower(hardware))
     change = OutputChange(hardware.network)

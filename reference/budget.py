@@ -46,6 +46,12 @@ class Budget:
         for granularity in self.granularities:
             Freezing(0, granularity, "model")
 
+    def check(self, heads: int) -> None:
+        """UserError unless its evaluations are enough for a model of so many heads: the uniform states, and the first moves of a search."""
+        states = len(RATES) * len({*self.granularities} - {"head"})
+        if self.evaluations < (needed := 5 + states + heads + WIDTH):
+            raise UserError(f"--evaluations: expected at least {needed} for this model and these granularities, got {self.evaluations}")
+
     def ends(self, trial: Trial, base: Trial) -> bool:
         """Whether a search has gone far enough: the MACs are saved, or twice the loss allowed is exceeded, so that chance ends none."""
         if self.save_macs is not None:

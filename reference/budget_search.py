@@ -106,9 +106,6 @@ def build_within(
     the budget.
     """
     rungs, heads = bench.rungs.shares.shape
-    needed = 5 + len(uniform_states(bench.rungs)) + heads + WIDTH
-    if budget.evaluations < needed:
-        raise UserError(f"--evaluations: expected at least {needed} for this model and these granularities, got {budget.evaluations}")
     most = bench.saved((rungs - 1,) * heads)
     if budget.save_macs is not None and budget.save_macs > most:
         raise UserError(f"--save-macs: expected at most {most:.2%}, what freezing every head saves, got {budget.save_macs:.2%}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.program import Program, Softmax
-from eamsim.progress import Progress
+from eamsim.progress import Progress, silent
 from reference.budget import Budget, make_rungs
 from reference.budget_search import Bench, build_within, logit_scale
 from reference.compensate import SETTINGS, compensate, most_images
@@ -26,7 +26,7 @@ from reference.maps import Maps
 from reference.models import Model, load_model
 from reference.networks import Network
 from reference.output_change import OutputChange
-from reference.repq import Calibrated, Mode, calibrate
+from reference.repq import Calibrated, Mode, calibrate, calibration_steps
 from reference.swin import Swin
 
 BATCH = 16
@@ -58,13 +58,13 @@ def build_program(
     by `reference.compensate`. Raises UserError and BadFile.
     """
     model = load_model(spec, weights, random_init, allow_pickle)
+    if isinstance(freezing, Budget):
+        freezing.check(sum(block.heads for block in model.network.blocks))
     maps = maps_of(model.network, share_windows)
     labels = model.label_names if isinstance(freezing, Budget) else None  # else labels decide nothing
     images = open_images(calib, model.preprocessing, limit, labels)
     range_images = min(range_images, len(images))
-    with progress("ranges", range_images) as advance:
-        calibrated = calibrate_on(model, images, range_images)
-        advance(range_images)
+    calibrated = calibrate_on(model, images, range_images, progress)
     compensation = None
     if compensated:
         calibrated, compensation = compensate_on(calibrated, images, progress)
@@ -115,9 +115,11 @@ def _within(
     return program, {"softmax": "renormalised", "order": "output", "budget": settings | {"judged": judges} | found}
 
 
-def calibrate_on(model: Model, images: ImageSet, range_images: int, mode: Mode = "hardware") -> Calibrated:
+def calibrate_on(model: Model, images: ImageSet, range_images: int, progress: Progress = silent, mode: Mode = "hardware") -> Calibrated:
     """Quantisers from `range_images` of the images, evenly spaced."""
-    return calibrate(model, np.concatenate(list(images.spread(range_images).batches(BATCH))), mode)
+    pixels = np.concatenate(list(images.spread(range_images).batches(BATCH)))
+    with progress("ranges", calibration_steps(model)) as advance:
+        return calibrate(model, pixels, mode, advance=advance)
 
 
 def compensate_on(calibrated: Calibrated, images: ImageSet, progress: Progress) -> tuple[Calibrated, dict[str, Any]]:

@@ -66,7 +66,7 @@ def measure_model(
     if "quantised" in sources:
         range_images = min(range_images, len(images))
         origin["range_images"] = range_images
-        models["quantised"] = calibrate_on(model, images, range_images)
+        models["quantised"] = calibrate_on(model, images, range_images, progress)
     measured: dict[Source, Model | Calibrated] = {source: models[source] for source in sources}
     return measure(out, measured, images, progress, memory_bytes, origin, command, histograms)
 

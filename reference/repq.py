@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eamsim.choice import least
+from eamsim.progress import Advance, unheard
 from reference.layers import Dense, Norm
 from reference.models import Model
 from reference.networks import Network
@@ -75,26 +76,35 @@ class Calibrated:
         return torch.round(windows.logit_bias / self.score_scale(block))
 
 
-def calibrate(model: Model, images: np.ndarray, mode: Mode = "hardware", weight_bits: int = 4, activation_bits: int = 4) -> Calibrated:
+def calibrate(
+    model: Model, images: np.ndarray, mode: Mode = "hardware", weight_bits: int = 4, activation_bits: int = 4, advance: Advance = unheard
+) -> Calibrated:
     """Find all quantisers on uint8 images [n, height, width, 3], all of which are held in memory at once.
 
     Ranges are collected in one forward pass whose weights and activations are already quantised, as in the published code;
     then LayerNorm outputs, quantised per channel, are re-parametrised to one scale and zero point (RepQ-ViT, Eq. 7-9), and
     the weights behind them are quantised anew. Attention and patches: `activation_bits` and INPUT_BITS.
+    advance: as often as `calibration_steps` says.
     `published` keeps a fractional zero point and seventeen attention levels; `hardware` has neither.
     """
-    ranges = _Ranges(model.network, mode, activation_bits)
-    float_weights = _search_weights(model.network, weight_bits, mode)
+    ranges = _Ranges(model.network, mode, activation_bits, advance)
+    float_weights = _search_weights(model.network, weight_bits, mode, advance)
     _quantise_weights(model.network, float_weights)(torch.from_numpy(images), ranges.site, ranges.attend)
     network, activations = _reparametrise(model.network, ranges.activations, mode)
-    weights = _search_weights(network, weight_bits, mode)
+    weights = _search_weights(network, weight_bits, mode, advance)
     return Calibrated(model, mode, network, activations, weights, tuple(ranges.attention), ranges.stream_max, len(images))
+
+
+def calibration_steps(model: Model) -> int:
+    """How far `calibrate` advances in all: by each block, and twice by each linear layer."""
+    return len(model.network.blocks) + 2 * len(_denses(model.network))
 
 
 class _Ranges:
     """Finds a quantiser for each value that linear layers and attention read, and passes it on quantised."""
 
-    def __init__(self, network: Network, mode: Mode, bits: int):
+    def __init__(self, network: Network, mode: Mode, bits: int, advance: Advance):
+        self.advance = advance
         self.per_channel = set(_folds(network).values())
         self.read = set(network.sources.values())
         self.hardware = mode == "hardware"
@@ -131,6 +141,7 @@ class _Ranges:
         else:
             quantiser = search_log(maps, self.bits, last_code_is_zero=True, extra_zero=True)
         self.attention.append(quantiser)
+        self.advance(1)
         return quantiser(maps)
 
 
@@ -168,8 +179,12 @@ def _fold(norm: Norm, dense: Dense, per_channel: Affine, mode: Mode) -> tuple[No
     return Norm(norm.gain / r, norm.bias / r - b, norm.eps), Dense(weight, dense.bias + weight @ b), target
 
 
-def _search_weights(network: Network, bits: int, mode: Mode) -> dict[str, Affine]:
-    return {name: search_affine(dense.weight, bits, mode == "hardware", channel_axis=0) for name, dense in _denses(network).items()}
+def _search_weights(network: Network, bits: int, mode: Mode, advance: Advance) -> dict[str, Affine]:
+    found = {}
+    for name, dense in _denses(network).items():
+        found[name] = search_affine(dense.weight, bits, mode == "hardware", channel_axis=0)
+        advance(1)
+    return found
 
 
 def _quantise_weights(network: Network, weights: dict[str, Affine]) -> Network:

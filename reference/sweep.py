@@ -140,9 +140,7 @@ def prepare(subject: Subject, units: Sequence[Unit], progress: Progress) -> Prep
     """Calibrate, and gather what decides about the frozen weights of these units; torch uses one thread."""
     freezings = {(unit.order, unit.granularity): unit.freezing for unit in units if unit.freezing}
     with one_torch_thread():
-        with progress("ranges", subject.range_images) as advance:
-            calibrated = calibrate_on(subject.model, subject.calibration, subject.range_images)
-            advance(subject.range_images)
+        calibrated = calibrate_on(subject.model, subject.calibration, subject.range_images, progress)
         if not freezings:
             return Prepared(calibrated, [], {})
         change = OutputChange(calibrated.network) if any(order == "output" for order, _ in freezings) else None

@@ -13,7 +13,7 @@ import typer
 from eamsim import __version__
 from eamsim.cli.build import import_reference, write_manifest
 from eamsim.cli.export import described
-from eamsim.cli.output import Json, emit
+from eamsim.cli.output import Json, emit, progress
 from eamsim.cli.shares import parse_shares
 from eamsim.cli.sweep import make_folder
 from eamsim.container import replacing
@@ -70,7 +70,7 @@ def fig1(
     origin: dict[str, Any] = {"model_sha256": parameters_sha256(loaded.module), "images_sha256": images.sha256}
     if calib:
         calibration = open_images(calib, loaded.preprocessing)
-        _, maps["quantised"] = attention_of_image(calibrate_on(loaded, calibration, calib_images), pixels, layer)
+        _, maps["quantised"] = attention_of_image(calibrate_on(loaded, calibration, calib_images, progress), pixels, layer)
         origin["calibration_sha256"] = calibration.sha256
     heads, excluded = loaded.network.blocks[layer].heads, loaded.network.maps[layer].excluded
     rows = {name: over_patches(each, heads, excluded) for name, each in maps.items()}

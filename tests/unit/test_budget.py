@@ -21,6 +21,7 @@ from eamsim import artifact
 from eamsim.errors import UserError
 from eamsim.program import Attention
 from reference import budget
+from reference import build as library
 from reference.budget import Budget, Rungs, Trial, choose, cross_entropy, make_rungs, mark, search, uniform_states
 from reference.front import read_front
 
@@ -232,6 +233,14 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, options, message)
 
     assert (done.code, message in done.err) == (2, True), done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_evaluations_are_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "calibrate_on", None)
+    done = eamsim(*SOURCE, "--keep-accuracy", 1, "--evaluations", 20, "-o", tmp_path / "x.eam")
+
+    assert (done.code, done.out) == (2, "")
+    assert "--evaluations: expected at least 31 for this model and these granularities, got 20" in done.err
 
 
 def build(out: Path, *options: object):

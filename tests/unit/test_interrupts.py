@@ -59,7 +59,7 @@ def test_an_interruption_is_one_line_and_130(tmp_path: Path, number: int):
 
 
 def interrupted(arguments: list, delay: float, folder: Path) -> tuple[int, str, str, float]:
-    """Exit code, standard output, standard error, and the seconds from the interruption to the end; as on a terminal, workers get it too."""
+    """Exit code, standard output, standard error, and the seconds from then to the end; as on a terminal, workers get it too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's background jobs ignore their children would too
     command = [sys.executable, "-m", "eamsim", *map(str, arguments)]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -12,7 +12,7 @@ from reference.fakequant import collect_maps, predict, quantise_frozen  # noqa: 
 from reference.freeze import FrozenMap  # noqa: E402
 from reference.models import as_model  # noqa: E402
 from reference.quantisers import Affine, LogSqrt2, search_affine, search_log  # noqa: E402
-from reference.repq import calibrate  # noqa: E402
+from reference.repq import calibrate, calibration_steps  # noqa: E402
 
 BLOCKS, HEADS, TOKENS = 2, 2, 17
 
@@ -36,6 +36,13 @@ def images():
 @pytest.fixture(scope="module", params=["hardware", "published"])
 def calibrated(request, model, images):
     return calibrate(model, images, request.param)
+
+
+def test_calibration_says_how_far_it_is(model, images):
+    steps = []
+    calibrate(model, images, advance=steps.append)
+    assert len(steps) > 2 * BLOCKS
+    assert sum(steps) == calibration_steps(model)
 
 
 def maps_of(value, fraction=1.0):
