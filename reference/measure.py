@@ -62,6 +62,8 @@ def measure_model(
         "batch": BATCH,
         "torch": torch.__version__,
     }
+    if random_init is not None:
+        origin["random_init"] = random_init
     models: dict[Source, Model | Calibrated] = {"float": model}
     if "quantised" in sources:
         range_images = min(range_images, len(images))

@@ -18,8 +18,9 @@ from rich.table import Table
 
 from eamsim import artifact
 from eamsim.cli.build import import_reference
-from eamsim.cli.output import Json, emit, note, progress, table
+from eamsim.cli.output import Json, note, progress, table
 from eamsim.cli.run import Isa, load_engine, read_model
+from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.cli.verify import parse_counts
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
@@ -52,6 +53,7 @@ class Opened(NamedTuple):
     program: Program
     images: ImageSet
     model: Model | None
+    untrained: bool
 
 
 class Turn(NamedTuple):
@@ -95,7 +97,8 @@ def bench(
     result = {"instruction_set": isa, "peak_gmacs_per_second": in_gmacs, "rounds": rounds, "results": results}
     title = ", ".join(f"{count}: {peak or 0:,.0f} GMAC/s" for count, peak in in_gmacs.items())
     beside = [first_table(results)] if len(opened) * len(counts) > 1 else []
-    emit(
+    emit_measured(
+        any(each.untrained for each in opened),
         result,
         as_json,
         f"{isa}, peak by threads {title}",
@@ -107,15 +110,15 @@ def bench(
 
 def open_model(spec: str, data: list[Path], random_init: int | None) -> Opened:
     if spec.endswith(".eam"):
-        program, preprocessing, _ = read_model(Path(spec))
-        return Opened(Path(spec).name, program, open_images(data, preprocessing), None)
+        program, preprocessing, _, untrained = read_model(Path(spec))
+        return Opened(Path(spec).name, program, open_images(data, preprocessing), None, untrained)
     build_program = import_reference("eamsim bench MODEL")
     from reference.freeze import Freezing
     from reference.models import load_model
 
-    program, _ = build_program(spec, data, progress, Freezing(0), random_init=random_init)
+    program, provenance = build_program(spec, data, progress, Freezing(0), random_init=random_init)
     model = load_model(spec, random_init=random_init)
-    return Opened(spec, program, open_images(data, model.preprocessing), model)
+    return Opened(spec, program, open_images(data, model.preprocessing), model, is_untrained(provenance))
 
 
 def measure(
@@ -127,7 +130,7 @@ def measure(
     """
     engines: dict[Turn, tuple[Engine, np.ndarray]] = {}
     calls: dict[Turn, Callable[[], Any]] = {}
-    for n, (name, program, images, model) in enumerate(opened):
+    for n, (name, program, images, model, _) in enumerate(opened):
         pixels = np.resize(np.concatenate(list(images.spread(min(size, len(images))).batches(size))), (size, *program.image.shape))
         for threads in peaks:
             note(f"{name}, batch {size}, threads {threads}")

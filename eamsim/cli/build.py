@@ -12,8 +12,9 @@ from rich.table import Table
 
 from cost_model.counts import constant_share, count, frozen_share
 from eamsim import __version__, artifact
-from eamsim.cli.output import Json, Limit, emit, progress, table
+from eamsim.cli.output import Json, Limit, progress, table
 from eamsim.cli.shares import parse_share, points_of, share_of
+from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
 from eamsim.origin import public_command, without_folders
@@ -109,7 +110,8 @@ def build(
     front_path(out).unlink(missing_ok=True)  # of a budget built to this name before
     found = write_trials(out, provenance["budget"]) if isinstance(freezing, Budget) else ()
     write_manifest(manifest_path(out), manifest)
-    emit(
+    emit_measured(
+        is_untrained(provenance),
         manifest,
         as_json,
         *found,

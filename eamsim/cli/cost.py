@@ -24,8 +24,9 @@ from eamsim.cli.cost_compare import compared, comparison
 from eamsim.cli.cost_files import write_products
 from eamsim.cli.cost_hardware import add_hardware, hardware_report
 from eamsim.cli.cost_operations import operation_rows
-from eamsim.cli.output import Json, emit, table
+from eamsim.cli.output import Json, table
 from eamsim.cli.shares import parse_shares
+from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.errors import UserError
 from eamsim.program import Attention, Program, Softmax
 
@@ -55,13 +56,19 @@ def cost(
 ) -> None:
     """MACs and bytes of one image; on a chip, cycles and energy. From the masks of an .eam file, or estimated per tau."""
     chip = described(hw, maps, batch, encoding, zero_skip)
-    program, published = opened(model)
+    program, published, untrained = opened(model)
     if compare is not None:
         if tau is not None or scalesim or zigzag:
             raise UserError("--compare: expected no --tau, --scalesim or --zigzag beside it; two programs are compared as they are")
-        programs = opened(compare)[0], program
+        other, _, other_untrained = opened(compare)
+        programs = other, program
         result = compared((own_row(programs[0]), own_row(program)), programs, chip, batch, encoding)
-        emit({"models": [compare, model], **result}, as_json, *comparison(result, (compare, model), chip, batch))
+        emit_measured(
+            untrained or other_untrained,
+            {"models": [compare, model], **result},
+            as_json,
+            *comparison(result, (compare, model), chip, batch),
+        )
         return
     files = write_products(program, scalesim, zigzag)
     facts, rows = counted(program, published, tau, MEANINGS if softmax == "both" else (softmax,))
@@ -74,15 +81,16 @@ def cost(
     if files:
         result |= {"output": files}
         lines += ("", *(f"{file['file']}: {file['bytes']:,} bytes" for file in files))
-    emit(result, as_json, *lines)
+    emit_measured(untrained, result, as_json, *lines)
 
 
-def opened(model: str) -> tuple[Program, Architecture | Swin | None]:
-    """The program of an .eam file; or the shapes of a published model, with its architecture."""
+def opened(model: str) -> tuple[Program, Architecture | Swin | None, bool]:
+    """The program of an .eam file, and whether its weights are untrained; or the shapes of a published model, with its architecture."""
     if Path(model).suffix == ".eam" or Path(model).is_file():
-        return artifact.read(model)[0], None
+        program, provenance = artifact.read(model)
+        return program, None, is_untrained(provenance)
     published = architecture(model)
-    return skeleton(published), published
+    return skeleton(published), published, False
 
 
 def counted(

@@ -59,7 +59,7 @@ def demo(
 
 def run_and_verify(model: Path, data: Path, threads: int | None) -> tuple[dict, Program]:
     """Accuracy and speed over all of `data`, agreement with golden on some of it, and the program."""
-    program, preprocessing, labels = read_model(model)
+    program, preprocessing, labels, _ = read_model(model)
     digits = open_images([data], preprocessing, labels=labels)
     check_labels(digits, program.output.size)
     engine = load_engine(program, threads, None)

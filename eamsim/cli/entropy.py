@@ -12,7 +12,8 @@ from rich.table import Table
 
 from eamsim import artifact
 from eamsim.cli.build import check_writable, import_reference, manifest_path, write_manifest
-from eamsim.cli.output import Json, Limit, emit, progress, table
+from eamsim.cli.output import Json, Limit, progress, table
+from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.errors import UserError
 from eamsim.origin import public_command
 
@@ -77,7 +78,13 @@ def entropy(
     write_manifest(manifest_path(out), manifest)
     rows = head_rows(statistics)
     result = manifest | {"sources": statistics.header.sources, "images_per_second": rate, "heads": rows}
-    emit(result, as_json, head_table(rows), f"{out}: {output['bytes']:,} bytes, {statistics.header.images} images, {rate:,.1f} images/s")
+    emit_measured(
+        is_untrained(statistics.header.origin),
+        result,
+        as_json,
+        head_table(rows),
+        f"{out}: {output['bytes']:,} bytes, {statistics.header.images} images, {rate:,.1f} images/s",
+    )
 
 
 def check_output(out: Path) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from eamsim.cli.output import Advance, Json, Limit, Threads, emit, progress
+from eamsim.cli.output import Advance, Json, Limit, Threads, progress
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
+from eamsim.cli.untrained import emit_measured
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
 
@@ -30,7 +31,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Accuracy and speed. Top-1, top-5, and images per second of the engine alone and with decoding."""
-    program, preprocessing, labels = read_model(model)
+    program, preprocessing, labels, untrained = read_model(model)
     images = open_images(data, preprocessing, limit, labels)
     check_labels(images, program.output.size)
     engine = load_engine(program, threads, isa)
@@ -38,7 +39,8 @@ def evaluate(
     with progress("evaluated", len(images)) as advance:
         result = measure(engine, images, batch, advance)
     engine_speed, whole_speed = result["images_per_second"], result["images_per_second_with_decoding"]
-    emit(
+    emit_measured(
+        untrained,
         result,
         as_json,
         f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%} of {result['images']} images",

@@ -27,7 +27,8 @@ from eamsim.cli.cost import own_row
 from eamsim.cli.cost_hardware import figures, summary, verdict
 from eamsim.cli.cost_operations import operation_rows
 from eamsim.cli.export import described
-from eamsim.cli.output import Json, emit, note
+from eamsim.cli.output import Json, note
+from eamsim.cli.untrained import WARNING, emit_measured, is_untrained
 from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
 from eamsim.origin import public_command
@@ -65,25 +66,41 @@ def report(
     program, provenance = artifact.read(model)
     chip = load(hw)
     found = findings(program, chip, batch)
+    found["untrained"] = is_untrained(provenance)
     found["accuracy"] = [] if sweep is None else accuracies(sweep)
     manifest = {
         "command": public_command(),
         "eamsim": __version__,
         "input": [described(path) for path in (model, Path(hw), sweep) if path is not None and path.is_file()],
-        "built": {key: provenance[key] for key in ("model", "model_sha256", "calibration_sha256", "tau") if key in provenance},
+        "built": {
+            key: provenance[key] for key in ("model", "model_sha256", "random_init", "calibration_sha256", "tau") if key in provenance
+        },
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template, script = (files("eamsim").joinpath(f"data/report/{name}").read_text("utf-8") for name in ("report.html", "sort.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     note("drawing")
     page = environment.from_string(template).render(
-        found | {"figures": draw(found, program, chip.compute), "manifest": manifest, "script": script, "script_sha256": digest}
+        found
+        | {
+            "warning": WARNING,
+            "figures": draw(found, program, chip.compute),
+            "manifest": manifest,
+            "script": script,
+            "script_sha256": digest,
+        }
     )
     for path in tables or ():
         write(path, table_text(found["curves"], path.suffix))
     write(out, page)
     write_manifest(manifest_path(out), manifest | {"output": [described(path) for path in (*(tables or ()), out)]})
-    emit(found | {"manifest": manifest}, as_json, *found["verdicts"], f"{out}: {len(page.encode()):,} bytes, opens in any browser")
+    emit_measured(
+        found["untrained"],
+        found | {"manifest": manifest},
+        as_json,
+        *found["verdicts"],
+        f"{out}: {len(page.encode()):,} bytes, opens in any browser",
+    )
 
 
 def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import typer
 
 from eamsim import artifact
-from eamsim.cli.output import Json, Threads, emit, progress
+from eamsim.cli.output import Json, Threads, progress
+from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.errors import BadFile, UserError
 from eamsim.images import Preprocessing, open_images
 from eamsim.program import Program
@@ -30,7 +31,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Classify images. Prints the highest logits of each; ties go to the lower class."""
-    program, preprocessing, labels = read_model(model)
+    program, preprocessing, labels, untrained = read_model(model)
     image_set = open_images(images, preprocessing, labels=labels)
     engine = load_engine(program, threads, isa)
     del program  # whose weights the engine has packed
@@ -40,7 +41,7 @@ def run(
         {"image": name, "classes": [{"class": int(c), "label": labels[c] if labels else None, "logit": int(row[c])} for c in order]}
         for name, row, order in zip(image_set.names, logits, best, strict=True)
     ]
-    emit({"results": results}, as_json, *(_line(result) for result in results))
+    emit_measured(untrained, {"results": results}, as_json, *(_line(result) for result in results))
 
 
 def _line(result: dict) -> str:
@@ -55,8 +56,11 @@ def load_engine(program: Program, threads: int | None, isa: str | None) -> Engin
     return engine.load(program, threads=threads, isa=isa, progress=progress)
 
 
-def read_model(path: Path) -> tuple[Program, Preprocessing, list[str] | None]:
-    """The program of an .eam file, how its images are prepared, and its label names; BadFile if any of it is unusable."""
+def read_model(path: Path) -> tuple[Program, Preprocessing, list[str] | None, bool]:
+    """The program of an .eam file, how its images are prepared, its label names, and whether its weights are untrained.
+
+    BadFile if any of it is unusable.
+    """
     program, provenance = artifact.read(path)
     try:
         preprocessing = Preprocessing(**provenance["preprocessing"])
@@ -74,4 +78,4 @@ def read_model(path: Path) -> tuple[Program, Preprocessing, list[str] | None]:
         )
     if labels is not None and len(labels) != program.output.size:
         raise BadFile(f"{path}: expected {program.output.size} labels, got {len(labels)}")
-    return program, preprocessing, labels
+    return program, preprocessing, labels, is_untrained(provenance)

@@ -24,8 +24,9 @@ from eamsim import workers as places
 from eamsim.cli.build import manifest_path, write_manifest
 from eamsim.cli.cost_files import check_out
 from eamsim.cli.export import described
-from eamsim.cli.output import Json, emit, progress, table
+from eamsim.cli.output import Json, progress, table
 from eamsim.cli.shares import share_of
+from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.container import replacing
 from eamsim.errors import BadFile, UserError
 from eamsim.origin import public_command
@@ -61,7 +62,7 @@ def search(
     check_encoding(encoding)
     if out is not None:
         check_out(out, ".csv")
-    subject = artifact.read(model)[0] if Path(model).suffix == ".eam" or Path(model).is_file() else architecture(model)
+    subject, provenance = artifact.read(model) if Path(model).suffix == ".eam" or Path(model).is_file() else (architecture(model), {})
     space = Space(
         hardware=load(hw),
         rows=positive("--rows", rows),
@@ -94,7 +95,7 @@ def search(
         manifest = {"command": public_command(), "versions": versions, "output": described(out)}
         write_manifest(manifest_path(out), manifest | {"hardware": space.hardware.model_dump()})
         result["output"] = described(out)
-    emit(result, as_json, *report(result, front, out))
+    emit_measured(is_untrained(provenance), result, as_json, *report(result, front, out))
 
 
 def distinct(text: str) -> list[Any]:

@@ -18,8 +18,9 @@ from eamsim import __version__, artifact
 from eamsim import workers as places
 from eamsim.cli.build import VERSIONED, import_reference, manifest_path, write_manifest
 from eamsim.cli.evaluate import Data, check_labels
-from eamsim.cli.output import LIMIT_HELP, Json, emit, note, progress, table
+from eamsim.cli.output import LIMIT_HELP, Json, note, progress, table
 from eamsim.cli.shares import decimal_share, parse_shares
+from eamsim.cli.untrained import emit_measured
 from eamsim.errors import BadFile, UserError
 from eamsim.origin import public_command, public_name
 
@@ -86,7 +87,9 @@ def sweep(
     manifest: dict[str, Any] = {"command": public_command(), "versions": versions}
     manifest |= {"models": {public_name(subject.spec): subject.origin for subject in subjects}, "units": len(rows), "output": output}
     write_manifest(manifest_path(path), manifest)
-    emit(manifest | {"rows": [asdict(row) for row in rows]}, as_json, row_table(rows), f"{path}: {len(rows)} units")
+    emit_measured(
+        random_init is not None, manifest | {"rows": [asdict(row) for row in rows]}, as_json, row_table(rows), f"{path}: {len(rows)} units"
+    )
 
 
 def parse_range(text: str) -> list[float]:

@@ -86,7 +86,7 @@ def diff(
 
 def run_of(path: Path, trace: Trace | None, data: list[Path], images: int, by: Interpreter) -> tuple[Program, RunSource]:
     """The program of a file, run on the images of the trace, or else of the data."""
-    program, preprocessing, labels = read_model(path)
+    program, preprocessing, labels, _ = read_model(path)
     if trace is not None:
         shape, count, pixels = trace.header.image_shape, len(trace.header.images), trace.image
         if shape != program.image.shape:

@@ -50,7 +50,7 @@ def verify(
     from eamsim.engine import isa as instruction_sets
 
     thread_counts, asked = parse_counts("--threads", threads), parse_counts("--batch", batch)
-    program, preprocessing, labels = read_model(model)
+    program, preprocessing, labels, _ = read_model(model)
     image_set = open_images(data, preprocessing, images, labels)
     batches = sorted({min(size, len(image_set)) for size in asked})
     if max(asked) > len(image_set):

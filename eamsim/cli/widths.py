@@ -15,9 +15,10 @@ from rich.table import Table
 from cost_model.hardware import load
 from eamsim import __version__, artifact
 from eamsim.cli.build import check_output, manifest_path, write_manifest
-from eamsim.cli.output import Json, Limit, Threads, emit, note, progress, table
+from eamsim.cli.output import Json, Limit, Threads, note, progress, table
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
 from eamsim.cli.shares import points_of
+from eamsim.cli.untrained import emit_measured
 from eamsim.cli.width_bench import BATCH, VIEWS, Bench, Key
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
@@ -71,7 +72,7 @@ def widths(
     """The narrowest datapath. Searches the widths of X.eam for the cheapest that keeps its accuracy, and writes that program."""
     check_output(out)
     hardware = load(hw)
-    program, preprocessing, labels = read_model(model)
+    program, preprocessing, labels, untrained = read_model(model)
     images = open_images(data, preprocessing, limit, labels)
     parent = artifact.sha256(model)
     digest = hashlib.sha256(f"{FORMAT} {parent} {images.sha256}".encode()).hexdigest()[:16]
@@ -111,7 +112,13 @@ def widths(
     versions = {"eamsim": __version__, "python": sys.version.split()[0], "numpy": np.__version__}
     manifest = {"command": public_command(), "versions": versions, **found, "output": output}
     write_manifest(manifest_path(out), manifest)
-    emit(manifest, as_json, *report(trials, found, table_path(out)), f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}")
+    emit_measured(
+        untrained,
+        manifest,
+        as_json,
+        *report(trials, found, table_path(out)),
+        f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}",
+    )
 
 
 def table_path(out: Path) -> Path:
