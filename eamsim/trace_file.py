@@ -1,8 +1,8 @@
 """The trace file: what one interpreter published for some images, as integers or as digests alone. docs/traces.md is the long form.
 
-A guarded HDF5 file (eamsim/container.py), then 32 bytes: the SHA-256 of all before them.
+A sealed HDF5 file (eamsim/hdf5.py): what HDF5 wrote, where its arrays lie, and the SHA-256 of all that.
 
-    /manifest      canonical JSON: {"format": "eam-trace", "version": 2, "program", "interpreter", "images", "taps", ...}
+    /manifest      canonical JSON: {"format": "eam-trace", "version": 3, "program", "interpreter", "images", "taps", ...}
     /digests       uint8 [images, taps, 32]: SHA-256, in lanes, of the integers of one tap for one image in the tap's packing
     /image         uint8 [images, height, width, 3]: what went in
     /0001.input    [images, ...]: a tap that is kept, its place in the order of execution and its name, in the narrowest integers
@@ -10,7 +10,7 @@ A guarded HDF5 file (eamsim/container.py), then 32 bytes: the SHA-256 of all bef
 The packing of a tap is the first of `eamsim.packing` that holds what no image can exceed, so that a digest of 4-bit codes is of nibbles.
 SHA-256 in lanes: the packed bytes, filled up with zeros, as words of 32 bits dealt to LANES messages in turn; the digest is that of the
 messages' digests, one after the other. Version 1 had the SHA-256 of the packed bytes themselves, which no processor here computes in the
-time of a forward pass; such traces are read, and compared as they are.
+time of a forward pass; versions 1 and 2 had no index behind what HDF5 wrote. Such traces are read, and compared as they are.
 """
 
 from __future__ import annotations
@@ -24,33 +24,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
 from pydantic import TypeAdapter
 
 from eamsim import artifact
 from eamsim.artifact import PathLike
-from eamsim.container import (
-    COMPRESSED,
-    Refused,
-    canonical,
-    check_form,
-    create,
-    expect_tree,
-    opened,
-    parse_json,
-    put,
-    put_parts,
-    replacing,
-    take,
-    take_part,
-)
+from eamsim.container import Refused, canonical, parse_json
 from eamsim.errors import BadFile
+from eamsim.hdf5 import Tables
+from eamsim.hdf5_write import Writer, writing
 from eamsim.packing import BITS, limits, pack
 from eamsim.program import Program, Value
 from eamsim.tensors import Tap, taps
 
-FORMAT, VERSION, VERSIONS = "eam-trace", 2, (1, 2)
+FORMAT, VERSION, VERSIONS = "eam-trace", 3, (1, 2, 3)
+LANED, INDEXED = 2, 3
+"""The first versions with digests in lanes, and with an index."""
 MANIFEST, DIGESTS, IMAGE = "manifest", "digests", "image"
 DIGEST_BYTES = 32
 LANES = 16
@@ -97,6 +86,11 @@ class Header:
     image_shape: tuple[int, int, int]
     taps: tuple[TapEntry, ...]
 
+    @property
+    def digest_version(self) -> int:
+        """The first version that has such digests: only those of one version can be compared."""
+        return min(self.version, LANED)
+
 
 HEADER = TypeAdapter(Header)
 
@@ -119,20 +113,20 @@ def lanes_of(packed: bytes) -> bytes:
 class Recorder:
     """An unfinished trace: `put` every tap of every image, in any order."""
 
-    def __init__(self, file: h5py.File, program: Program, names: Sequence[str], images: Sequence[str], stored: bool):
+    def __init__(self, file: Writer, program: Program, names: Sequence[str], images: Sequence[str], stored: bool):
         declared = taps(program)
         self.entries = {name: entry_of(declared[name], stored) for name in names}
         self.digests = np.zeros((len(images), len(names), DIGEST_BYTES), np.uint8)
         self._pool = ThreadPoolExecutor(HASH_THREADS)
-        shapes = {IMAGE: put_parts(file, IMAGE, (len(images), *program.image.shape), np.dtype(np.uint8))}
+        self._file, self._places = file, {name: index for index, name in enumerate(names)}
+        file.declare(IMAGE, (len(images), *program.image.shape), np.dtype(np.uint8))
         for index, (name, entry) in enumerate(self.entries.items()):
             if stored:
-                shapes[name] = put_parts(file, dataset_name(index, name), (len(images), *entry.shape), dtype_of(entry.packing))
-        self._datasets, self._places = shapes, {name: index for index, name in enumerate(names)}
+                file.declare(dataset_name(index, name), (len(images), *entry.shape), dtype_of(entry.packing))
 
     def put_images(self, first: int, images: np.ndarray) -> None:
         """uint8 [batch, height, width, 3], the first of them number `first`."""
-        self._datasets[IMAGE][first : first + len(images)] = images
+        self._file.put_parts(IMAGE, first, images)
 
     def put(self, first: int, integers: dict[str, np.ndarray]) -> None:
         """[batch, ...] by tap; TraceError where one exceeds what is proven of its tap: its interpreter is wrong."""
@@ -140,8 +134,8 @@ class Recorder:
         for (name, image, _), found in zip(jobs, self._pool.map(lambda job: self._digest(job[0], job[2]), jobs), strict=True):
             self.digests[first + image, self._places[name]] = np.frombuffer(found, np.uint8)
         for name, batch in integers.items():
-            if name in self._datasets:
-                self._datasets[name][first : first + len(batch)] = batch
+            if self.entries[name].stored:
+                self._file.put_parts(dataset_name(self._places[name], name), first, batch)
 
     def put_lanes(self, first: int, lanes: np.ndarray, extremes: np.ndarray) -> None:
         """All taps in their order, where the interpreter has hashed them: lanes uint8 [batch, taps, LANES * 32], as `lanes_of`.
@@ -209,26 +203,19 @@ def recording(
     if not names or not images:
         raise TraceError(f"{path}: expected at least one tap and one image to record, got {len(names)} and {len(images)}")
     try:
-        with replacing(path) as temporary:
-            with create(temporary) as file:
-                recorder = Recorder(file, program, names, images, stored)
-                try:
-                    yield recorder
-                finally:
-                    recorder.close()
-                recorder.check_finished()
-                height, width, channels = program.image.shape
-                entries, shape, ran = (
-                    tuple(recorder.entries.values()),
-                    (height, width, channels),
-                    (program.name, artifact.program_sha256(program)),
-                )
-                header = Header(FORMAT, VERSION, *ran, interpreter, versions, reason, tuple(images), shape, entries)
-                put(file, MANIFEST, np.frombuffer(canonical(asdict(header)), np.uint8))
-                put(file, DIGESTS, recorder.digests.reshape(-1))
-            seal = artifact.sha256(temporary)
-            with temporary.open("ab") as stream:
-                stream.write(bytes.fromhex(seal))
+        with writing(path) as file:
+            recorder = Recorder(file, program, names, images, stored)
+            try:
+                yield recorder
+            finally:
+                recorder.close()
+            recorder.check_finished()
+            height, width, channels = program.image.shape
+            entries, shape = tuple(recorder.entries.values()), (height, width, channels)
+            ran = program.name, artifact.program_sha256(program)
+            header = Header(FORMAT, VERSION, *ran, interpreter, versions, reason, tuple(images), shape, entries)
+            file.put(MANIFEST, np.frombuffer(canonical(asdict(header)), np.uint8))
+            file.put(DIGESTS, recorder.digests.reshape(-1))
     except OSError as error:
         raise TraceError(f"{path}: expected a writable file in an existing folder, got '{error.strerror or error}'") from None
 
@@ -236,7 +223,7 @@ def recording(
 class Trace:
     """A checked trace, open for reading."""
 
-    def __init__(self, path: Path, file: h5py.File, header: Header, digests: np.ndarray):
+    def __init__(self, path: Path, file: Tables, header: Header, digests: np.ndarray):
         self.path, self.header, self.digests, self._file = path, header, digests, file
         self.entries = {entry.name: (index, entry) for index, entry in enumerate(header.taps)}
 
@@ -255,11 +242,13 @@ class Trace:
         found = self._part(dataset_name(index, name), image).astype(np.int64)
         if digest(found, entry.packing, self.header.version).hex() != self.digest(name, image):
             raise TraceError(f"{self.path}: {name} of image {image}: expected the recorded SHA-256; {RECORD_AGAIN}")
+        if not entry.low <= found.min() <= found.max() <= entry.high:
+            raise TraceError(f"{self.path}: {name} of image {image}: expected {entry.low}..{entry.high}, got others; {RECORD_AGAIN}")
         return found
 
     def _part(self, dataset: str, index: int) -> np.ndarray:
         try:
-            return take_part(self._file[dataset], index)
+            return self._file.take_part(dataset, index)
         except Refused as error:
             raise TraceError(f"{self.path}: {error}; {RECORD_AGAIN}") from None
 
@@ -270,41 +259,32 @@ def reading(path: PathLike) -> Iterator[Trace]:
     path = Path(path)
     with contextlib.ExitStack() as stack:
         try:
-            check_seal(path)
-            with contextlib.ExitStack() as opening:
-                trace = checked(path, opening.enter_context(opened(path, "a trace")))
-                stack.callback(opening.pop_all().close)  # what a caller raises is no fault of the file's
+            trace = checked(path, stack.enter_context(Tables(path, "a trace", sealed=True)))
         except Refused as error:
             raise TraceError(f"{path}: {error}; {error.advice or RECORD_AGAIN}") from None
         yield trace
 
 
-def checked(path: Path, file: h5py.File) -> Trace:
-    header = read_header(take(file.get(MANIFEST), "unsigned bytes", 1, 16 << 20).tobytes())
+def checked(path: Path, file: Tables) -> Trace:
+    header = read_header(file.take_bytes(MANIFEST, 16 << 20))
     names = {IMAGE: ("u8", header.image_shape)}
     names |= {dataset_name(i, tap.name): (tap.packing, tap.shape) for i, tap in enumerate(header.taps) if tap.stored}
-    expect_tree(file, [MANIFEST, DIGESTS, *names])
+    file.expect([MANIFEST, DIGESTS, *names])
+    if header.version >= INDEXED:
+        file.expect_index()
     for name, (packing, shape) in names.items():
-        stored = "unsigned bytes" if dtype_of(packing) == np.uint8 else str(dtype_of(packing))
-        check_form(file[name], stored, (len(header.images), *shape), (1, *shape), COMPRESSED)
-    digests = take(file[DIGESTS], "unsigned bytes", 1, LIMIT_BYTES)
-    if digests.size != len(header.images) * len(header.taps) * DIGEST_BYTES:
-        raise Refused("/digests", f"{DIGEST_BYTES} bytes for each image and tap", digests.size)
+        file.expect_form(name, dtype_of(packing).str, (len(header.images), *shape), compressed=True)
+    size = len(header.images) * len(header.taps) * DIGEST_BYTES
+    digests = file.take(DIGESTS, "|u1", (size,))
     return Trace(path, file, header, digests.reshape(len(header.images), len(header.taps), DIGEST_BYTES))
 
 
-def check_seal(path: Path) -> None:
-    if not path.is_file():
-        return  # `opened` says what is wrong
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        left = path.stat().st_size - DIGEST_BYTES
-        while left > 0 and (block := file.read(min(left, 1 << 20))):
-            content.update(block)
-            left -= len(block)
-        seal = file.read()
-    if seal != content.digest():
-        raise Refused("the last 32 bytes", "the SHA-256 of all before them", seal.hex())
+def declares(tap: TapEntry) -> bool:
+    """Whether the bound of a tap is one, and its width and its packing hold it."""
+    if not 1 <= tap.bits <= 64:
+        return False
+    value, (least, greatest) = Value(tap.name, tap.shape, tap.bits, tap.signed), limits(tap.packing)
+    return max(value.low, least) <= tap.low <= tap.high <= min(value.high, greatest)
 
 
 def read_header(stream: bytes) -> Header:
@@ -328,4 +308,6 @@ def read_header(stream: bytes) -> Header:
         sized = len(tap.shape) >= 1 and all(extent > 0 for extent in tap.shape)
         if tap.packing not in BITS or not sized or Value(tap.name, tap.shape, tap.bits).size * BITS[tap.packing] > LIMIT_BYTES:
             raise Refused(f"/manifest {tap.name}", "a packing and positive extents", (tap.packing, tap.shape))
+        if not declares(tap):
+            raise Refused(f"/manifest {tap.name}", "low and high within the width and the packing", tap)
     return header

@@ -70,7 +70,7 @@ class TraceSource:
         integers = self.trace.integers(name, image)
         if integers is not None:
             return integers
-        return Digest(self.trace.digest(name, image), self.trace.entries[name][1].packing, self.trace.header.version)
+        return Digest(self.trace.digest(name, image), self.trace.entries[name][1].packing, self.trace.header.digest_version)
 
 
 class RunSource:

@@ -1,4 +1,4 @@
-"""The statistics of attention weights in guarded HDF5 files (eamsim/container.py): results to keep, and progress to take up again.
+"""The statistics of attention weights in sealed HDF5 files (eamsim/hdf5.py): results to keep, and progress to take up again.
 
 A file of results holds `manifest`, canonical JSON in unsigned bytes with the fields of `Header`, and for every layer and every
 model measured ("float", "quantised") `layer3.float.entropy`, `.mean` and `.variance`, float32 [maps, tokens, tokens]; where the
@@ -16,21 +16,23 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 
-from eamsim.container import Refused, Stored, canonical, create, expect_tree, opened, parse_json, put, replacing, take
+from eamsim.container import Refused, canonical, parse_json
 from eamsim.errors import BadFile, UserError
+from eamsim.hdf5 import Stored, Tables
+from eamsim.hdf5_write import Writer, writing
 from reference.entropy import BINS, AttentionStatistics, counter
 
 Source = Literal["float", "quantised"]
 SOURCES: tuple[tuple[Source, ...], ...] = (("float",), ("quantised",), ("float", "quantised"))
 
-FORMAT, VERSION = "eam-statistics", 3
+FORMAT, VERSION, VERSIONS = "eam-statistics", 4, (3, 4)
 MANIFEST_LIMIT_BYTES = 1 << 20
 MAX_LAYERS = 1 << 10
 EXTENT_LIMITS = {"images": 1 << 32, "maps": 1 << 20, "rows": 1 << 16, "columns": 1 << 16}
-LIMITS = {"entropy": math.log2(BINS), "mean": 1.0, "variance": 0.25, "divergence": math.inf, "excluded": 1.0}
+FLOAT32_ERROR = 2**-22
+LIMITS = {"mean": 1.0, "variance": 0.25, "divergence": math.inf, "excluded": 1.0}
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,18 @@ class Header:
         found: dict[str, tuple[Stored, tuple[int, ...]]] = {}
         shape = self.shapes[layer]
         for source in self.sources:
-            found |= {f"layer{layer}.{source}.{quantity}": ("float32", shape) for quantity in ("entropy", "mean", "variance")}
+            found |= {f"layer{layer}.{source}.{quantity}": ("<f4", shape) for quantity in ("entropy", "mean", "variance")}
             if self.histograms:
                 found[f"layer{layer}.{source}.counts"] = (self.counter, (*shape, BINS))
         if len(self.sources) == 2:
-            found[f"layer{layer}.divergence"] = ("float32", shape)
+            found[f"layer{layer}.divergence"] = ("<f4", shape)
         if layer in self.excluded:
-            found[f"layer{layer}.excluded"] = ("unsigned bytes", shape)
+            found[f"layer{layer}.excluded"] = ("|u1", shape)
         return found
 
     @property
     def counter(self) -> Stored:
-        return "uint16" if counter(self.images) is np.uint16 else "uint32"
+        return "<u2" if counter(self.images) is np.uint16 else "<u4"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ def write_statistics(path: Path, header: Header, layers: Iterable[Mapping[str, n
         _put_manifest(file, header)
         for arrays in layers:
             for name, array in arrays.items():
-                put(file, name, array)
+                file.put(name, array)
 
 
 def read_statistics(path: Path) -> Statistics:
@@ -125,7 +127,7 @@ def write_progress(path: Path, header: Header, images: int, statistics: Mapping[
     with _written(path) as file:
         _put_manifest(file, replace(header, images=images))
         for name, array in _state(statistics):
-            put(file, name, array)
+            file.put(name, array)
 
 
 def read_progress(path: Path, header: Header, statistics: Mapping[Source, AttentionStatistics]) -> int:
@@ -134,13 +136,12 @@ def read_progress(path: Path, header: Header, statistics: Mapping[Source, Attent
     Raises UserError if the file is of another model, of other data or other settings, BadFile if it is damaged.
     """
     try:
-        with opened(path, "a progress file") as file:
+        with Tables(path, "a progress file") as file:
             found = _take_manifest(file)
             _expect_same_run(path, header, found)
-            expect_tree(file, {"manifest", *(name for name, _ in _state(statistics))})
+            file.expect({"manifest", *(name for name, _ in _state(statistics))})
             for name, array in _state(statistics):
-                stored: Stored = "float64" if array.dtype == np.float64 else header.counter
-                array[...] = _of_shape(take(file[name], stored, array.ndim, array.nbytes), array.shape, name)
+                array[...] = file.take(name, array.dtype.str, array.shape)
     except Refused as error:
         raise BadFile(f"{path}: {error}; {error.advice or 'delete it and start again'}") from None
     for each in statistics.values():
@@ -163,7 +164,7 @@ def _expect_same_run(path: Path, header: Header, found: Header) -> None:
     """UserError names the first setting in which two runs differ; what is not listed here does not change a histogram."""
     ours, theirs = ({"shapes": each.shapes, "sources": each.sources} | each.origin for each in (header, found))
     for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
+        if canonical(ours.get(name)) != canonical(theirs.get(name)):  # a tuple has become a list
             expected, got = ours.get(name), theirs.get(name)
             raise UserError(f"{path}: progress of another run: expected {name} {expected}, got {got}; delete it, or choose another --out")
     if found.images > header.images:
@@ -175,37 +176,38 @@ def _names(header: Header) -> list[str]:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[h5py.File]:
+def _written(path: Path) -> Iterator[Writer]:
     try:
-        with replacing(path) as temporary, create(temporary) as file:
+        with writing(path) as file:
             yield file
     except OSError as error:
         raise BadFile(f"{path}: cannot be written ({error.strerror or error}); choose another path or free some space") from error
 
 
 @contextmanager
-def _checked(path: Path) -> Iterator[tuple[Header, h5py.File]]:
-    """Header and open file once its tree is known to be what the header states."""
+def _checked(path: Path) -> Iterator[tuple[Header, Tables]]:
+    """Header and open file once its arrays are known to be those that the header states."""
     try:
-        with opened(path, "a file of statistics") as file:
+        with Tables(path, "a file of statistics") as file:
             header = _take_manifest(file)
-            expect_tree(file, {"manifest", *_names(header)})
+            file.expect({"manifest", *_names(header)})
             yield header, file
     except Refused as error:
         raise BadFile(f"{path}: {error}; {error.advice or 'copy the file again or measure again with `eamsim entropy`'}") from None
 
 
-def _put_manifest(file: h5py.File, header: Header) -> None:
-    put(file, "manifest", np.frombuffer(canonical({"format": FORMAT, "version": VERSION, **asdict(header)}), np.uint8))
+def _put_manifest(file: Writer, header: Header) -> None:
+    file.put("manifest", np.frombuffer(canonical({"format": FORMAT, "version": VERSION, **asdict(header)}), np.uint8))
 
 
-def _take_manifest(file: h5py.File) -> Header:
-    if "manifest" not in file:
-        raise Refused("/", "a dataset named manifest", list(file))
-    tree: dict[str, Any] = parse_json(take(file["manifest"], "unsigned bytes", 1, MANIFEST_LIMIT_BYTES).tobytes(), "/manifest")
+def _take_manifest(file: Tables) -> Header:
+    tree: dict[str, Any] = parse_json(file.take_bytes("manifest", MANIFEST_LIMIT_BYTES), "/manifest")
     kind = (tree.pop("format", None), tree.pop("version", None))
-    if kind != (FORMAT, VERSION):
-        raise Refused("/manifest format and version", (FORMAT, VERSION), kind, "use the eamsim that wrote it, or measure again")
+    if kind[0] != FORMAT or kind[1] not in VERSIONS:
+        known = FORMAT, " or ".join(map(str, VERSIONS))
+        raise Refused("/manifest format and version", known, kind, "use the eamsim that wrote it, or measure again")
+    if kind[1] == VERSION:
+        file.expect_index()
     if sorted(tree) != sorted(field.name for field in fields(Header)):
         raise Refused("/manifest", f"the fields {[field.name for field in fields(Header)]}", sorted(tree))
     shapes = tree["shapes"] if isinstance(tree["shapes"], list) else []
@@ -237,17 +239,16 @@ def _within_limits(extents: list[Any]) -> bool:
     return known and all(type(extent) is int and 1 <= extent <= limit for extent, limit in zip(extents, limits, strict=True))
 
 
-def _read(file: h5py.File, header: Header, name: str) -> np.ndarray:
+def _read(file: Tables, header: Header, name: str) -> np.ndarray:
     """One array of a layer; Refused unless its type, shape and values are what the header allows."""
     layer, _, quantity = name.removeprefix("layer").partition(".")
     stored, shape = header.arrays(int(layer))[name]
-    item_bytes = 1 if stored == "unsigned bytes" else np.dtype(stored).itemsize
-    array = _of_shape(take(file[name], stored, len(shape), math.prod(shape) * item_bytes), shape, name)
+    array = file.take(name, stored, shape)
     if quantity.endswith("counts"):
         if not _counts_images(array, header.images):
             raise Refused(f"/{name}", f"histograms of {header.images} images each", "another sum")
         return array
-    low, high, limit = float(array.min()), float(array.max()), LIMITS[quantity.rpartition(".")[2]]
+    low, high, limit = float(array.min()), float(array.max()), _limit(quantity.rpartition(".")[2], header.images)
     if not (np.isfinite(array).all() and low >= 0 and high <= limit):
         raise Refused(f"/{name}", f"finite values in [0, {limit}]", (low, high))
     if quantity == "excluded" and (array.all(axis=1).any() or array.all(axis=2).any()):
@@ -255,10 +256,9 @@ def _read(file: h5py.File, header: Header, name: str) -> np.ndarray:
     return array
 
 
-def _of_shape(array: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
-    if array.shape != shape:
-        raise Refused(f"/{name}", f"shape {shape}", array.shape)
-    return array
+def _limit(quantity: str, images: int) -> float:
+    """The greatest value; so many images fill no more bins than that."""
+    return math.log2(min(BINS, images)) * (1 + FLOAT32_ERROR) if quantity == "entropy" else LIMITS[quantity]
 
 
 def _counts_images(counts: np.ndarray, images: int) -> bool:
