@@ -189,7 +189,7 @@ def report(model: str, facts: dict[str, int], rows: list[dict]) -> tuple[str | T
         f"{model}, one image, nothing frozen:\n",
         layer_table(dense),
         "\n" + "\n".join(f"{name.replace('_', ' ')}: {size:,}" for name, size in sizes.items()),
-        "\nWhat freezing buys (M = 10^6 MACs, saved: of the full scope):\n",
+        "\nWhat freezing buys (M = 10^6 MACs, MACs saved: of the full scope):\n",
         saving_table(rows),
         *excluded_note(rows),
         *unneeded_note(rows[0]),
@@ -222,7 +222,7 @@ def saving_table(rows: list[dict]) -> Table:
         taus = f"{row['tau']:.4g}", *([f"{row['tau_with_excluded']:.4g}"] if excludes else [])
         lines.append((row["softmax"], *taus, f"{saved:.2f}", *millions, *stored, source))
     taus = ("tau", *(["with excluded"] if excludes else []))
-    return table(("softmax", *taus, "saved %", "full, M", "Eq. 9, M", "weights MB", "map bytes", "from"), lines)
+    return table(("softmax", *taus, "MACs saved %", "full, M", "Eq. 9, M", "weights MB", "map bytes", "from"), lines)
 
 
 def excluded_note(rows: list[dict]) -> tuple[str, ...]:

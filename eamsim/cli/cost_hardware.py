@@ -19,7 +19,8 @@ from eamsim.program import Attention, Program
 NOTE = (
     "\nheads: as much frozen as whole heads, the most it can save. B*: the smallest batch with which freezing costs no more energy.\n"
     "use: multiplies that toggle, of those the time allows. Energies: all low, all nominal, all high figures of the description.\n"
-    "saved: of the QK^T cycles, by skipping. balance: mean over longest row of needed scores in a block of the array's rows."
+    "QK^T saved: of its cycles, by skipping. balance: mean over longest row of needed scores in a block of the array's rows.\n"
+    "stored bytes: of the maps as they are stored, with tags and row masses; map bytes: with one bit a weight instead."
 )
 
 
@@ -87,7 +88,7 @@ def hardware_report(rows: list[dict], dense: dict, hardware: Hardware, batch: in
     names = ("softmax", "tau", "frozen")
     costs = table((*names, "kcycles", "ms", "use %", "uJ low", "nominal", "high", "change %", "B*"), [cost_line(*row) for row in lines])
     levels = tuple(hardware.memories.levels)
-    columns = (*names, "saved %", "balance %", *(f"{level.upper()} kB" for level in levels), "map bytes", "stored as", "in")
+    columns = (*names, "QK^T saved %", "balance %", *(f"{level.upper()} kB" for level in levels), "stored bytes", "stored as", "in")
     memory = table(columns, [memory_line(*row, levels) for row in lines])
     return (f"\n{summary(hardware, batch)}\n", costs, "", memory, "\n" + "\n".join([*verdicts(rows, batch), NOTE]))
 
