@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from programs import DETOURS, FREEZES, Shape, random_images, random_program
 
@@ -27,7 +27,7 @@ from cost_model.variants import Freezer, refrozen, scattered, thawed, whole_head
 from eamsim import golden
 from eamsim.cli.cost import counted, own_row, report
 from eamsim.cli.cost_operations import operation_rows
-from eamsim.cli.report import layers
+from eamsim.cli.report import findings, layers
 from eamsim.errors import UserError
 from eamsim.program import Attention, Gather, InputQuant, Linear, Operation, Program, Raw, Softmax, Value
 from eamsim.verify import verify
@@ -233,3 +233,17 @@ def test_windows_in_which_every_pair_is_excluded_have_no_share():
     row = own_row(bare)
     assert (row["tau"], row["tau_with_excluded"]) == (0, 1)
     assert count(refrozen(bare, scattered(0.0), "renormalised")).mask_bytes == 0
+
+
+@settings(max_examples=max(EXAMPLES // 6, 5))
+@given(program=programs())
+def test_the_page_of_any_program_can_be_made(program):
+    try:
+        found = findings(program, load("small-npu"), 1)
+    except UserError as error:
+        assume("only if a Linear makes them for it alone" not in str(error))
+        raise
+    full = count(program).macs.full
+    assert (
+        found["row"]["macs_full"] == full == sum(op["macs"] for op in found["operations"]) == sum(each["macs"] for each in found["layers"])
+    )
