@@ -16,7 +16,7 @@ from eamsim.errors import UserError
 from eamsim.images import open_images
 from eamsim.program import Program, Softmax
 from eamsim.progress import silent
-from reference.build import attention_statistics, calibrate_on, frozen_maps
+from reference.build import attention_statistics, calibrate_on, frozen_maps, labelling
 from reference.evaluate import evaluate, evaluate_program
 from reference.fakequant import quantise_frozen
 from reference.freeze import Freezing, Order, Scope
@@ -33,7 +33,7 @@ def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], choices:
     """A tuple of HEADER per choice of frozen weights and meaning of the softmax; fractions."""
     model = load_model(spec)
     images = open_images(calib, model.preprocessing)
-    data = open_images(data_source, model.preprocessing, labels=model.label_names)
+    data = open_images(data_source, model.preprocessing, labelling=labelling(model))
     labels = data.labels
     if labels is None:
         raise UserError("--data: expected labelled images, got images alone; give an ImageFolder or an .npz with labels")

@@ -163,7 +163,7 @@ def logit_scale(calibrated: Calibrated, program: Program) -> float:
 def _truth(images: ImageSet, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [images, classes] and labels [images]: the images' own if they are the model's, else what `answers` hold for true."""
     classes = answers.shape[1]
-    if images.labels is not None and images.has_labels(classes):
+    if images.labels is not None:
         return np.eye(classes)[images.labels], images.labels
     return np.exp(log_softmax(answers)), answers.argmax(axis=1)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
+from eamsim.labels import Labelling
 from eamsim.program import Program, Softmax
 from eamsim.progress import Progress, silent
 from reference.budget import Budget, make_rungs
@@ -49,20 +50,21 @@ def build_program(
     entropy_from: Literal["quantised", "float"] = "quantised",
     share_windows: bool = False,
     compensated: bool = False,
+    labels: str | None = None,
 ) -> tuple[Program, dict[str, Any]]:
     """The integer program of a float model, its attention weights frozen as chosen or as a budget allows, and its provenance.
 
     spec, weights, random_init, allow_pickle: as `reference.models.load_model`; calib: as
     `eamsim.images.open_images`, of which at most `limit` images give the entropies and `range_images` the quantisers' ranges;
     share_windows: of a Swin, one map for all windows of a block instead of one for each; compensated: with weights and biases re-fitted
-    by `reference.compensate`. Raises UserError and BadFile.
+    by `reference.compensate`; labels: as `Labelling.choice`, for a budget. Raises UserError and BadFile.
     """
     model = load_model(spec, weights, random_init, allow_pickle)
     if isinstance(freezing, Budget):
         freezing.check(sum(block.heads for block in model.network.blocks))
     maps = maps_of(model.network, share_windows)
-    labels = model.label_names if isinstance(freezing, Budget) else None  # else labels decide nothing
-    images = open_images(calib, model.preprocessing, limit, labels)
+    judging = labelling(model, labels, required=False) if isinstance(freezing, Budget) else None  # else labels decide nothing
+    images = open_images(calib, model.preprocessing, limit, judging)
     range_images = min(range_images, len(images))
     calibrated = calibrate_on(model, images, range_images, progress)
     compensation = None
@@ -70,7 +72,7 @@ def build_program(
         calibrated, compensation = compensate_on(calibrated, images, progress)
     source = model if entropy_from == "float" else calibrated
     if isinstance(freezing, Budget):
-        judged = open_images(freezing.validation, model.preprocessing, labels=labels) if freezing.validation else images
+        judged = open_images(freezing.validation, model.preprocessing, None, labelling(model, labels)) if freezing.validation else images
         program, choice = _within(freezing, calibrated, source, images, judged, progress, share_windows)
     else:
         change = OutputChange(source.network, maps) if freezing.order == "output" else None
@@ -85,6 +87,7 @@ def build_program(
         "model_sha256": parameters_sha256(model.module),
         "calibration_images": len(images),
         "calibration_sha256": images.sha256,
+        "data": images.summary.json(),
     }
     return program, provenance(calibrated) | origin
 
@@ -99,9 +102,6 @@ def _within(
     share_windows: bool,
 ) -> tuple[Program, dict[str, Any]]:
     """The program that the search finds, and how it was found; the order is `output`."""
-    labelled = judged.has_labels(calibrated.model.module.num_classes)
-    if budget.validation and not labelled:
-        raise UserError("--validation: expected images with labels of the model's classes; leave it out to judge by the calibration images")
     change = OutputChange(source.network, maps_of(source.network, share_windows))
     statistics = attention_statistics(source, images, progress, change, share_windows)
     units = [Freezing(0, granularity, "model", "output") for granularity in budget.granularities]
@@ -110,9 +110,14 @@ def _within(
     dense = lower(calibrated, softmax="renormalised")
     bench = Bench(dense, calibrated.attention, means(statistics), logit_scale(calibrated, dense), rungs, budget.macs)
     program, found = build_within(bench, budget, images, judged, progress)
-    judges = {"images": len(judged), "sha256": judged.sha256, "labelled": labelled}
+    judges = {"images": len(judged), "sha256": judged.sha256, "labelled": judged.labels is not None, "data": judged.summary.json()}
     settings = {name: getattr(budget, name) for name in ("keep_accuracy", "save_macs", "granularities", "evaluations")}
     return program, {"softmax": "renormalised", "order": "output", "budget": settings | {"judged": judges} | found}
+
+
+def labelling(model: Model, choice: str | None = None, required: bool = True) -> Labelling:
+    """How data's classes are found among the model's."""
+    return Labelling(model.module.num_classes, model.label_names, choice=choice, required=required)
 
 
 def calibrate_on(model: Model, images: ImageSet, range_images: int, progress: Progress = silent, mode: Mode = "hardware") -> Calibrated:

@@ -58,6 +58,7 @@ def measure_model(
         "model": model.name,
         "model_sha256": parameters_sha256(model.module),
         "calibration_sha256": images.sha256,
+        "data": images.summary.json(),
         "preprocessing": dataclasses.asdict(model.preprocessing),
         "batch": BATCH,
         "torch": torch.__version__,
@@ -137,7 +138,7 @@ class _Run:
             return statistics
         started = saved = monotonic()
         with progress(f"attention maps, layers {group[0]}-{group[-1]}", (len(self.images) - done) * len(self.models)) as advance:
-            for batch in _after(self.images, done).batches(BATCH):
+            for batch in self.images.select(np.arange(done, len(self.images))).batches(BATCH):
                 for source, model in self.models.items():
                     collect_maps(model, [batch], statistics[source].add)
                     advance(len(batch))
@@ -157,10 +158,6 @@ class _Run:
         except OSError as error:
             raise BadFile(f"{self.folder}: cannot be made ({error.strerror}); choose another --out") from error
         write_progress(file, self.header, done, statistics)
-
-
-def _after(images: ImageSet, done: int) -> ImageSet:
-    return dataclasses.replace(images, items=images.items[done:], names=images.names[done:], labels=None)
 
 
 def _results(statistics: dict[Source, AttentionStatistics], layer: int, histograms: bool) -> dict[str, np.ndarray]:

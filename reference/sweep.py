@@ -22,7 +22,7 @@ from eamsim.images import ImageSet, open_images
 from eamsim.program import Softmax
 from eamsim.progress import Progress
 from eamsim.workers import Workers, results
-from reference.build import attention_statistics, calibrate_on, means, parameters_sha256, scores
+from reference.build import attention_statistics, calibrate_on, labelling, means, parameters_sha256, scores
 from reference.evaluate import Accuracy, evaluate, evaluate_program
 from reference.fakequant import quantise_frozen
 from reference.freeze import Order, Scope, freeze
@@ -94,6 +94,11 @@ class Subject:
             "data_sha256": self.data.sha256,
         }
 
+    @property
+    def sources(self) -> dict[str, Any]:
+        """What was taken of the folders and files, for the manifest."""
+        return {"calibration": self.calibration.summary.json(), "data": self.data.summary.json()}
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -105,12 +110,19 @@ class Prepared:
 
 
 def open_subject(
-    spec: str, calib: Sequence[Path], data: Sequence[Path], *, random_init: int | None, range_images: int, images: int | None
+    spec: str,
+    calib: Sequence[Path],
+    data: Sequence[Path],
+    *,
+    random_init: int | None,
+    range_images: int,
+    images: int | None,
+    labels: str | None = None,
 ) -> Subject:
-    """Load a model and find its images, at most so many of `data`; arguments as `reference.build.build_program`."""
+    """Load a model and find its images, at most so many of `data`; labels: as `Labelling.choice`, the rest as `build_program`."""
     model = load_model(spec, random_init=random_init)
     calibration = open_images(calib, model.preprocessing)
-    labelled = open_images(data, model.preprocessing, images, model.label_names)
+    labelled = open_images(data, model.preprocessing, images, labelling(model, labels))
     return Subject(spec, model, calibration, min(range_images, len(calibration)), labelled)
 
 

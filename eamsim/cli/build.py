@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cost_model.counts import constant_share, count, frozen_share
 from eamsim import __version__, artifact
+from eamsim.cli.evaluate import Labels
 from eamsim.cli.output import Json, Limit, progress, table
 from eamsim.cli.shares import parse_share, points_of, share_of
 from eamsim.cli.untrained import emit_measured, is_untrained
@@ -68,6 +69,7 @@ def build(
         list[Path] | None, typer.Option(help="Labelled images that judge a budget's masks. [default: the calibration images]")
     ] = None,
     evaluations: Annotated[int | None, typer.Option(help="The most programs a budget's search runs. [default: 300]", min=1)] = None,
+    labels: Labels = None,
     weights: Annotated[str | None, typer.Option(help="A .safetensors file, local-dir:DIR or hf-hub:ID.")] = None,
     random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Accept weights in a pickle (read with weights_only).")] = False,
@@ -84,6 +86,8 @@ def build(
     fixed = {"tau": tau, "scope": scope, "order": order, "seed": seed}
     budget = {"keep_accuracy": keep_accuracy, "save_macs": save_macs, "validation": validation, "evaluations": evaluations}
     freezing = chosen_freezing(given(fixed), given(budget), granularity, softmax)
+    if labels and not isinstance(freezing, Budget):
+        raise UserError("--labels: belongs to a budget, which judges by labels; leave it out")
     check_output(out)
     build_program = import_reference("eamsim build")
 
@@ -101,6 +105,7 @@ def build(
         entropy_from=entropy_from,
         share_windows=share_windows,
         compensated=compensate,
+        labels=labels,
     )
     artifact.write(out, program, provenance)
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}

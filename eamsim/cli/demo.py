@@ -13,11 +13,12 @@ from cost_model.paper import architecture_of
 from eamsim import artifact
 from eamsim.cli.build import import_reference
 from eamsim.cli.cost import MEANINGS, estimated_rows, own_row, saving_table
-from eamsim.cli.evaluate import check_labels, measure
+from eamsim.cli.evaluate import measure
 from eamsim.cli.output import Json, Threads, emit, progress
 from eamsim.cli.run import load_engine, read_model
 from eamsim.cli.verify import compare
 from eamsim.images import open_images
+from eamsim.labels import Labelling
 from eamsim.program import Program
 from reference.freeze import Freezing
 
@@ -60,8 +61,7 @@ def demo(
 def run_and_verify(model: Path, data: Path, threads: int | None) -> tuple[dict, Program]:
     """Accuracy and speed over all of `data`, agreement with golden on some of it, and the program."""
     program, preprocessing, labels, _ = read_model(model)
-    digits = open_images([data], preprocessing, labels=labels)
-    check_labels(digits, program.output.size)
+    digits = open_images([data], preprocessing, labelling=Labelling(program.output.size, labels))
     engine = load_engine(program, threads, None)
     with progress("digits classified", len(digits)) as advance:
         accuracy = measure(engine, digits, BATCH, advance)

@@ -12,18 +12,20 @@ import typer
 from eamsim.cli.output import Advance, Json, Limit, Threads, progress
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
 from eamsim.cli.untrained import emit_measured
-from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
+from eamsim.labels import HELP, Labelling
 
 if TYPE_CHECKING:
     from eamsim.engine import Engine
 
 Data = Annotated[list[Path], typer.Option("--data", help="Labelled images: a folder with one folder a class, or an .npz. May be repeated.")]
+Labels = Annotated[str | None, typer.Option("--labels", metavar="by-name|by-order|FILE", help=HELP)]
 
 
 def evaluate(
     model: ModelFile,
     data: Data,
+    labels: Labels = None,
     limit: Limit = None,
     batch: Annotated[int, typer.Option(help="Images per call of the engine.", min=1)] = 32,
     threads: Threads = None,
@@ -31,9 +33,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Accuracy and speed. Top-1, top-5, and images per second of the engine alone and with decoding."""
-    program, preprocessing, labels, untrained = read_model(model)
-    images = open_images(data, preprocessing, limit, labels)
-    check_labels(images, program.output.size)
+    program, preprocessing, names, untrained = read_model(model)
+    images = open_images(data, preprocessing, limit, Labelling(program.output.size, names, choice=labels))
     engine = load_engine(program, threads, isa)
     del program  # whose weights the engine has packed
     with progress("evaluated", len(images)) as advance:
@@ -41,26 +42,11 @@ def evaluate(
     engine_speed, whole_speed = result["images_per_second"], result["images_per_second_with_decoding"]
     emit_measured(
         untrained,
-        result,
+        result | {"data": images.summary.json()},
         as_json,
         f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%} of {result['images']} images",
         f"{engine_speed:,.0f} images/s in the engine, {whole_speed:,.0f} with reading and decoding",
     )
-
-
-def check_labels(images: ImageSet, classes: int) -> None:
-    """UserError unless every image has a label that is one of the model's classes."""
-    if images.labels is None:
-        raise UserError("data: expected labelled images (a folder with one folder a class, or an .npz with 'labels'), got images alone")
-    if images.classes is not None and len(images.classes) != classes:
-        names = ", ".join(images.classes[:3])
-        raise UserError(
-            f"data: expected the model's {classes} classes, got {len(images.classes)} of other names: {names}, ...; use the model's"
-        )
-    if images.labels.max() >= classes:
-        raise UserError(
-            f"data: expected labels below the model's {classes} classes, got {images.labels.max()}; take the data the model was trained for"
-        )
 
 
 def measure(engine: Engine, images: ImageSet, batch_size: int, advance: Advance) -> dict:

@@ -1,6 +1,7 @@
 """What commands print: results on standard output, everything else on standard error."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,17 @@ Advance = Callable[[int], None]
 def note(message: str) -> None:
     """One line on standard error, never wrapped or styled."""
     stderr.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+class Notes(logging.Handler):
+    """What the library says along the way, as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+logging.getLogger("eamsim.data").addHandler(Notes())
+logging.getLogger("eamsim.data").setLevel(logging.INFO)
 
 
 def emit(result: dict[str, Any], as_json: bool, *lines: str | Table) -> None:

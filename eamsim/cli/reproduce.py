@@ -12,10 +12,10 @@ import typer
 from eamsim import workers as places
 from eamsim.cli import plot
 from eamsim.cli.build import import_reference, manifest_path, write_manifest
-from eamsim.cli.evaluate import check_labels
 from eamsim.cli.export import described
 from eamsim.cli.output import Json, Limit, note, progress
 from eamsim.cli.sweep import make_folder
+from eamsim.datasets import LeftOut, find
 from eamsim.errors import BadFile
 from eamsim.images import ImageSet, Preprocessing, open_images
 from eamsim.origin import public_command, public_name
@@ -66,9 +66,9 @@ class Protocol:
     def calibration(self, preprocessing: Preprocessing) -> ImageSet:
         """The images whose attention maps are measured, evenly spaced over the sources."""
         note(f"looking through {', '.join(map(str, self.sources))}")
-        found = open_images(self.sources, preprocessing)
-        wanted = len(found) if self.calib else max(1, round(CALIBRATION_SHARE * len(found)))
-        return found.spread(min(wanted, self.limit or wanted))
+        found = sum(len(find(source, LeftOut()).items) for source in self.sources)
+        wanted = found if self.calib else max(1, round(CALIBRATION_SHARE * found))
+        return open_images(self.sources, preprocessing, min(wanted, self.limit or wanted))
 
 
 def reproduce(
@@ -137,14 +137,14 @@ def measured(protocol: Protocol, of: Literal["float", "both"], path: Path) -> Pa
 
 def swept(protocol: Protocol, name: Swept, on: Literal["engine", "fakequant"], workers: int | None, out: Path) -> Path:
     """The table of a figure's units, OUT/NAME-sweep.csv, as `eamsim sweep` writes it, and its manifest; OUT/units keeps finished ones."""
+    from reference.build import labelling
     from reference.models import load_model
     from reference.sweep import Choices, Subject, sweep
     from reference.sweep_table import write_sweep
 
     model = load_model(protocol.spec, protocol.weights)
     calibration = protocol.calibration(model.preprocessing)
-    data = open_images([protocol.val], model.preprocessing, protocol.limit, model.label_names)
-    check_labels(data, model.module.num_classes)
+    data = open_images([protocol.val], model.preprocessing, protocol.limit, labelling(model))
     subject = Subject(protocol.spec, model, calibration, min(RANGE_IMAGES, len(calibration)), data)
     variants, tenths = SWEEPS[name]
     taus = [tenth / 10 for tenth in range(tenths + 1)]
@@ -154,6 +154,7 @@ def swept(protocol: Protocol, name: Swept, on: Literal["engine", "fakequant"], w
     rows = sweep(subject, units, out / "units", places.processes(workers or os.cpu_count() or 1), progress, note)
     path = out / f"{name}-sweep.csv"
     write_sweep(path, rows)
-    manifest = {"command": public_command(), "models": {public_name(protocol.spec): subject.origin}, "units": len(rows)}
+    origin = subject.origin | subject.sources
+    manifest = {"command": public_command(), "models": {public_name(protocol.spec): origin}, "units": len(rows)}
     write_manifest(manifest_path(path), manifest | {"output": described(path)})
     return path

@@ -32,7 +32,7 @@ def run(
 ) -> None:
     """Classify images. Prints the highest logits of each; ties go to the lower class."""
     program, preprocessing, labels, untrained = read_model(model)
-    image_set = open_images(images, preprocessing, labels=labels)
+    image_set = open_images(images, preprocessing)
     engine = load_engine(program, threads, isa)
     del program  # whose weights the engine has packed
     logits = np.concatenate([engine.run(batch) for batch in image_set.batches(32)])
@@ -41,7 +41,8 @@ def run(
         {"image": name, "classes": [{"class": int(c), "label": labels[c] if labels else None, "logit": int(row[c])} for c in order]}
         for name, row, order in zip(image_set.names, logits, best, strict=True)
     ]
-    emit_measured(untrained, {"results": results}, as_json, *(_line(result) for result in results))
+    result = {"results": results, "data": image_set.summary.json()}
+    emit_measured(untrained, result, as_json, *(_line(each) for each in results))
 
 
 def _line(result: dict) -> str:

@@ -17,7 +17,7 @@ from rich.table import Table
 from eamsim import __version__, artifact
 from eamsim import workers as places
 from eamsim.cli.build import VERSIONED, import_reference, manifest_path, write_manifest
-from eamsim.cli.evaluate import Data, check_labels
+from eamsim.cli.evaluate import Data, Labels
 from eamsim.cli.output import LIMIT_HELP, Json, note, progress, table
 from eamsim.cli.shares import decimal_share, parse_shares
 from eamsim.cli.untrained import emit_measured
@@ -35,6 +35,7 @@ def sweep(
     calib: Annotated[list[Path], typer.Option(help="Calibration images: folders, image files, .npz files. May be repeated.")],
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for sweep.csv, its manifest and units/.")],
+    labels: Labels = None,
     tau: Annotated[str, typer.Option(help="Shares to freeze: first:last:step, or numbers with commas between.")] = "0:0.9:0.1",
     variant: Annotated[
         str, typer.Option(help="What a frozen weight becomes (float mean or 4-bit code), and who chooses it (EAM or chance).")
@@ -70,9 +71,9 @@ def sweep(
     units = {spec: choices.units(public_name(spec)) for spec in models}
     if len(set(map(public_name, units))) < len(units):
         raise UserError("MODELS: expected models of different names, which the table tells them apart by; rename a folder")
-    subjects = [open_subject(spec, calib, data, random_init=random_init, range_images=calib_images, images=images) for spec in units]
-    for subject in subjects:
-        check_labels(subject.data, subject.model.module.num_classes)
+    subjects = [
+        open_subject(spec, calib, data, random_init=random_init, range_images=calib_images, images=images, labels=labels) for spec in units
+    ]
     make_folder(out / "units")
     try:
         rows = [row for subject in subjects for row in run_units(subject, units[subject.spec], out / "units", place, progress, note)]
@@ -84,8 +85,9 @@ def sweep(
     write_sweep(path, rows)
     output = {"file": str(path), "bytes": path.stat().st_size, "sha256": artifact.sha256(path)}
     versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in VERSIONED}}
+    origins = {public_name(subject.spec): subject.origin | subject.sources for subject in subjects}
     manifest: dict[str, Any] = {"command": public_command(), "versions": versions}
-    manifest |= {"models": {public_name(subject.spec): subject.origin for subject in subjects}, "units": len(rows), "output": output}
+    manifest |= {"models": origins, "units": len(rows), "output": output}
     write_manifest(manifest_path(path), manifest)
     emit_measured(
         random_init is not None, manifest | {"rows": [asdict(row) for row in rows]}, as_json, row_table(rows), f"{path}: {len(rows)} units"

@@ -86,13 +86,13 @@ def diff(
 
 def run_of(path: Path, trace: Trace | None, data: list[Path], images: int, by: Interpreter) -> tuple[Program, RunSource]:
     """The program of a file, run on the images of the trace, or else of the data."""
-    program, preprocessing, labels, _ = read_model(path)
+    program, preprocessing, *_ = read_model(path)
     if trace is not None:
         shape, count, pixels = trace.header.image_shape, len(trace.header.images), trace.image
         if shape != program.image.shape:
             raise UserError(f"{path}: takes images {program.image.shape}, the trace has {shape}; it is of another program")
     elif data:
-        image_set = open_images(data, preprocessing, images, labels)
+        image_set = open_images(data, preprocessing, images)
         decoded = [batch[0] for batch in image_set.batches(1)]
         count, pixels = len(decoded), decoded.__getitem__
     else:

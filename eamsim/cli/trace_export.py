@@ -43,10 +43,10 @@ def export(
     """Integers for simulators: $readmemh words, .npz or JSON lines. The golden interpreter runs; manifest.json describes every file."""
     chosen = parse_formats(formats)
     layout = Layout(word_bits, first, transpose, None if tile is None else parse_tile(tile), pad)
-    program, preprocessing, labels, _ = read_model(model)
+    program, preprocessing, *_ = read_model(model)
     declared, selected = taps(program), select_operations(program, operations)
     names = select_taps(program, declared, selected, tap_names if operations is not None else tap_names or "*")
-    image_set = open_images(data, preprocessing, images, labels)
+    image_set = open_images(data, preprocessing, images)
     runs = []
     with progress("images run", len(image_set)) as advance:
         for batch in image_set.batches(1):

@@ -46,11 +46,11 @@ def record(
     if out.exists() and not reason:
         raise UserError(f"--out: {out} exists; say with --reason why what it records has changed, or choose another name")
     check_writable("--out", out, manifest_path(out))
-    program, preprocessing, labels, _ = read_model(model)
+    program, preprocessing, *_ = read_model(model)
     names = [name for name in matching(taps(program), tap_names, "--taps") if name != program.image.name]
     if not names:
         raise UserError(f"--taps: expected taps that an operation publishes, got {tap_names!r}, the image, which every trace has; add one")
-    image_set = open_images(data, preprocessing, images, labels)
+    image_set = open_images(data, preprocessing, images)
     image_names = public_names(image_set.names, data)
     versions = {"eamsim": __version__, "numpy": np.__version__}
     wanted = frozenset(names)

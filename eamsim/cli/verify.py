@@ -50,8 +50,8 @@ def verify(
     from eamsim.engine import isa as instruction_sets
 
     thread_counts, asked = parse_counts("--threads", threads), parse_counts("--batch", batch)
-    program, preprocessing, labels, _ = read_model(model)
-    image_set = open_images(data, preprocessing, images, labels)
+    program, preprocessing, *_ = read_model(model)
+    image_set = open_images(data, preprocessing, images)
     batches = sorted({min(size, len(image_set)) for size in asked})
     if max(asked) > len(image_set):
         note(f"--batch: {max(asked)} is more than the {len(image_set)} images, so calls have {', '.join(map(str, batches))}; see --images")
@@ -64,7 +64,7 @@ def verify(
     found = result["first_difference"]
     settings = f"{', '.join(names)}; threads {threads}; batches {','.join(map(str, batches))}"
     emit(
-        result,
+        result | {"data": image_set.summary.json()},
         as_json,
         f"bit-exact: {' == '.join(result['interpreters'])} == golden at all {result['taps']} taps of {result['images']} images ({settings})"
         if found is None

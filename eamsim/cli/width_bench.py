@@ -56,7 +56,7 @@ class Bench:
 
     @cached_property
     def labelled(self) -> bool:
-        return self.images.has_labels(self.program.output.size)
+        return self.images.labels is not None
 
     @cached_property
     def sample(self) -> ImageSet:

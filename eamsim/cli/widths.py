@@ -15,6 +15,7 @@ from rich.table import Table
 from cost_model.hardware import load
 from eamsim import __version__, artifact
 from eamsim.cli.build import check_output, manifest_path, write_manifest
+from eamsim.cli.evaluate import Labels
 from eamsim.cli.output import Json, Limit, Threads, note, progress, table
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
 from eamsim.cli.shares import points_of
@@ -22,6 +23,7 @@ from eamsim.cli.untrained import emit_measured
 from eamsim.cli.width_bench import BATCH, VIEWS, Bench, Key
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
+from eamsim.labels import Labelling
 from eamsim.narrow import KNOBS, narrowed, proven_sums, sum_bits
 from eamsim.origin import public_command
 from eamsim.program import Program
@@ -54,6 +56,7 @@ def widths(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="Y.eam", help="The program to write; beside it Y.eam.json and Y.eam.widths.csv.")
     ],
+    labels: Labels = None,
     keep: Annotated[
         float,
         typer.Option(
@@ -72,8 +75,8 @@ def widths(
     """The narrowest datapath. Searches the widths of X.eam for the cheapest that keeps its accuracy, and writes that program."""
     check_output(out)
     hardware = load(hw)
-    program, preprocessing, labels, untrained = read_model(model)
-    images = open_images(data, preprocessing, limit, labels)
+    program, preprocessing, names, untrained = read_model(model)
+    images = open_images(data, preprocessing, limit, Labelling(program.output.size, names, choice=labels, required=False))
     parent = artifact.sha256(model)
     digest = hashlib.sha256(f"{FORMAT} {parent} {images.sha256}".encode()).hexdigest()[:16]
     known = known_trials(table_path(out), digest) if resume else {}
@@ -100,6 +103,7 @@ def widths(
         "from_sha256": parent,
         "keep": keep,
         "judged": {"images": len(images), "views": len(VIEWS), "sha256": images.sha256, "labelled": bench.labelled},
+        "data": images.summary.json(),
         "hardware": {"name": hardware.name, "batch": batch},
         "default": summary(trials[0], bench),
         "chosen": summary(chosen, bench),

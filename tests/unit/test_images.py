@@ -9,6 +9,7 @@ from PIL import Image
 
 from eamsim.errors import BadFile, UserError
 from eamsim.images import Interpolation, Preprocessing, open_images
+from eamsim.labels import Labelling
 
 SMALL = Preprocessing(8, 8, 1.0, "bicubic")
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/imagenet_samples"
@@ -35,8 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_image_folder_is_labelled_by_sorted_class(folder: Path):
-    images = open_images([folder], SMALL)
-    assert images.classes == ("cat", "dog")
+    images = open_images([folder], SMALL, labelling=Labelling(2, None))
     assert_array_equal(images.labels, [0, 1, 1])
     assert [Path(name).name for name in images.names] == ["z.PNG", "a.png", "b.png"]
     batches = list(images.batches(2))
@@ -45,25 +45,22 @@ def test_image_folder_is_labelled_by_sorted_class(folder: Path):
 
 
 def test_class_names_are_mapped_to_the_models_labels(folder: Path):
-    images = open_images([folder], SMALL, labels=["dog", "frog", "cat"])
-    assert images.classes == ("dog", "frog", "cat")
-    assert_array_equal(images.labels, [2, 0, 0])
-    with pytest.raises(UserError, match="class 'dog' of the data is not among the model's 2 labels"):
-        open_images([folder], SMALL, labels=["cat", "frog"])
-    assert open_images([folder], SMALL, labels=["n01", "n02"]).classes == ("cat", "dog")
+    assert_array_equal(open_images([folder], SMALL, labelling=Labelling(3, ["dog", "frog", "cat"])).labels, [2, 0, 0])
+    with pytest.raises(UserError, match="class 'dog' is not among the model's 2 labels: cat, frog; .* --labels by-order"):
+        open_images([folder], SMALL, labelling=Labelling(2, ["cat", "frog"]))
 
 
 def test_plain_folders_and_files_have_no_labels(folder: Path):
     images = open_images([folder / "dog", folder / "cat/z.PNG"], SMALL)
     assert images.labels is None
-    assert images.classes is None
+    assert images.numbers is None
     assert_array_equal(next(images.batches(3)), [pixels(1), pixels(2), pixels(0)])
 
 
 def test_npz_is_read_with_labels_and_classes(tmp_path: Path):
     stack = np.stack([pixels(seed) for seed in range(4)])
     np.savez(tmp_path / "d.npz", images=stack, labels=np.array([1, 0, 1, 0], np.uint8), classes=np.array(["cat", "dog"]))
-    images = open_images([tmp_path / "d.npz"], SMALL, labels=["dog", "cat"])
+    images = open_images([tmp_path / "d.npz"], SMALL, labelling=Labelling(2, ["dog", "cat"]))
     assert_array_equal(images.labels, [0, 1, 0, 1])
     assert images.labels is not None
     assert images.labels.dtype == np.int64
@@ -73,7 +70,7 @@ def test_npz_is_read_with_labels_and_classes(tmp_path: Path):
 
 def test_limit_is_spread_evenly(tmp_path: Path):
     np.savez(tmp_path / "d.npz", images=np.zeros((10, 8, 8, 3), np.uint8), labels=np.arange(10))
-    assert_array_equal(open_images([tmp_path / "d.npz"], SMALL, limit=4).labels, [0, 2, 5, 7])
+    assert_array_equal(open_images([tmp_path / "d.npz"], SMALL, limit=4).numbers, [0, 2, 5, 7])
     assert len(open_images([tmp_path / "d.npz"], SMALL, limit=99)) == 10
 
 
@@ -153,10 +150,10 @@ def test_limit_below_one_is_refused(folder: Path):
         open_images([folder], SMALL, limit=0)
 
 
-def test_sources_of_different_classes_are_refused(folder: Path, tmp_path: Path):
+def test_sources_of_different_classes_meet_by_name(folder: Path, tmp_path: Path):
     np.savez(tmp_path / "d.npz", images=np.zeros((1, 8, 8, 3), np.uint8), labels=np.zeros(1, int), classes=np.array(["frog"]))
-    with pytest.raises(UserError, match="the sources name different classes"):
-        open_images([folder, tmp_path / "d.npz"], SMALL)
+    images = open_images([folder, tmp_path / "d.npz"], SMALL, labelling=Labelling(3, ["cat", "dog", "frog"]))
+    assert_array_equal(images.labels, [0, 1, 1, 2])
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

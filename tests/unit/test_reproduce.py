@@ -17,6 +17,7 @@ from eamsim import artifact, workers
 from eamsim.cli.reproduce import SWEEPS, Protocol
 from eamsim.images import open_images
 from eamsim.origin import public_name, without_folders
+from reference.build import labelling
 from reference.models import load_model
 from reference.statistics_file import read_statistics
 from reference.sweep_table import read_sweep
@@ -110,7 +111,7 @@ def test_accuracies_come_from_the_validation_images(data, tmp_path, quick, name,
     assert {(row.softmax, row.granularity, row.scope) for row in rows if row.tau} == {("paper", "weight", "head")}
     assert manifest["input"][0]["sha256"] == artifact.sha256(table)
     origin = json.loads((tmp_path / f"{name}-sweep.csv.json").read_text())["models"][public_name(MODEL)]
-    assert origin["data_sha256"] == open_images([data / "val"], preprocessing(), labels=load_model(MODEL).label_names).sha256
+    assert origin["data_sha256"] == open_images([data / "val"], preprocessing(), labelling=labelling(load_model(MODEL))).sha256
     assert origin["calibration_sha256"] == open_images([data / "train"], preprocessing(), CALIBRATION).sha256
     assert [Path(file["file"]).name for file in manifest["output"]] == [f"{name}.{kind}" for kind in outputs]
 

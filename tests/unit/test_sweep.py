@@ -21,7 +21,7 @@ from eamsim.images import open_images  # noqa: E402
 from eamsim.origin import public_name, without_folders  # noqa: E402
 from eamsim.program import Softmax  # noqa: E402
 from reference import sweep as library  # noqa: E402
-from reference.build import attention_statistics, build_program, calibrate_on, frozen_maps  # noqa: E402
+from reference.build import attention_statistics, build_program, calibrate_on, frozen_maps, labelling  # noqa: E402
 from reference.evaluate import Accuracy, evaluate, evaluate_program  # noqa: E402
 from reference.fakequant import quantise_frozen  # noqa: E402
 from reference.freeze import Freezing  # noqa: E402
@@ -121,7 +121,7 @@ def test_the_numbers_are_those_of_the_models(whole, options):
     calib = Path(str(options[2]))
     found = {(row.variant, row.runner, row.softmax, row.seed): (row.top1, row.top5) for row in read_sweep(whole / "sweep.csv")}
     model = load_model(MODEL)
-    data = open_images([DIGITS / "digits_test.npz"], model.preprocessing, 60, model.label_names)
+    data = open_images([DIGITS / "digits_test.npz"], model.preprocessing, 60, labelling(model))
     images = open_images([calib], model.preprocessing)
     labels = data.labels
     assert labels is not None
@@ -149,7 +149,7 @@ def test_other_choices_reach_the_model(options, tmp_path, in_process):
         assert eamsim("sweep", *options, *arguments, "--on", on, "--variant", "eam-4bits", "-o", tmp_path / on).code == 0
     calib, freezing = Path(str(options[2])), Freezing(0.4, "row", "model", "output")
     model = load_model(MODEL)
-    data = open_images([DIGITS / "digits_test.npz"], model.preprocessing, 60, model.label_names)
+    data = open_images([DIGITS / "digits_test.npz"], model.preprocessing, 60, labelling(model))
     images = open_images([calib], model.preprocessing)
     calibrated = calibrate_on(model, images, 8)
     change = OutputChange(calibrated.network)
