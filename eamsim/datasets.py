@@ -59,10 +59,9 @@ class Summary:
         return {"found": self.found, "taken": self.taken, "left_out": left_out, "labels": self.labels}
 
     def __str__(self) -> str:
-        of = f" of {self.found:,}" if self.taken < self.found else ""
         met = "{how}, {classes} of {model_classes} classes" if "classes" in self.labels else "{how}"
         left_out = self.left_out if self.left_out.counts else "nothing"
-        return f"data: {self.taken:,}{of} images; left out: {left_out}; labels: {met.format_map(self.labels)}"
+        return f"data: {self.taken:,} of {self.found:,} images taken; left out: {left_out}; labels: {met.format_map(self.labels)}"
 
 
 @dataclass(frozen=True, eq=False)

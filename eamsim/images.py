@@ -179,6 +179,13 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
+def check_headers(items: Sequence[Path | np.ndarray]) -> None:
+    """BadFile for the first file that is no image."""
+    for item in items:
+        if isinstance(item, Path):
+            open_image(item).close()
+
+
 def open_images(
     sources: Sequence[Path], preprocessing: Preprocessing, limit: int | None = None, labelling: Labelling | None = None
 ) -> ImageSet:
@@ -198,6 +205,7 @@ def open_images(
     if empty is not None:
         missed = f" ({left_out})" if left_out.counts else ""
         raise UserError(f"{empty}: no images found{missed}; give image files, a folder of images or an .npz")
+    check_headers([source.items[0] for source in found if len(source.items) == 1])  # what is no image has no labels to ask for either
     items = tuple(item for source in found for item in source.items)
     names = tuple(name for source in found for name in source.names)
     numbers = [source.numbers for source in found if source.numbers is not None]
@@ -209,9 +217,7 @@ def open_images(
             left_out.add("class that the model has not", names[index])
         images = images.select(np.flatnonzero(labels >= 0))
     images = images if limit is None else images.spread(limit)
-    for path in images.items:
-        if isinstance(path, Path):
-            open_image(path).close()
+    check_headers(images.items)
     images = replace(images, summary=replace(summary, taken=len(images)))
     log.info("%s", images.summary)
     return images

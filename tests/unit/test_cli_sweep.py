@@ -65,7 +65,7 @@ def test_images_without_labels_are_refused_before_anything_runs(tmp_path):
     done = eamsim("sweep", *OPTIONS, "--data", unlabelled, "-o", tmp_path / "sweep")
 
     assert done.code == 2
-    assert "data: expected labelled images" in done.err
+    assert "expected labelled images" in done.err
     assert list(tmp_path.iterdir()) == [unlabelled]
 
 
