@@ -46,7 +46,7 @@ def test_image_folder_is_labelled_by_sorted_class(folder: Path):
 
 def test_class_names_are_mapped_to_the_models_labels(folder: Path):
     assert_array_equal(open_images([folder], SMALL, labelling=Labelling(3, ["dog", "frog", "cat"])).labels, [2, 0, 0])
-    with pytest.raises(UserError, match="class 'dog' is not among the model's 2 labels: cat, frog; .* --labels by-order"):
+    with pytest.raises(UserError, match=r"class 'dog' is not among the model's 2 labels: cat, frog; .* --labels by-order"):
         open_images([folder], SMALL, labelling=Labelling(2, ["cat", "frog"]))
 
 
