@@ -113,10 +113,14 @@ class Pixels:
         return (pixels.double() / 255 - self.mean) / self.std
 
     def patches(self, images: Tensor) -> Tensor:
-        """Normalised pixels [batch, patches, patch_size * patch_size * 3], each patch in the order (row, column, channel)."""
-        batch, height, width, _ = images.shape
-        p = self.patch_size
-        return self.normalise(images).reshape(batch, height // p, p, width // p, p, 3).transpose(2, 3).reshape(batch, -1, p * p * 3)
+        """Normalised pixels [batch, patches, patch_size * patch_size * 3], each patch in the order (row, column, channel).
+
+        Pixels to the right and below that fill no patch are left out, as a convolution leaves them out.
+        """
+        batch, p = len(images), self.patch_size
+        down, across = images.shape[1] // p, images.shape[2] // p
+        pixels = self.normalise(images[:, : down * p, : across * p])
+        return pixels.reshape(batch, down, p, across, p, 3).transpose(2, 3).reshape(batch, -1, p * p * 3)
 
 
 def layers_of(blocks: Sequence[Block]) -> dict[str, Layer]:

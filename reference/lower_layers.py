@@ -84,14 +84,15 @@ class Lowering:
 
     def patches(self, image: Value) -> list[Operation]:
         """The image's codes, patch by patch."""
-        network, activation = self.calibrated.network, self.calibrated.activations["input"]
+        activation, p = self.calibrated.activations["input"], self.calibrated.network.pixels.patch_size
         height, width = image.shape[:2]
-        p = network.pixels.patch_size
-        rows, columns = height // p, width // p
-        indices = np.arange(height * columns, dtype=np.int32).reshape(rows, p, columns).transpose(0, 2, 1).ravel()
+        down, across = height // p, width // p
+        run = math.gcd(p, width)  # pixels side by side that every row and every patch is made of: p where p divides the width
+        rows = np.arange(height * width // run, dtype=np.int32).reshape(height, -1)[: down * p, : across * p // run]
+        indices = rows.reshape(down, p, across, p // run).transpose(0, 2, 1, 3).ravel()
         return [
             InputQuant("image", Value("input", image.shape, activation.bits), self.input_table()),
-            Gather("input", Value("patches", (rows * columns, p * p * 3), activation.bits), indices, p * 3),
+            Gather("input", Value("patches", (down * across, p * p * 3), activation.bits), indices, run * 3),
         ]
 
     def input_table(self) -> np.ndarray:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import difflib
-import json
-import math
-import warnings
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
-import timm.models
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from eamsim.errors import BadFile, UserError
 from eamsim.images import Preprocessing
 from eamsim.origin import public_name
+from reference.checkpoint import first_line, load_weights
+from reference.config import labels_of, preprocessing_of, read_config, recorded
 from reference.networks import Network, check_supported, network_of
 
+log = logging.getLogger(__name__)
+
 LOCAL, HUB = "local-dir:", "hf-hub:"
-SAFE_FILE, PICKLE_FILE = "model.safetensors", "pytorch_model.bin"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 hub_logging.set_verbosity_error()  # not a line for every attempt to connect: the last one becomes our error
 OFFLINE = f"give --weights FILE, use {LOCAL}DIR, or build untrained with --random-init SEED"
 
@@ -35,7 +37,8 @@ OFFLINE = f"give --weights FILE, use {LOCAL}DIR, or build untrained with --rando
 class Model:
     """A float model: timm's module in eval mode, its parameters as `network`, and how its images are prepared.
 
-    label_names: one per class, or None where the model does not name them.
+    label_names: one per class, or None where the model does not name them; label_descriptions: of these names; config: the fields
+    of its configuration that are recorded; remarks: what was changed or left out on the way, one sentence each.
     """
 
     name: str
@@ -45,56 +48,62 @@ class Model:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     label_names: tuple[str, ...] | None
+    label_descriptions: Mapping[str, str] | None
+    config: Mapping[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 def load_model(spec: str, weights: str | None = None, random_init: int | None = None, allow_pickle: bool = False) -> Model:
     """The model `spec` (a timm name, `local-dir:DIR` or `hf-hub:ID`) with trained, given or random weights.
 
     weights: a safetensors file, a pickle (only with allow_pickle), `local-dir:DIR` or `hf-hub:ID`; random_init: the seed of
-    untrained weights. Raises UserError for what cannot be had or is not supported, BadFile for a file that is unusable.
+    untrained weights. Logs every remark. Raises UserError for what cannot be had or is not supported, BadFile for a file that is
+    unusable.
     """
     if weights is not None and random_init is not None:
         raise UserError("--weights and --random-init: expected at most one of them, got both; drop one")
-    source = weights or (spec if spec.startswith((LOCAL, HUB)) else None)
+    config, remarks = read_config(_config_file(spec)) if spec.startswith((LOCAL, HUB)) else ({}, ())
+    source = weights or (spec if config else None)
     if random_init is not None:
         module = _untrained(spec, random_init)
     elif source is None:
         module = _download(spec)
     else:
-        module = _create(spec)
-        _load(module, _weights_file(source, allow_pickle))
-    return as_model(module.eval(), public_name(spec))
+        module = check_supported(_create(spec), spec)
+        remarks += load_weights(module, _weights_file(source, allow_pickle), _trained_size(weights))
+    model = as_model(module.eval(), public_name(spec))
+    if config:
+        _check_agreement(model, config)
+    for remark in remarks:
+        log.warning("%s: %s", spec, remark)
+    return replace(model, remarks=remarks)
 
 
 def as_model(module: nn.Module, name: str) -> Model:
     """A timm module as a Model; UserError names the first feature that is not a plain ViT's or Swin's."""
     plain: Any = check_supported(module, name)
-    cfg = plain.pretrained_cfg
-    labels = cfg.get("label_names")
-    preprocessing, mean, std = _preprocessing(name, cfg, plain.patch_embed.img_size)
-    return Model(
-        name,
-        plain,
-        network_of(plain, mean, std),
-        preprocessing,
-        mean,
-        std,
-        tuple(map(str, labels)) if labels is not None and len(labels) == plain.num_classes else None,
-    )
-
-
-def _preprocessing(name: str, cfg: Any, size: tuple[int, int]) -> tuple[Preprocessing, tuple[float, ...], tuple[float, ...]]:
-    """How the model's images are prepared, their mean and std for each of three channels."""
+    cfg = getattr(plain, "pretrained_cfg", None)
+    if not cfg:
+        raise UserError(f"model {name!r}: has no pretrained_cfg, which says how images are prepared; make it by timm.create_model")
     try:
-        preprocessing = Preprocessing(*size, float(cfg["crop_pct"]), cfg["interpolation"])
-        mean, std = (tuple(float(value) for value in cfg[key]) for key in ("mean", "std"))
-    except (KeyError, TypeError, ValueError, UserError) as error:
-        raise _unusable(name, f"its pretrained_cfg does not say how to prepare images ({error}); correct it") from error
-    if (len(mean), len(std)) != (3, 3) or not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
-        raise _unusable(
-            name, f"expected three finite means and three positive stds in its pretrained_cfg, got {mean} and {std}; correct them"
-        )
-    return preprocessing, mean, std
+        preprocessing, mean, std = preprocessing_of(cfg, plain.patch_embed.img_size)
+        labels, descriptions = labels_of(cfg, plain.num_classes)
+    except UserError as error:
+        raise _unusable(name, str(error)) from error
+    return Model(name, plain, network_of(plain, mean, std), preprocessing, mean, std, labels, descriptions, recorded(cfg))
+
+
+def _check_agreement(model: Model, config: Mapping[str, Any]) -> None:
+    """BadFile where config.json says one thing of the model and its arguments have made another."""
+    module: Any = model.module
+    size = tuple(module.pretrained_cfg["input_size"][1:])
+    if size != module.patch_embed.img_size:
+        said, built = (" x ".join(map(str, each)) for each in (size, module.patch_embed.img_size))
+        raise _unusable(model.name, f"its input_size says images of {said}, its model takes {built}; correct input_size or model_args")
+    pooling = config.get("global_pool", module.global_pool)
+    if pooling != module.global_pool:
+        advice = "correct it, or put it into model_args"
+        raise _unusable(model.name, f"its config says pooling by {pooling!r}, timm builds {module.global_pool!r} of it; {advice}")
 
 
 def _unusable(spec: str, what: str) -> UserError:
@@ -104,16 +113,14 @@ def _unusable(spec: str, what: str) -> UserError:
 
 def _create(spec: str) -> nn.Module:
     """The module without trained weights."""
-    if spec.startswith(LOCAL):
-        _check_config(Path(spec.removeprefix(LOCAL)) / "config.json")
-    elif not spec.startswith(HUB) and not _is_timm_name(spec):
+    if not spec.startswith((LOCAL, HUB)) and not _is_timm_name(spec):
         close = difflib.get_close_matches(spec, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names"
         raise UserError(f"model {spec!r}: expected a timm name, {LOCAL}DIR or {HUB}ID; {hint}")
     try:
         return timm.create_model(spec, pretrained=False)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        raise _unusable(spec, f"cannot be built ({_first_line(error)}); check its name and configuration") from error
+        raise _unusable(spec, f"cannot be built ({first_line(error)}); check its name and configuration") from error
 
 
 def _untrained(spec: str, seed: int) -> nn.Module:
@@ -137,27 +144,29 @@ def _download(name: str) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"model {name!r}: its trained weights cannot be downloaded ({_first_line(error)}); {OFFLINE}") from error
+        raise UserError(f"model {name!r}: its trained weights cannot be downloaded ({first_line(error)}); {OFFLINE}") from error
 
 
-def _check_config(path: Path) -> None:
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise BadFile(f"{path}: no such file; {LOCAL}DIR needs config.json and {SAFE_FILE}, as timm saves them") from error
-    except (OSError, ValueError) as error:
-        raise BadFile(f"{path}: not a readable JSON file ({_first_line(error)})") from error
-    if not isinstance(config, dict) or "architecture" not in config:
-        raise BadFile(f"{path}: expected a JSON object with the key 'architecture', as timm saves it")
+def _config_file(spec: str) -> Path:
+    return _from_hub(spec.removeprefix(HUB), "config.json") if spec.startswith(HUB) else Path(spec.removeprefix(LOCAL)) / "config.json"
+
+
+def _trained_size(weights: str | None) -> tuple[int, int] | None:
+    """Height and width of the images that weights of another folder were trained for, where its config.json says so."""
+    if weights is None or not weights.startswith(LOCAL) or not _config_file(weights).is_file():
+        return None
+    config, _ = read_config(_config_file(weights))
+    size = config.get("model_args", {}).get("img_size") or config.get("pretrained_cfg", config).get("input_size", (224, 224))[-2:]
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _weights_file(source: str, allow_pickle: bool) -> Path:
     """The file to read, safetensors before pickles; a pickle only if allowed."""
     if source.startswith(HUB):
-        path = _from_hub(source.removeprefix(HUB), allow_pickle)
+        path = _from_hub(source.removeprefix(HUB), *WEIGHT_FILES[: 2 if allow_pickle else 1])
     elif source.startswith(LOCAL):
         folder = Path(source.removeprefix(LOCAL))
-        path = next((folder / name for name in (SAFE_FILE, PICKLE_FILE) if (folder / name).is_file()), folder / SAFE_FILE)
+        path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), folder / WEIGHT_FILES[0])
     else:
         path = Path(source)
     if not path.is_file():
@@ -167,46 +176,17 @@ def _weights_file(source: str, allow_pickle: bool) -> Path:
     return path
 
 
-def _from_hub(repository: str, allow_pickle: bool) -> Path:
-    repository, _, revision = repository.partition("@")
+def _from_hub(repository: str, *names: str) -> Path:
+    """The first of the files that the repository has, downloaded."""
+    identity, _, revision = repository.partition("@")
     try:
-        try:
-            return Path(hf_hub_download(repository, SAFE_FILE, revision=revision or None))
-        except LocalEntryNotFoundError:  # no connection
-            raise
-        except EntryNotFoundError:
-            if not allow_pickle:
-                raise UserError(f"{HUB}{repository}: has no {SAFE_FILE}; its pickle is read only with --allow-pickle") from None
-            return Path(hf_hub_download(repository, PICKLE_FILE, revision=revision or None))
+        for name in names:
+            try:
+                return Path(hf_hub_download(identity, name, revision=revision or None))
+            except LocalEntryNotFoundError:  # no connection
+                raise
+            except EntryNotFoundError:
+                continue
     except (OSError, ValueError) as error:
-        raise UserError(f"{HUB}{repository}: cannot be downloaded ({_first_line(error)}); {OFFLINE}") from error
-
-
-def _load(module: nn.Module, path: Path) -> None:
-    """Fill the module; BadFile names the first tensor that is missing, unknown, of another shape, or not finite."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on the pickle
-            found = timm.models.load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # damaged bytes lead the unpickler anywhere
-        more = "weights_only" in str(error)  # torch's refusal, which advises to run whatever the pickle asks for
-        reason = f"it holds more than tensors; save its state_dict as {SAFE_FILE}" if more else _first_line(error)
-        raise BadFile(f"{path}: not a readable file of weights ({reason})") from error
-    expected = module.state_dict()
-    for name, tensor in expected.items():
-        if not isinstance(found.get(name), Tensor):
-            raise BadFile(f"{path}: tensor {name} is missing; the weights belong to another model")
-        if found[name].shape != tensor.shape:
-            raise BadFile(
-                f"{path}: {name} must be {list(tensor.shape)}, got {list(found[name].shape)}; the weights belong to another model"
-            )
-        if not found[name].isfinite().all():
-            raise BadFile(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged or its training diverged")
-    unknown = [name for name in found if name not in expected]
-    if unknown:
-        raise BadFile(f"{path}: unknown tensor {unknown[0]}; the weights belong to another model")
-    module.load_state_dict(found)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{HUB}{repository}: cannot be downloaded ({first_line(error)}); {OFFLINE}") from error
+    raise UserError(f"{HUB}{repository}: has no {' or '.join(names)}; pickles are read only with --allow-pickle")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import Block as TimmBlock
@@ -31,6 +32,7 @@ def check_supported(module: nn.Module, name: str) -> VisionTransformer | SwinTra
             f"model {name!r}: {type(module).__name__} is not supported; expected a plain timm VisionTransformer or SwinTransformer,"
             " such as deit_tiny_patch16_224 or swin_tiny_patch4_window7_224"
         )
+    unsupported |= _too_small(module.patch_embed)
     found = [feature for feature, present in unsupported.items() if present]
     if found:
         raise UserError(f"model {name!r}: {found[0]} is not supported; expected a plain {kind}, such as {example}")
@@ -50,10 +52,11 @@ def _vit_features(module: VisionTransformer) -> dict[str, bool]:
         "register tokens": module.num_reg_tokens > 0,
         "a position table that leaves the class token out": module.pos_embed is None or module.no_embed_class,
         "a dynamic image size": module.dynamic_img_size,
+        "padding of the image (dynamic_img_pad)": getattr(module.patch_embed, "dynamic_img_pad", False),
         "this patch embedding": not _plain_embed(module.patch_embed) or not isinstance(module.patch_embed.norm, nn.Identity),
         "a norm before the blocks (pre_norm)": not isinstance(module.norm_pre, nn.Identity),
         f"pooling by {module.global_pool!r}": module.global_pool != "token" or not isinstance(module.fc_norm, nn.Identity),
-        "this final norm": not isinstance(module.norm, nn.LayerNorm),
+        "this final norm": not _plain_norm(module.norm),
         "a model without classifier": not isinstance(module.head, nn.Linear),
     }
     for block in module.blocks:
@@ -76,10 +79,12 @@ def _vit_block_features(block: Any) -> dict[str, bool]:
 
 def _block_features(block: Any) -> dict[str, bool]:
     mlp = block.mlp
+    if type(mlp) is not Mlp:
+        return {f"an MLP of kind {type(mlp).__name__}": True}
     return {
         "a norm inside the MLP": not isinstance(mlp.norm, nn.Identity),
         f"the activation {mlp.act}": not isinstance(mlp.act, nn.GELU) or mlp.act.approximate != "none",
-        "this norm": not (isinstance(block.norm1, nn.LayerNorm) and isinstance(block.norm2, nn.LayerNorm)),
+        "this norm": not (_plain_norm(block.norm1) and _plain_norm(block.norm2)),
     }
 
 
@@ -87,9 +92,9 @@ def _swin_features(module: SwinTransformer) -> dict[str, bool]:
     """What a plain Swin does not have -> whether this one has it."""
     features = {
         "a dynamic image size": module.dynamic_img_size,
-        "this patch embedding": not _plain_embed(module.patch_embed) or not isinstance(module.patch_embed.norm, nn.LayerNorm),
+        "this patch embedding": not _plain_embed(module.patch_embed) or not _plain_norm(module.patch_embed.norm),
         f"pooling by {module.global_pool!r}": module.global_pool != "avg",
-        "this final norm": not isinstance(module.norm, nn.LayerNorm),
+        "this final norm": not _plain_norm(module.norm),
         "a model without classifier": not isinstance(module.head.fc, nn.Linear),
     }
     for stage in module.layers:
@@ -101,7 +106,7 @@ def _stage_features(stage: Any) -> dict[str, bool]:
     merging, size = stage.downsample, stage.input_resolution  # of the map before it
     merges = type(merging) is PatchMerging
     features = {
-        "this patch merging": not (isinstance(merging.norm, nn.LayerNorm) if merges else isinstance(merging, nn.Identity)),
+        "this patch merging": not (_plain_norm(merging.norm) if merges else isinstance(merging, nn.Identity)),
         f"the merging of a map of {size[0]} x {size[1]} tokens": merges and any(extent % 2 for extent in size),
     }
     for block in stage.blocks:
@@ -120,6 +125,15 @@ def _swin_block_features(block: Any) -> dict[str, bool]:
         "always_partition": block.always_partition,
         "an attention width other than the model's": block.attn.proj.in_features != block.attn.qkv.in_features,
     }
+
+
+def _too_small(embed: Any) -> dict[str, bool]:
+    size, patch = (" x ".join(map(str, each)) for each in (embed.img_size or (), embed.patch_size))
+    return {f"an image of {size} pixels, less than one patch of {patch}": 0 in (embed.grid_size or ())}
+
+
+def _plain_norm(norm: Any) -> bool:
+    return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
 
 
 def _plain_embed(embed: Any) -> bool:
