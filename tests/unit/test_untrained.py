@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,25 @@ def test_every_command_with_random_weights_goes_through_the_one_door():
     random = {name for name, text in sources.items() if re.search(r"\brandom_init: Annotated", text)}
     assert random == {"bench.py", "build.py", "entropy.py", "sweep.py"}
     assert all("emit_measured(" in sources[name] and not re.search(r"(?<!_)\bemit\(", sources[name]) for name in random)
+
+
+def test_a_float_model_of_random_weights_says_so_wherever_it_is_opened(tmp_path):
+    pytest.importorskip("timm", reason="needs the extra 'reference'")
+    digits = Path(str(files("eamsim") / "data" / "digits"))
+    opened = (f"local-dir:{digits}", "--calib", digits / "digits_calib.npz", "--random-init", 0, "--calib-images", 4)
+    jobs = {
+        tmp_path / "x.eam": ("build", *opened, "--limit", 8, "--tau", "20%", "-o", tmp_path / "x.eam"),
+        tmp_path / "s.h5": ("entropy", *opened, "--limit", 8, "-o", tmp_path / "s.h5"),
+        tmp_path / "sweep" / "sweep.csv": (
+            *("sweep", *opened, "--data", digits / "digits_test.npz", "--limit", 8, "--variant", "eam-4bits", "--softmax", "paper"),
+            *("--tau", "0", "--workers", 1, "-o", tmp_path / "sweep"),
+        ),
+    }
+    for out, arguments in jobs.items():
+        finished = eamsim(*arguments, "--json")
+        assert finished.code in (None, 0), finished.err
+        assert json.loads(finished.out)["untrained"] is True
+        assert out.exists()
+    assert json.loads((tmp_path / "s.h5.json").read_text())["random_init"] == 0
+    assert eamsim("cost", tmp_path / "x.eam").out.startswith(WARNING)
+    assert json.loads(eamsim("cost", tmp_path / "x.eam", "--json").out)["rows"][0]["tau"] == pytest.approx(0.2, abs=0.01)
