@@ -236,7 +236,7 @@ def parse(text: str, where: str) -> Hardware:
     data = _plain(root, (), lines, faults)
     faults += [_fault(item, lines) for item in _errors(data)]
     if faults:
-        raise UserError("\n".join(f"{where}:{fault}" for fault in sorted(faults, key=lambda fault: int(fault.partition(":")[0]))))
+        raise UserError(*(f"{where}:{fault}" for fault in sorted(faults, key=lambda fault: int(fault.partition(":")[0]))))
     return Hardware.model_validate(data)
 
 

@@ -9,9 +9,12 @@ INTERNAL = 70
 
 
 class UserError(Exception):
-    """Usage or configuration: the message says where, what was expected, what came, and what to do."""
+    """Usage or configuration: the message says where, what was expected, what came, and what to do; several faults are a line each."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class BadFile(UserError):

@@ -239,7 +239,7 @@ def result_table(results: list[dict[str, Any]]) -> Table:
             else:
                 line += [f"{row['ratio'][name]:.2f}", between(row["ratio_quartiles"][name]), "", "", ""]
             rows.append(line)
-    return table(["model", "batch", "threads", "runtime", "ms", "quartiles", "ratio", "quartiles", "GMAC/s", "of peak", "MB"], rows)
+    return table(["model", "batch", "threads", "runtime", "ms", "quartiles", "ratio", "quartiles", "GMAC/s", "of peak", "MB"], rows, keys=4)
 
 
 def first_table(results: list[dict[str, Any]]) -> Table:
@@ -248,7 +248,7 @@ def first_table(results: list[dict[str, Any]]) -> Table:
     for row in results:
         line = [row["model"], row["batch"], row["threads"], f"{row['ms_per_image']['eamsim']:.2f}", f"{row['time_to_first']:.4f}"]
         rows.append([*line, between(row["time_to_first_quartiles"], 4), f"{row['macs_to_first']:.4f}"])
-    return table(["model", "batch", "threads", "ms", "time / first", "quartiles", "MACs / first"], rows)
+    return table(["model", "batch", "threads", "ms", "time / first", "quartiles", "MACs / first"], rows, keys=3)
 
 
 def between(quartiles: list[float], digits: int = 2) -> str:

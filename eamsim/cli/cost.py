@@ -186,14 +186,19 @@ def report(model: str, facts: dict[str, int], rows: list[dict]) -> tuple[str | T
     dense = Macs(**rows[0]["dense_macs_by_layer"])
     sizes = facts | {"activation_bytes": rows[0]["activation_bytes"]}
     return (
-        f"{model}, one image, nothing frozen:\n",
+        f"{model}, one image, nothing frozen:",
+        "",
         layer_table(dense),
-        "\n" + "\n".join(f"{name.replace('_', ' ')}: {size:,}" for name, size in sizes.items()),
-        "\nWhat freezing buys (M = 10^6 MACs, MACs saved: of the full scope):\n",
+        "",
+        *(f"{name.replace('_', ' ')}: {size:,}" for name, size in sizes.items()),
+        "",
+        "What freezing buys (M = 10^6 MACs, MACs saved: of the full scope):",
+        "",
         saving_table(rows),
         *excluded_note(rows),
         *unneeded_note(rows[0]),
-        footnote(dense),
+        "",
+        *footnote(dense),
     )
 
 
@@ -222,14 +227,14 @@ def saving_table(rows: list[dict]) -> Table:
         taus = f"{row['tau']:.4g}", *([f"{row['tau_with_excluded']:.4g}"] if excludes else [])
         lines.append((row["softmax"], *taus, f"{saved:.2f}", *millions, *stored, source))
     taus = ("tau", *(["with excluded"] if excludes else []))
-    return table(("softmax", *taus, "MACs saved %", "full, M", "Eq. 9, M", "weights MB", "map bytes", "from"), lines)
+    return table(("softmax", *taus, "MACs saved %", "full, M", "Eq. 9, M", "weights MB", "map bytes", "from"), lines, keys=1 + len(taus))
 
 
 def excluded_note(rows: list[dict]) -> tuple[str, ...]:
     """What the column `with excluded` holds, where there is one."""
     if all(row["tau_with_excluded"] == row["tau"] for row in rows):
         return ()
-    return ("\nPairs that shifted windows exclude are 0 whatever the image, and no part of tau; `with excluded` counts them as frozen.",)
+    return ("", "Pairs that shifted windows exclude are 0 whatever the image, and no part of tau; `with excluded` counts them as frozen.")
 
 
 def unneeded_note(row: dict) -> tuple[str, ...]:
@@ -241,18 +246,19 @@ def unneeded_note(row: dict) -> tuple[str, ...]:
         for name in ("zero_code", "structured", "unread")
     }
     return (
-        f"\nOf the MACs left, frozen codes that mean zero or excluded pairs take {shares['zero_code']}; q, k and scores that no code\n"
+        "",
+        f"Of the MACs left, frozen codes that mean zero or excluded pairs take {shares['zero_code']}; q, k and scores that no code",
         f"depends on {shares['structured']}; rows that nobody reads {shares['unread']}.",
     )
 
 
-def footnote(dense: Macs) -> str:
+def footnote(dense: Macs) -> tuple[str, ...]:
     """What the savings mean, in plain words, with the ceilings of Amdahl's law."""
     scores = share(dense.scores, dense.full)
     heads = scores + share(2 * dense.qkv / 3, dense.full)
     return (
-        "\npaper: the softmax denominator needs every score, so freezing saves nothing.\n"
-        f"renormalised: frozen scores are not computed. At most the QK^T share is saved: {scores:.2%} ({1 / (1 - scores):.3f}x).\n"
-        f"Only a wholly frozen head drops its q and k projections too. At most (tau = 1): {heads:.2%} ({1 / (1 - heads):.3f}x).\n"
-        "A.V is computed in full either way. Estimates: round(tau * N^2) scattered weights per head. MACs are not cycles."
+        "paper: the softmax denominator needs every score, so freezing saves nothing.",
+        f"renormalised: frozen scores are not computed. At most the QK^T share is saved: {scores:.2%} ({1 / (1 - scores):.3f}x).",
+        f"Only a wholly frozen head drops its q and k projections too. At most (tau = 1): {heads:.2%} ({1 / (1 - heads):.3f}x).",
+        "A.V is computed in full either way. Estimates: round(tau * N^2) scattered weights per head. MACs are not cycles.",
     )

@@ -60,8 +60,8 @@ def comparison(result: dict[str, Any], names: tuple[str, str], hardware: Hardwar
     lines = [(SHOWN[key], number(a[key]), number(b[key]), signed(change[key]), percent(change[key], a[key])) for key in change]
     facts = [(name, a[name], b[name], "", "") for name in ("softmax", "granularity")]
     taus = [("tau", f"{a['tau']:.4g}", f"{b['tau']:.4g}", f"{b['tau'] - a['tau']:+.4g}", "")]
-    head = () if hardware is None else (f"{summary(hardware, batch)}\n",)
-    return (f"A: {names[0]}\nB: {names[1]}\n", *head, table(("one image", "A", "B", "B - A", "%"), [*facts, *taus, *lines]))
+    head = () if hardware is None else (summary(hardware, batch), "")
+    return (f"A: {names[0]}", f"B: {names[1]}", "", *head, table(("one image", "A", "B", "B - A", "%"), [*facts, *taus, *lines]))
 
 
 def number(figure: float) -> str:

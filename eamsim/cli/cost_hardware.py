@@ -17,10 +17,10 @@ from eamsim.cli.output import table
 from eamsim.program import Attention, Program
 
 NOTE = (
-    "\nheads: as much frozen as whole heads, the most it can save. B*: the smallest batch with which freezing costs no more energy.\n"
-    "use: multiplies that toggle, of those the time allows. Energies: all low, all nominal, all high figures of the description.\n"
-    "QK^T saved: of its cycles, by skipping. balance: mean over longest row of needed scores in a block of the array's rows.\n"
-    "stored bytes: of the maps as they are stored, with tags and row masses; map bytes: with one bit a weight instead."
+    "heads: as much frozen as whole heads, the most it can save. B*: the smallest batch with which freezing costs no more energy.",
+    "use: multiplies that toggle, of those the time allows. Energies: all low, all nominal, all high figures of the description.",
+    "QK^T saved: of its cycles, by skipping. balance: mean over longest row of needed scores in a block of the array's rows.",
+    "stored bytes: of the maps as they are stored, with tags and row masses; map bytes: with one bit a weight instead.",
 )
 
 
@@ -86,11 +86,15 @@ def hardware_report(rows: list[dict], dense: dict, hardware: Hardware, batch: in
         if "upper_bound" in row and row["tau"]:
             lines.append(("", "", "heads", row["upper_bound"]["hardware"]))
     names = ("softmax", "tau", "frozen")
-    costs = table((*names, "kcycles", "ms", "use %", "uJ low", "nominal", "high", "change %", "B*"), [cost_line(*row) for row in lines])
+    costs = table(
+        (*names, "kcycles", "ms", "use %", "uJ low", "nominal", "high", "change %", "B*"),
+        [cost_line(*row) for row in lines],
+        keys=len(names),
+    )
     levels = tuple(hardware.memories.levels)
     columns = (*names, "QK^T saved %", "balance %", *(f"{level.upper()} kB" for level in levels), "stored bytes", "stored as", "in")
-    memory = table(columns, [memory_line(*row, levels) for row in lines])
-    return (f"\n{summary(hardware, batch)}\n", costs, "", memory, "\n" + "\n".join([*verdicts(rows, batch), NOTE]))
+    memory = table(columns, [memory_line(*row, levels) for row in lines], keys=len(names))
+    return ("", summary(hardware, batch), "", costs, "", memory, "", *verdicts(rows, batch), "", *NOTE)
 
 
 def summary(hardware: Hardware, batch: int) -> str:

@@ -24,12 +24,14 @@ from reference.freeze import Freezing
 
 VERIFIED_IMAGES, BATCH = 8, 32
 TAUS = [0, 0.1, 0.2, 0.5, 0.9]
-NEXT = """next:
-  eamsim doctor                                       what this machine has
-  eamsim cost deit_tiny_patch16_224 --tau 0,0.2,0.5   what freezing saves on a real ViT
-  pip install -e '.[reference]'                       then build from your own float model:
-  eamsim build MODEL --calib IMAGES --tau 0.2 -o X.eam
-  eamsim eval X.eam --data IMAGES; eamsim verify X.eam --data IMAGES"""
+NEXT = (
+    "next:",
+    "  eamsim doctor                                       what this machine has",
+    "  eamsim cost deit_tiny_patch16_224 --tau 0,0.2,0.5   what freezing saves",
+    "  pip install -e '.[reference]'                       for your own float model:",
+    "  eamsim build MODEL --calib IMAGES --tau 0.2 -o X.eam",
+    "  eamsim eval X.eam --data IMAGES; eamsim verify X.eam --data IMAGES",
+)
 
 
 def demo(
@@ -53,7 +55,7 @@ def demo(
         f"accuracy: {result['top1']:.2%} of {result['images']} held-out digits",
         f"speed: {result['images_per_second']:,.0f} images/s",
         saving_table(rows),
-        NEXT,
+        *NEXT,
     )
     raise typer.Exit(0 if found is None else 1)
 

@@ -130,4 +130,4 @@ def head_table(rows: list[dict[str, Any]]) -> Table:
                 + ([f"{row['excluded']:.1%}"] if excludes else [])
             )
     names = ["layer", "head", "model", "mean bits", "min", "max", "zero", "divergence mean", "max"]
-    return table(names + (["left out"] if excludes else []), body)
+    return table(names + (["left out"] if excludes else []), body, keys=3)

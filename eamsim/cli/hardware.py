@@ -32,7 +32,7 @@ def list_presets(as_json: Json = False) -> None:
 def show(name: Preset, as_json: Json = False) -> None:
     """The YAML of a preset."""
     text = preset_text(name)
-    emit(load(name).model_dump(), as_json, text.rstrip("\n"))
+    emit(load(name).model_dump(), as_json, *text.splitlines())
 
 
 @app.command()

@@ -34,7 +34,8 @@ def outcome(command: Callable[[], None]) -> int:
             return interrupted(stop)
         if os.environ.get(DEBUG):
             traceback.print_exception(error)
-        return said(*explained(error))
+        code, *lines = explained(error)
+        return said(code, *lines)
     return 0
 
 
@@ -46,7 +47,7 @@ def interruption_behind(error: BaseException | None) -> KeyboardInterrupt | None
 
 
 def interrupted(error: KeyboardInterrupt) -> int:
-    return said(": ".join(["interrupted", *getattr(error, "__notes__", ())]), 128 + getattr(error, "signum", signal.SIGINT))
+    return said(128 + getattr(error, "signum", signal.SIGINT), ": ".join(["interrupted", *getattr(error, "__notes__", ())]))
 
 
 def shown(error: Any) -> int:
@@ -56,24 +57,24 @@ def shown(error: Any) -> int:
     return UserError.exit_code
 
 
-def explained(error: Exception) -> tuple[str, int]:
-    """The line and the exit code of an error that ends a command."""
+def explained(error: Exception) -> tuple[Any, ...]:
+    """The exit code and the line of an error that ends a command; of a UserError as many as it has."""
     match error:
         case UserError():
-            return f"error: {error}", error.exit_code
+            return error.exit_code, f"error: {error.args[0]}", *error.args[1:]
         case MemoryError():
-            return f"error: out of memory ({error or 'no size given'}); run fewer images at a time, or close other programs", INTERNAL
+            return INTERNAL, f"error: out of memory ({error or 'no size given'}); run fewer images at a time, or close other programs"
         case OSError():
             where = "" if error.filename is None else f"{error.filename}: "
-            return f"error: {where}{error.strerror or error}; see that it exists, may be read and written, and has room", BadFile.exit_code
+            return BadFile.exit_code, f"error: {where}{error.strerror or error}; see that it exists, may be read and written, and has room"
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
     advice = "this is a bug of eamsim: report it with `eamsim doctor` and what the same command says with EAMSIM_DEBUG=1 before it"
-    return f"internal error: {type(error).__name__}: {error} ({place}); {advice}", INTERNAL
+    return INTERNAL, f"internal error: {type(error).__name__}: {error} ({place}); {advice}"
 
 
-def said(line: str, code: int) -> int:
-    print(escaped(line), file=sys.stderr)
+def said(code: int, *lines: str) -> int:
+    print(*map(escaped, lines), sep="\n", file=sys.stderr)
     return code
 
 

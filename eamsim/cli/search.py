@@ -145,11 +145,17 @@ def report(result: dict[str, Any], front: Sequence[dict[str, Any]], out: Path | 
     dropped = f", {result['left_out']:,} do not fit their memories" if result["left_out"] else ""
     title = f"{result['model']} on variants of {result['hardware']}: {result['points']:,} designs in {result['seconds']:.1f} s{dropped}."
     return (
-        f"{title}\n\nPareto front of energy, latency and area: {len(front)} designs{rest}\n",
+        title,
+        "",
+        f"Pareto front of energy, latency and area: {len(front)} designs{rest}",
+        "",
         point_table(shown),
-        f"\nLeast energy by granularity (tau {result['tau']:g}, {result['softmax']}; accuracy is no part of it):\n",
+        "",
+        f"Least energy by granularity (tau {result['tau']:g}, {result['softmax']}; accuracy is no part of it):",
+        "",
         point_table(list(result["best"].values())),
-        "\nms: of the whole batch; uJ: an image. mm2: multipliers, accumulators and SRAM, a proxy (cost_model/area.py).",
+        "",
+        "ms: of the whole batch; uJ: an image. mm2: multipliers, accumulators and SRAM, a proxy (cost_model/area.py).",
         *([] if out is None else [f"{out}: {result['points']:,} points; eamsim plot designs {out}"]),
     )
 
@@ -161,4 +167,4 @@ def point_table(rows: Sequence[dict[str, Any]]) -> Table:
         chosen = row["granularity"], row["dataflow"], f"{row['rows']} x {row['columns']}", f"{row['sram_bytes'] // 1024:,}", row["batch"]
         energies = (f"{row[name]:,.1f}" for name in ("energy_uj_low", "energy_uj", "energy_uj_high"))
         lines.append((*chosen, f"{row['latency_ms']:,.3f}", *energies, f"{row['area_mm2']:.3f}"))
-    return table(("frozen", "flow", "array", "SRAM KiB", "batch", "ms", "uJ low", "nominal", "high", "mm2"), lines)
+    return table(("frozen", "flow", "array", "SRAM KiB", "batch", "ms", "uJ low", "nominal", "high", "mm2"), lines, keys=5)

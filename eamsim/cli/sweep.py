@@ -149,4 +149,4 @@ def row_table(rows: Sequence[Row]) -> Table:
         shown.append("with excluded")
         lines = [[*line, f"{row.tau_with_excluded:.4g}" if row.tau_with_excluded else ""] for line, row in zip(lines, rows, strict=True)]
     percent = [[f"{row.top1:.2%}", f"{row.top5:.2%}"] for row in rows]
-    return table((*shown, "top-1", "top-5"), [line + ends for line, ends in zip(lines, percent, strict=True)])
+    return table((*shown, "top-1", "top-5"), [line + ends for line, ends in zip(lines, percent, strict=True)], keys=len(shown))

@@ -198,7 +198,8 @@ def report(trials: list[Trial], found: dict[str, Any], path: Path) -> tuple[str 
             ("widths, in this order", "energy uJ", "area mm2", "cost", "noise", "lost", "at most", ""),
             [tested_line(each) for each in tested],
         ),
-        f"\nlost: points of {measure} against the default, {judged['images']} images in {judged['views']} views; at most: of as many "
+        "",
+        f"lost: points of {measure} against the default, {judged['images']} images in {judged['views']} views; at most: of as many "
         f"others, with a confidence of 95 %. The first beyond {100 * found['keep']:g} ends the search",
         f"energy {energy:+.1%}, area {area:+.1%} on {found['hardware']['name']}; sums need {sums['proven']} bits, proven "
         f"({sums['observed']} seen on {sums['images']} images)",
