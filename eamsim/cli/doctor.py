@@ -2,22 +2,16 @@
 
 import os
 import platform
-from importlib.metadata import version
-from importlib.util import find_spec
+import re
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
 from eamsim import __version__
 from eamsim.cli.output import Json, emit
 
-BASE = ("numpy", "numba", "llvmlite", "h5py", "pillow")
-EXTRAS = {
-    "reference": ("torch", "torchvision", "timm", "safetensors", "sklearn"),
-    "onnx": ("onnx", "onnxruntime"),
-    "cluster": ("distributed",),
-    "bench": ("onnxruntime", "openvino"),
-    "rtl": ("cocotb",),
-    "test": ("pytest", "hypothesis"),
-}
+REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[([^]]*)])?")
+OF_EXTRA = re.compile(r"""extra\s*==\s*['"]([\w.-]+)""")
 
 
 def doctor(as_json: Json = False) -> None:
@@ -26,11 +20,11 @@ def doctor(as_json: Json = False) -> None:
     from eamsim.engine import isa
 
     cache = kernel_cache.folder()
-    missing = {extra: [name for name in modules if find_spec(name) is None] for extra, modules in EXTRAS.items()}
+    base, missing = needs_of_eamsim()
     result = {
         "eamsim": __version__,
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in BASE},
+        "packages": {name: version(name) for name in (*base, "llvmlite")},
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "instruction_sets": list(isa.detect()),
@@ -38,7 +32,8 @@ def doctor(as_json: Json = False) -> None:
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cache": str(cache.path),
         "cache_is_temporary": cache.is_temporary,
-        "extras": {extra: not modules for extra, modules in missing.items()},
+        "extras": {extra: not names for extra, names in missing.items()},
+        "missing": missing,
     }
     rows = [
         *((key, result[key]) for key in ("eamsim", "python", "machine", "cpu", "threads")),
@@ -46,12 +41,43 @@ def doctor(as_json: Json = False) -> None:
         ("packages", ", ".join(f"{name} {number}" for name, number in result["packages"].items())),
         ("instruction sets", ", ".join(result["instruction_sets"])),
         ("chosen", result["instruction_set"]),
-        *(
-            (f"extra {extra}", f"pip install '.[{extra}]' in the checkout" if modules else "installed")
-            for extra, modules in missing.items()
-        ),
+        *((f"extra {extra}", advice(extra, names)) for extra, names in missing.items()),
     ]
     emit(result, as_json, *(f"{name:<18}{value}" for name, value in rows))
+
+
+def needs_of_eamsim() -> tuple[list[str], dict[str, list[str]]]:
+    """The packages it always needs, and by extra those that are missing; both empty where it runs without being installed."""
+    try:
+        extras = metadata("eamsim").get_all("Provides-Extra", [])
+    except PackageNotFoundError:
+        return [], {}
+    return sorted(name for name, _ in required("eamsim", None)), {extra: sorted(missing_for("eamsim", extra)) for extra in extras}
+
+
+def required(name: str, extra: str | None) -> Iterator[tuple[str, list[str]]]:
+    """What an installed distribution needs, for one of its extras or without any: names, and the extras of those."""
+    for text in requires(name) or ():
+        condition, requirement = OF_EXTRA.search(text), REQUIREMENT.match(text)
+        if requirement and (condition and condition[1]) == extra:
+            yield requirement[1], [each.strip() for each in (requirement[2] or "").split(",") if each]
+
+
+def missing_for(name: str, extra: str) -> set[str]:
+    """Distributions that the extra needs, and the extras that it asks of those, and that are not installed."""
+    missing = set()
+    for needed, extras in required(name, extra):
+        try:
+            version(needed)
+        except PackageNotFoundError:
+            missing.add(needed)
+        else:
+            missing = missing.union(*(missing_for(needed, each) for each in extras))
+    return missing
+
+
+def advice(extra: str, missing: list[str]) -> str:
+    return f"missing {', '.join(missing)}: pip install '.[{extra}]' in the checkout" if missing else "installed"
 
 
 def cpu_name() -> str:

@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from eamsim import engine, golden
-from eamsim.cli import COMMANDS, imported, output
+from eamsim.cli import COMMANDS, doctor, imported, output
 from eamsim.cli.evaluate import label_ranks
 from eamsim.engine import isa
 from eamsim.program import Program
@@ -177,8 +179,27 @@ def test_doctor_reports_this_machine():
     assert result["instruction_sets"] == list(isa.detect())
     assert result["instruction_set"] == isa.select()
     assert result["packages"]["numpy"] == np.__version__
-    assert result["extras"]["test"] is True
     assert "instruction sets" in eamsim("doctor").out
+
+
+def test_doctor_knows_every_extra_and_what_it_lacks(monkeypatch: pytest.MonkeyPatch):
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    gone = {"onnx", "distributed", "openvino"}
+
+    def known(name: str) -> str:
+        if name in gone:
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(doctor, "version", known)
+    result = json.loads(eamsim("doctor", "--json").out)
+    assert result["extras"].keys() == declared["optional-dependencies"].keys()
+    assert result["packages"].keys() >= {"numpy", "numba", "h5py", "pydantic", "llvmlite"}
+    assert (result["missing"]["plot"], result["extras"]["plot"]) == ([], True)
+    assert (result["missing"]["onnx"], result["extras"]["onnx"]) == (["onnx"], False)
+    assert result["missing"]["cluster"] == ["distributed"]  # of dask[distributed]
+    assert {"onnx", "openvino"} <= set(result["missing"]["bench"])
+    assert "missing distributed: pip install '.[cluster]' in the checkout" in eamsim("doctor").out
 
 
 def test_version_and_help():
