@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_IFDIR, S_IFREG, S_ISDIR, S_ISREG
@@ -131,7 +131,9 @@ def _folder(root: Path, left_out: LeftOut) -> Source:
     except OSError as error:
         raise BadFile(f"{shown(root)}: cannot be read ({error.strerror}); allow it, or give another folder") from error
     own = walk.images(files)
-    members = {folder: list(walk.below(folder)) for folder in sorted(folders, key=lambda folder: (natural(folder.name), folder.name))}
+    members = {
+        folder: list(walk.below(folder, [root])) for folder in sorted(folders, key=lambda folder: (natural(folder.name), folder.name))
+    }
     for folder in (folder for folder, paths in members.items() if not paths):
         left_out.add("folder without images", walk.relative(folder))
     by_class = {folder: paths for folder, paths in members.items() if paths}
@@ -182,12 +184,10 @@ class _Walk:
                 self.left_out.add("other suffix", self.relative(path))
         return taken
 
-    def below(self, folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-        """The images in it and, at any depth, in its folders, sorted by path."""
+    def below(self, folder: Path, above: Sequence[Path]) -> Iterator[Path]:
+        """The images in it and, at any depth, in its folders, sorted by path; above: the folders that lead to it."""
         try:
-            status = folder.stat()
-            here = (status.st_dev, status.st_ino)
-            if here in above:
+            if any(folder.samefile(each) for each in above):
                 self.left_out.add("link to a folder above", self.relative(folder))
                 return
             files, folders = self.entries(folder)
@@ -199,7 +199,7 @@ class _Walk:
             if path in images:
                 yield path
             else:
-                yield from self.below(path, above | {here})
+                yield from self.below(path, [*above, folder])
 
 
 def _kind(entry: os.DirEntry[str]) -> int | None:

@@ -185,6 +185,8 @@ IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
         ({"images": IMAGES, "labels": np.zeros(3, int)}, r"labels must be integers \[2\], got int64 \[3\]"),
         ({"images": IMAGES, "labels": np.zeros(2)}, r"labels must be integers \[2\], got float64"),
         ({"images": IMAGES, "labels": np.array([0, -1])}, r"labels must be in 0\.\., got -1\.\.0"),
+        ({"images": IMAGES, "labels": np.array([0, 2**64 - 1], np.uint64)}, r"labels must be in 0\.\., got 0\.\.18446744073709551615"),
+        ({"images": IMAGES, "labels": np.array([0, 2**63], np.uint64), "classes": np.array(["a", "b"])}, r"labels must be in 0\.\.1, got"),
         ({"images": IMAGES, "labels": np.array([0, 2]), "classes": np.array(["a", "b"])}, r"labels must be in 0\.\.1, got 0\.\.2"),
         ({"images": IMAGES, "classes": np.array([1, 2])}, r"classes must be text"),
         ({"images": np.array([{}], object)}, r"not a readable \.npz without pickled objects"),
@@ -201,6 +203,31 @@ def test_a_damaged_npz_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "d.npz").write_bytes(content)
     with pytest.raises(BadFile, match=r"d\.npz: not a readable \.npz"):
         open_images([tmp_path / "d.npz"], SMALL)
+
+
+def test_an_array_alone_is_told_what_to_do(tmp_path: Path):
+    np.save(tmp_path / "d.npy", IMAGES)
+    with pytest.raises(BadFile, match=r"d\.npy: expected an \.npz, got an \.npy; store it with numpy\.savez"):
+        open_images([tmp_path / "d.npy"], SMALL)
+
+
+def test_an_npz_has_a_suffix_of_any_case(tmp_path: Path):
+    np.savez(tmp_path / "d.npz", images=IMAGES)
+    (tmp_path / "d.npz").rename(tmp_path / "D.NPZ")
+    assert len(open_images([tmp_path / "D.NPZ"], SMALL)) == 2
+
+
+def test_a_thin_image_is_refused_before_it_takes_the_memory(tmp_path: Path):
+    Image.new("RGB", (1, 60_000)).save(tmp_path / "thin.png")
+    images = open_images([tmp_path / "thin.png"], Preprocessing(224, 224, 0.9, "bicubic"))
+    with pytest.raises(BadFile, match=r"thin\.png: its 1 x 60000 pixels would be resized to 248 x 14880000, of at most .*; crop it first"):
+        next(images.batches(1))
+
+
+@pytest.mark.parametrize("crop_pct", [1e-5, 1e-300])
+def test_a_crop_of_almost_nothing_is_refused(crop_pct: float):
+    with pytest.raises(UserError, match=f"crop_pct {crop_pct} makes images of more than"):
+        Preprocessing(32, 32, crop_pct, "bicubic")
 
 
 def test_wide_pixels_are_refused_rather_than_saturated(tmp_path):
