@@ -28,7 +28,9 @@ def folder(root: Path, *classes: str) -> Path:
 
 def arrays(path: Path, labels: list[int], classes: list[str] | None = None) -> Path:
     found: dict[str, Any] = {"images": np.zeros((len(labels), 8, 8, 3), np.uint8), "labels": np.array(labels)}
-    np.savez(path, **found | ({} if classes is None else {"classes": np.array(classes)}))
+    if classes is not None:
+        found["classes"] = np.array(classes)
+    np.savez(path, **found)
     return path
 
 
