@@ -31,14 +31,15 @@ def entry() -> NoReturn:
         signal.signal(each, leave)
     from eamsim.cli import main
     from eamsim.cli.interruption import Interruption
-    from eamsim.cli.streams import outlast
+    from eamsim.cli.streams import Heartbeat, outlast
 
     outlast()
-    interruption = Interruption(signals)
+    interruption, heartbeat = Interruption(signals), Heartbeat(sys.stderr)
     try:
         main()
     finally:
         interruption.over()
+        heartbeat.stop()
 
 
 if __name__ == "__main__":

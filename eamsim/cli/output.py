@@ -28,13 +28,13 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from eamsim.cli.streams import escaped
+from eamsim.cli.streams import escaped, patience
 from eamsim.errors import BadFile
 from eamsim.progress import Advance
 
 stderr = Console(stderr=True, markup=False, emoji=False, highlight=False)
-QUIET_SECONDS, LONGEST_QUIET_SECONDS = 2.0, 30.0
-"""How long a stage says nothing, and how long at most: a tenth of the time it has taken."""
+QUIET_SECONDS = 1.5
+"""How long a stage says nothing at first: less than the command's heartbeat, which does not know how far it is."""
 UNBOUNDED = 1 << 16
 """Columns of a console that wraps nothing."""
 
@@ -173,11 +173,13 @@ class PlainProgress:
         self.finished = threading.Event()
 
     def __enter__(self) -> "PlainProgress":
-        threading.Thread(target=self._beat, daemon=True).start()
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+        self.thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.finished.set()
+        self.thread.join()  # or it could write while Python ends
 
     def advance(self, steps: int) -> None:
         tenths, self.done = 10 * self.done // self.total, self.done + steps
@@ -190,7 +192,7 @@ class PlainProgress:
                 self._tell(f"{perf_counter() - self.start:.0f} s")
 
     def _patience(self) -> float:
-        return min(max(QUIET_SECONDS, (perf_counter() - self.start) / 10), LONGEST_QUIET_SECONDS)
+        return patience(perf_counter() - self.start, QUIET_SECONDS)
 
     def _tell(self, pace: str) -> None:
         self.told = perf_counter()

@@ -4,7 +4,12 @@ import contextlib
 import io
 import os
 import sys
+import threading
+from time import monotonic
 from typing import Any, TextIO
+
+QUIET_SECONDS, LONGEST_QUIET_SECONDS = 2.0, 5.0
+POLL_SECONDS = 0.1
 
 
 class Lasting(io.TextIOWrapper):
@@ -13,8 +18,10 @@ class Lasting(io.TextIOWrapper):
     def __init__(self, stream: TextIO, dropped: type[OSError]):
         super().__init__(stream.buffer, stream.encoding, "backslashreplace", line_buffering=True)
         self.dropped = dropped
+        self.written = monotonic()
 
     def write(self, text: str, /) -> int:
+        self.written = monotonic()
         with self.unless_gone():
             return super().write(text)
         return len(text)
@@ -29,6 +36,30 @@ class Lasting(io.TextIOWrapper):
             yield
         except self.dropped:
             discard(self)
+
+
+def patience(seconds: float, least: float = QUIET_SECONDS) -> float:
+    """How many of them what has taken so many seconds may say nothing: ever longer, a tenth of its time."""
+    return min(max(least, seconds / 10), LONGEST_QUIET_SECONDS)
+
+
+class Heartbeat:
+    """A line on standard error whenever a command has said nothing there for long, whatever it is doing; to be stopped before the exit."""
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.start, self.over = stream, monotonic(), threading.Event()
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+        self.thread.start()
+
+    def _beat(self) -> None:
+        while isinstance(self.stream, Lasting) and not self.over.wait(POLL_SECONDS):
+            now = monotonic()
+            if now - self.stream.written > patience(now - self.start):
+                self.stream.write(f"working: {now - self.start:.0f} s\n")
+
+    def stop(self) -> None:
+        self.over.set()
+        self.thread.join()
 
 
 def outlast() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -127,8 +129,20 @@ def test_progress_is_not_silent_for_long(monkeypatch: pytest.MonkeyPatch, capsys
     assert lines[-1].startswith("slow: 4/4, ")
 
 
+def test_a_command_is_not_silent_before_its_first_stage(capfd: pytest.CaptureFixture):
+    script = (
+        "import time; from eamsim import cli; from eamsim.cli import streams\n"
+        "streams.patience.__defaults__ = (0.2,); cli.main = lambda: (time.sleep(1), exit(5))\n"
+        "from eamsim.__main__ import entry; entry()"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 5
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) >= 2
+    assert all(re.fullmatch(r"working: \d+ s", line) for line in lines)
+
+
 def test_patience_grows_with_the_time_a_stage_takes(monkeypatch: pytest.MonkeyPatch):
     plain = output.PlainProgress("slow", 4)
-    for seconds, patience in ((1, 2), (60, 6), (10_000, 30)):
+    for seconds, patience in ((1, output.QUIET_SECONDS), (40, 4), (10_000, 5)):
         monkeypatch.setattr(output, "perf_counter", lambda seconds=seconds: plain.start + seconds)
         assert plain._patience() == pytest.approx(patience)
