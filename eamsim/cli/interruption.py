@@ -33,7 +33,8 @@ class Interruption:
     def unraisable(self, error: Any) -> None:
         """sys.unraisablehook: an interruption that met a callback of C or a finaliser comes again; what fails because of it is silent."""
         if issubclass(error.exc_type, KeyboardInterrupt):
-            again = threading.Timer(AGAIN_SECONDS, signal.raise_signal, (self.signum,))
+            main = threading.main_thread().ident  # which the signal must reach: it may be waiting in a call of the system
+            again = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, (main, self.signum))
             again.daemon = True
             again.start()
         elif not self.signum:

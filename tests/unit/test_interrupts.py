@@ -58,7 +58,7 @@ def test_an_interruption_is_one_line_and_130(tmp_path: Path, number: int):
         read_statistics(tmp_path / "x.h5")
 
 
-def interrupted(arguments: list, delay: float, folder: Path) -> tuple[int, str, str, float]:
+def interrupted(arguments: list, delay: float, folder: Path, signum: int = signal.SIGINT) -> tuple[int, str, str, float]:
     """Exit code, standard output, standard error, and the seconds from then to the end; as on a terminal, workers get it too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's background jobs ignore their children would too
     command = [sys.executable, "-m", "eamsim", *map(str, arguments)]
@@ -69,7 +69,7 @@ def interrupted(arguments: list, delay: float, folder: Path) -> tuple[int, str, 
             process.wait(0.01)
     sent = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signum)
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err, time.monotonic() - sent
 
@@ -82,3 +82,38 @@ def catches_sigterm(pid: int) -> bool:
         return False
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+SWALLOWED = """
+import os, signal, sys, time
+from eamsim import cli
+from eamsim.cli.outcome import outcome
+
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # here the exception comes, and Python can only report it
+
+def command():
+    Finalised()
+    time.sleep(30)
+
+cli.main = lambda: sys.exit(outcome(command))
+from eamsim.__main__ import entry
+entry()
+"""
+
+
+def test_an_interruption_that_a_finaliser_swallows_comes_again():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=25, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, to know when the command has begun")
+@pytest.mark.parametrize("delay", [0.05, 1.5])
+def test_a_termination_ends_alike_with_143(tmp_path: Path, delay: float):
+    code, out, err, _ = interrupted(COMMANDS["verify"][0], delay, tmp_path, signal.SIGTERM)
+    assert code == 143 or (code == 0 and out), err
+    assert "Traceback" not in err
+    assert code == 0 or err.splitlines()[-1] == "interrupted"
