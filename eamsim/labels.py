@@ -22,13 +22,14 @@ HELP = "How the data's classes meet the model's: by-name, by-order, or a file of
 class Labelling:
     """The classes of a model, and how those of data are found among them.
 
-    classes: their number; names: one for each, or None; synonyms: more names of each, or None; choice: by-name, by-order, the
+    classes: their number; names: one for each, or None; descriptions: of these names, each of which
+    may list more names with commas between, as ImageNet's do; choice: by-name, by-order, the
     path of a file, or None for what can be said without a guess; required: whether data without such labels is refused.
     """
 
     classes: int
     names: Sequence[str] | None
-    synonyms: Sequence[Sequence[str]] | None = None
+    descriptions: Mapping[str, str] | None = None
     choice: str | None = None
     required: bool = True
 
@@ -104,7 +105,8 @@ class Labelling:
             return _lookup(read_names(self._file, self.classes))
         if self.names is None:
             return None
-        synonyms = _lookup((name, index) for index, names in enumerate(self.synonyms or ()) for name in names)
+        descriptions = enumerate((self.descriptions or {}).get(label, "") for label in self.names)
+        synonyms = _lookup((name.strip(), index) for index, text in descriptions for name in {text, *text.split(",")} if name)
         return synonyms | _lookup((name, index) for index, name in enumerate(self.names))
 
 

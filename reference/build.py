@@ -117,7 +117,7 @@ def _within(
 
 def labelling(model: Model, choice: str | None = None, required: bool = True) -> Labelling:
     """How data's classes are found among the model's."""
-    return Labelling(model.module.num_classes, model.label_names, choice=choice, required=required)
+    return Labelling(model.module.num_classes, model.label_names, model.label_descriptions, choice, required)
 
 
 def calibrate_on(model: Model, images: ImageSet, range_images: int, progress: Progress = silent, mode: Mode = "hardware") -> Calibrated:

@@ -18,7 +18,6 @@ from eamsim.cli.output import Json, Threads, emit, progress
 from eamsim.cli.run import load_engine, read_model
 from eamsim.cli.verify import compare
 from eamsim.images import open_images
-from eamsim.labels import Labelling
 from eamsim.program import Program
 from reference.freeze import Freezing
 
@@ -62,8 +61,8 @@ def demo(
 
 def run_and_verify(model: Path, data: Path, threads: int | None) -> tuple[dict, Program]:
     """Accuracy and speed over all of `data`, agreement with golden on some of it, and the program."""
-    program, preprocessing, labels, _ = read_model(model)
-    digits = open_images([data], preprocessing, labelling=Labelling(program.output.size, labels))
+    program, preprocessing, labelling, _ = read_model(model)
+    digits = open_images([data], preprocessing, labelling=labelling)
     engine = load_engine(program, threads, None)
     with progress("digits classified", len(digits)) as advance:
         accuracy = measure(engine, digits, BATCH, advance)

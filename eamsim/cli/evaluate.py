@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from eamsim.cli.output import Advance, Json, Limit, Threads, progress
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
 from eamsim.cli.untrained import emit_measured
 from eamsim.images import ImageSet, open_images
-from eamsim.labels import HELP, Labelling
+from eamsim.labels import HELP
 
 if TYPE_CHECKING:
     from eamsim.engine import Engine
@@ -33,8 +34,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Accuracy and speed. Top-1, top-5, and images per second of the engine alone and with decoding."""
-    program, preprocessing, names, untrained = read_model(model)
-    images = open_images(data, preprocessing, limit, Labelling(program.output.size, names, choice=labels))
+    program, preprocessing, labelling, untrained = read_model(model)
+    images = open_images(data, preprocessing, limit, replace(labelling, choice=labels))
     engine = load_engine(program, threads, isa)
     del program  # whose weights the engine has packed
     with progress("evaluated", len(images)) as advance:

@@ -13,6 +13,7 @@ from eamsim.cli.output import Json, Threads, progress
 from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.errors import BadFile, UserError
 from eamsim.images import Preprocessing, open_images
+from eamsim.labels import Labelling
 from eamsim.program import Program
 
 if TYPE_CHECKING:
@@ -31,14 +32,17 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Classify images. Prints the highest logits of each; ties go to the lower class."""
-    program, preprocessing, labels, untrained = read_model(model)
+    program, preprocessing, labelling, untrained = read_model(model)
     image_set = open_images(images, preprocessing)
     engine = load_engine(program, threads, isa)
     del program  # whose weights the engine has packed
     logits = np.concatenate([engine.run(batch) for batch in image_set.batches(32)])
     best = np.argsort(-logits.astype(np.int64), axis=1, kind="stable")[:, :top]
     results = [
-        {"image": name, "classes": [{"class": int(c), "label": labels[c] if labels else None, "logit": int(row[c])} for c in order]}
+        {
+            "image": name,
+            "classes": [{"class": int(c), "label": labelling.names[c] if labelling.names else None, "logit": int(row[c])} for c in order],
+        }
         for name, row, order in zip(image_set.names, logits, best, strict=True)
     ]
     result = {"results": results, "data": image_set.summary.json()}
@@ -57,21 +61,23 @@ def load_engine(program: Program, threads: int | None, isa: str | None) -> Engin
     return engine.load(program, threads=threads, isa=isa, progress=progress)
 
 
-def read_model(path: Path) -> tuple[Program, Preprocessing, list[str] | None, bool]:
-    """The program of an .eam file, how its images are prepared, its label names, and whether its weights are untrained.
+def read_model(path: Path) -> tuple[Program, Preprocessing, Labelling, bool]:
+    """The program of an .eam file, how its images are prepared, what its classes are called, and whether its weights are untrained.
 
     BadFile if any of it is unusable.
     """
     program, provenance = artifact.read(path)
     try:
         preprocessing = Preprocessing(**provenance["preprocessing"])
-        labels = provenance["labels"]
+        labels, descriptions = provenance["labels"], provenance.get("label_descriptions")
     except (KeyError, TypeError) as error:
         raise BadFile(f"{path}: its provenance lacks {error}; build the model again") from error
     except UserError as error:
         raise BadFile(f"{path}: {error}; build the model again") from error
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
         raise BadFile(f"{path}: expected a list of texts as labels in its provenance, got {labels!r:.80}; build the model again")
+    if descriptions is not None and not (isinstance(descriptions, dict) and all(isinstance(text, str) for text in descriptions.values())):
+        raise BadFile(f"{path}: expected texts by label as label_descriptions in its provenance, got {descriptions!r:.80}; build it again")
     height, width, _ = program.image.shape
     if (preprocessing.height, preprocessing.width) != (height, width):
         raise BadFile(
@@ -79,4 +85,4 @@ def read_model(path: Path) -> tuple[Program, Preprocessing, list[str] | None, bo
         )
     if labels is not None and len(labels) != program.output.size:
         raise BadFile(f"{path}: expected {program.output.size} labels, got {len(labels)}")
-    return program, preprocessing, labels, is_untrained(provenance)
+    return program, preprocessing, Labelling(program.output.size, labels, descriptions), is_untrained(provenance)

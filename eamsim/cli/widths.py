@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,6 @@ from eamsim.cli.untrained import emit_measured
 from eamsim.cli.width_bench import BATCH, VIEWS, Bench, Key
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
-from eamsim.labels import Labelling
 from eamsim.narrow import KNOBS, narrowed, proven_sums, sum_bits
 from eamsim.origin import public_command
 from eamsim.program import Program
@@ -75,8 +74,8 @@ def widths(
     """The narrowest datapath. Searches the widths of X.eam for the cheapest that keeps its accuracy, and writes that program."""
     check_output(out)
     hardware = load(hw)
-    program, preprocessing, names, untrained = read_model(model)
-    images = open_images(data, preprocessing, limit, Labelling(program.output.size, names, choice=labels, required=False))
+    program, preprocessing, labelling, untrained = read_model(model)
+    images = open_images(data, preprocessing, limit, replace(labelling, choice=labels, required=False))
     parent = artifact.sha256(model)
     digest = hashlib.sha256(f"{FORMAT} {parent} {images.sha256}".encode()).hexdigest()[:16]
     known = known_trials(table_path(out), digest) if resume else {}

@@ -109,12 +109,12 @@ def test_two_sources_of_different_subsets(tmp_path: Path):
     assert images.summary.labels == {"how": "by-name, by-number", "classes": 3, "model_classes": 3}
 
 
-def test_synonyms_are_names_that_labels_are_not(tmp_path: Path):
-    synonyms = [["tench", "crane"], ["goldfish", "crane"], ["n01"]]
-    images = labelled(folder(tmp_path / "a", "n02", "tench", "n01"), ["n01", "n02", "n03"], synonyms=synonyms)
+def test_descriptions_hold_names_that_labels_are_not(tmp_path: Path):
+    descriptions = {"n01": "tench, crane", "n02": "goldfish, crane", "n03": "n01"}
+    images = labelled(folder(tmp_path / "a", "n02", "tench", "n01"), ["n01", "n02", "n03"], descriptions=descriptions)
     assert_array_equal(images.labels, [0, 1, 0])  # n01, n02, tench: the label n01 before the synonym n01
     with pytest.raises(UserError, match=r"class 'crane' is the name of 2 of the model's classes \(0, 1\)"):
-        labelled(folder(tmp_path / "b", "crane"), ["n01", "n02", "n03"], synonyms=synonyms)
+        labelled(folder(tmp_path / "b", "crane"), ["n01", "n02", "n03"], descriptions=descriptions)
 
 
 NAMES = ["Katze", "Hund", "Frosch"]
