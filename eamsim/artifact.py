@@ -1,23 +1,19 @@
-"""The .eam file: one program in one HDF5 file. docs/format.md is the long form.
-
-Three one-dimensional uint8 datasets in the root group, and nothing else; each is one chunk with a fletcher32 checksum:
-
-    /manifest    canonical JSON: {"format": "eam", "version": 1, "data_bytes", "data_sha256", "program"}
-    /data        one zero byte, then every array of the program, packed, back to back
-    /provenance  canonical JSON: where the program came from; no interpreter reads it
+"""The .eam file: one program, its arrays in a safetensors file (eamsim/tensor_file.py). docs/format.md is the long form.
 
 A dataclass is {"kind": class name, field: ...} with every field, a tuple is a list, an array is
 {"kind": "ndarray", "dtype", "shape", "packing", "offset"} in the order of the fields. Codes of frozen attention
 weights are stored for the masked positions only. Equal programs and provenance make equal bytes.
+
+Version 1 was an HDF5 file with three streams of bytes: `manifest`, as `program_sha256` still digests it, `data`, `provenance`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import math
 import os
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -25,19 +21,23 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from eamsim.container import Refused, canonical, create, expect_tree, opened, parse_json, put, replacing, take
+from eamsim.container import Refused, canonical, parse_json, replacing
 from eamsim.errors import BadFile
-from eamsim.packing import BITS, DTYPES, narrowest, pack, packed_bytes, unpack
+from eamsim.hdf5 import Tables
+from eamsim.packing import BITS, DTYPES, narrowest, pack, packed_bytes, stored_form, unpack
 from eamsim.program import Frozen, Program
+from eamsim.tensor_file import FORMAT, Form, from_bytes, to_bytes
 from eamsim.verify import ProgramError, verify
 
-FORMAT, VERSION = "eam", 1
+VERSION_1, HDF5_SIGNATURE = 1, b"\x89HDF\r\n\x1a\n"
 LIMITS_BYTES = {"manifest": 16 << 20, "data": 2 << 30, "provenance": 16 << 20}
 DECODED_LIMIT_BYTES = 2 << 30
 MAX_AXES = 4
 REBUILD = "copy the file again or rebuild it with `eamsim build`"
 
 PathLike = str | os.PathLike[str]
+Array = tuple[str, str, tuple[int, ...]]
+"""Where in the program, packing, shape."""
 
 
 class ArtifactError(BadFile):
@@ -50,13 +50,14 @@ def write(path: PathLike, program: Program, provenance: dict[str, Any]) -> None:
     provenance: anything JSON holds. Raises ProgramError, and ArtifactError where the file cannot be written.
     """
     verify(program)
-    streams = _program_streams(program) | {"provenance": canonical(provenance)}
-    for name, stream in streams.items():
+    encoder = _Encoder(program)
+    sizes = {"manifest": encoder.manifest_stream, "data": encoder.data, "provenance": canonical(provenance)}
+    for name, stream in sizes.items():
         if len(stream) > LIMITS_BYTES[name]:
-            raise ArtifactError(f"{path}: /{name}: expected at most {LIMITS_BYTES[name]} bytes, got {len(stream)}; use a smaller model")
+            raise ArtifactError(f"{path}: {name}: expected at most {LIMITS_BYTES[name]} bytes, got {len(stream)}; use a smaller model")
     try:
         with replacing(Path(path)) as temporary:
-            temporary.write_bytes(_container(streams))
+            temporary.write_bytes(to_bytes(encoder.manifest, provenance, encoder.tensors()))
     except OSError as error:
         reason = error.strerror or error
         raise ArtifactError(f"{path}: expected a writable file in an existing folder, got '{reason}'; choose another path") from None
@@ -65,9 +66,7 @@ def write(path: PathLike, program: Program, provenance: dict[str, Any]) -> None:
 def read(path: PathLike) -> tuple[Program, dict[str, Any]]:
     """The verified program and its provenance; raises ArtifactError on every damaged or foreign file."""
     try:
-        streams = _read_streams(Path(path))
-        program = _decode_manifest(streams["manifest"], streams.pop("data"))  # not kept while it is verified
-        provenance = parse_json(streams["provenance"], "/provenance")
+        program, provenance = _read(Path(path))
         verify(program)
     except Refused as error:
         raise ArtifactError(f"{path}: {error}; {error.advice or REBUILD}") from None
@@ -86,49 +85,103 @@ def sha256(path: PathLike) -> str:
 
 
 def program_sha256(program: Program) -> str:
-    """SHA-256 of the manifest, which holds that of the data: equal for equal programs, wherever they come from."""
-    return _digest(_program_streams(program)["manifest"])
+    """SHA-256 of the manifest of version 1, which holds that of the data: equal for equal programs, whatever file they come from."""
+    return _digest(_Encoder(program).manifest_stream)
 
 
 def _digest(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _read(path: Path) -> tuple[Program, dict[str, Any]]:
+    """Of either version."""
+    if not path.is_file():
+        raise Refused("file", "an .eam file", "a folder or device" if path.exists() else "no such file", "check the path")
+    try:
+        with path.open("rb") as file:
+            limit = sum(LIMITS_BYTES.values())
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise Refused("file", "a readable file", error.strerror, "check the path") from None
+    if len(content) > limit:
+        raise Refused("file", f"at most {limit} bytes", "more")
+    if content.startswith(HDF5_SIGNATURE):
+        return _read_version_1(path)
+    manifest, provenance, forms, data = from_bytes(content)
+    program, expected = _decode({"format": FORMAT, "version": VERSION_1} | manifest, data)
+    if forms != expected:
+        wrong = next(name for name in forms | expected if forms.get(name) != expected.get(name))
+        raise Refused(f"tensor {wrong}", expected.get(wrong, "no such tensor"), forms.get(wrong, "none"))
+    return program, provenance
+
+
+def _read_version_1(path: Path) -> tuple[Program, dict[str, Any]]:
+    with Tables(path, "an .eam file") as tables:
+        tables.expect(LIMITS_BYTES)
+        streams = {name: tables.take_bytes(name, limit) for name, limit in LIMITS_BYTES.items()}
+    program, _ = _decode(parse_json(streams["manifest"], "/manifest"), streams["data"])
+    return program, parse_json(streams["provenance"], "/provenance")
+
+
+def _tensor_forms(program: Program, arrays: list[Array]) -> dict[str, Form]:
+    """Name -> dtype and shape of the stored arrays: their number, the value that their operation makes, and the fields they are in."""
+    forms = {}
+    for number, (where, packing, shape) in enumerate(arrays, 1):
+        place = re.fullmatch(r"program\.operations\[(\d+)\](.*)", where)
+        name = f"{program.operations[int(place[1])].out.name}{place[2]}" if place else where
+        forms[f"{number:04}.{name}"] = stored_form(packing, shape)
+    return forms
+
+
 # The program as a JSON tree and a byte stream, driven by the dataclasses: a new operation needs no line here.
 
 
-def _program_streams(program: Program) -> dict[str, bytes]:
-    data = bytearray(1)
-    tree = _encode(program, data)
-    manifest = {"format": FORMAT, "version": VERSION, "data_bytes": len(data), "data_sha256": _digest(data), "program": tree}
-    return {"manifest": canonical(manifest), "data": bytes(data)}
+class _Encoder:
+    """The manifest and the data of a program, and its arrays in them."""
+
+    def __init__(self, program: Program):
+        self.data, self.arrays, self._program = bytearray(1), list[Array](), program
+        tree = self.item(program, "program")
+        self.manifest = {"data_bytes": len(self.data), "data_sha256": _digest(self.data), "program": tree}
+
+    @property
+    def manifest_stream(self) -> bytes:
+        return canonical({"format": FORMAT, "version": VERSION_1} | self.manifest)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Views of the data."""
+        found, offset = {}, 1
+        for name, (dtype, shape) in _tensor_forms(self._program, self.arrays).items():
+            found[name] = np.frombuffer(self.data, dtype, math.prod(shape), offset).reshape(shape)
+            offset += found[name].nbytes
+        return found
+
+    def item(self, item: object, where: str) -> object:
+        """The JSON tree of a program or a part of it; arrays are appended to the data."""
+        if isinstance(item, tuple):
+            return [self.item(element, f"{where}[{index}]") for index, element in enumerate(item)]
+        if isinstance(item, np.ndarray):
+            packing = narrowest(item)
+            array = {"kind": "ndarray", "dtype": item.dtype.name, "shape": item.shape, "packing": packing, "offset": len(self.data)}
+            self.data += pack(item, packing)
+            self.arrays.append((where, packing, item.shape))
+            return array
+        if isinstance(item, str) and not item.isprintable():
+            raise ArtifactError(f"{item!r}: expected printable text; choose another name")
+        if isinstance(item, Frozen):
+            item = dataclasses.replace(item, codes=item.codes[item.mask])
+        if dataclasses.is_dataclass(item):
+            fields = {field.name: self.item(getattr(item, field.name), f"{where}.{field.name}") for field in dataclasses.fields(item)}
+            return {"kind": type(item).__name__, **fields}
+        return item
 
 
-def _encode(item: object, data: bytearray) -> object:
-    """The JSON tree of a program or a part of it; arrays are appended to `data`."""
-    if isinstance(item, tuple):
-        return [_encode(element, data) for element in item]
-    if isinstance(item, np.ndarray):
-        packing = narrowest(item)
-        array = {"kind": "ndarray", "dtype": item.dtype.name, "shape": item.shape, "packing": packing, "offset": len(data)}
-        data += pack(item, packing)
-        return array
-    if isinstance(item, str) and not item.isprintable():
-        raise ArtifactError(f"{item!r}: expected printable text; choose another name")
-    if isinstance(item, Frozen):
-        item = dataclasses.replace(item, codes=item.codes[item.mask])
-    if dataclasses.is_dataclass(item):
-        fields = {field.name: _encode(getattr(item, field.name), data) for field in dataclasses.fields(item)}
-        return {"kind": type(item).__name__, **fields}
-    return item
-
-
-def _decode_manifest(manifest: bytes, data: bytes) -> Program:
-    tree = parse_json(manifest, "/manifest")
+def _decode(tree: dict[str, Any], data: bytes) -> tuple[Program, dict[str, Form]]:
+    """The program of a manifest, and the tensors that version 2 holds of it."""
     if tree.get("format") != FORMAT:
         raise Refused("/manifest format", repr(FORMAT), tree.get("format"))
-    if tree.get("version") != VERSION:
-        raise Refused("/manifest version", VERSION, tree.get("version"), "use the eamsim that wrote it, or rebuild it with this one")
+    if tree.get("version") != VERSION_1:
+        raise Refused("/manifest version", VERSION_1, tree.get("version"), "use the eamsim that wrote it, or rebuild it with this one")
     decoder, program_tree = _Decoder(data), tree.pop("program", None)
     head = decoder.fields({"format": str, "version": int, "data_bytes": int, "data_sha256": str}, tree, "/manifest")
     if (head["data_bytes"], head["data_sha256"]) != (len(data), _digest(data)):
@@ -136,7 +189,7 @@ def _decode_manifest(manifest: bytes, data: bytes) -> Program:
     program = decoder.item(Program, program_tree, "program")
     if decoder.offset != len(data):
         raise Refused("/data", f"{decoder.offset} bytes of arrays", len(data))
-    return program
+    return program, _tensor_forms(program, decoder.arrays)
 
 
 @cache
@@ -148,7 +201,7 @@ class _Decoder:
     """Turns the JSON tree back into dataclasses, as their annotations say; arrays follow each other in `data`."""
 
     def __init__(self, data: bytes):
-        self.data, self.offset, self.decoded_bytes = data, 1, 0
+        self.data, self.offset, self.decoded_bytes, self.arrays = data, 1, 0, list[Array]()
 
     def item(self, hint: Any, tree: Any, where: str) -> Any:
         """A value of the annotated type: a tuple, a literal, or one of a union's classes."""
@@ -205,6 +258,7 @@ class _Decoder:
         if fields["offset"] != self.offset or end > len(self.data):
             raise Refused(where, f"offset {self.offset} and an end within {len(self.data)} bytes", (fields["offset"], end))
         stored, self.offset = self.data[self.offset : end], end
+        self.arrays.append((where, packing, shape))
         try:
             return unpack(stored, packing, shape, dtype)
         except ValueError as error:
@@ -227,21 +281,3 @@ class _Decoder:
         self.decoded_bytes += size_bytes
         if self.decoded_bytes > DECODED_LIMIT_BYTES:
             raise Refused(where, f"arrays of at most {DECODED_LIMIT_BYTES} bytes in all", self.decoded_bytes)
-
-
-# The HDF5 container: three checksummed streams of bytes.
-
-
-def _container(streams: dict[str, bytes]) -> bytes:
-    image = io.BytesIO()
-    with create(image) as file:
-        for name, stream in streams.items():
-            put(file, name, np.frombuffer(stream, np.uint8))
-    return image.getvalue()
-
-
-def _read_streams(path: Path) -> dict[str, bytes]:
-    """The bytes of the three datasets, once the whole tree is known to be what `_container` makes."""
-    with opened(path, "an .eam file") as file:
-        expect_tree(file, LIMITS_BYTES)
-        return {name: take(file[name], "unsigned bytes", 1, limit).tobytes() for name, limit in LIMITS_BYTES.items()}

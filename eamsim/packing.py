@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 DTYPES = {"bool": np.bool_, "uint8": np.uint8, "int32": np.int32, "int64": np.int64}
@@ -23,6 +25,13 @@ def narrowest(array: np.ndarray) -> str:
 def packed_bytes(elements: int, packing: str) -> int:
     """Length of `elements` packed elements; the last byte is filled up."""
     return -(-elements * BITS[packing] // 8)
+
+
+def stored_form(packing: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """dtype and shape of the packed array as one of bytes and words: below a byte its axes are lost."""
+    if BITS[packing] < 8:
+        return "|u1", (packed_bytes(math.prod(shape), packing),)
+    return _stored_dtype(packing).str, shape
 
 
 def pack(array: np.ndarray, packing: str) -> bytes:

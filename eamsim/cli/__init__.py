@@ -23,6 +23,7 @@ COMMANDS = {  # module and name of each in this package, and the first sentence 
     "search": ("search", "search", "Price every design of a space."),
     "entropy": ("entropy", "entropy", "Entropy of attention weights."),
     "export": ("export", "export", "Program to ONNX or C99."),
+    "convert": ("convert", "convert", "Old .eam file to this version's."),
     "widths": ("widths", "widths", "The narrowest datapath."),
     "sweep": ("sweep", "sweep", "Accuracy over tau."),
     "bench": ("bench", "bench", "Speed, beside other runtimes too."),

@@ -23,7 +23,7 @@ from eamsim.program import Softmax
 from reference.budget import Budget, Trial, write_front
 from reference.freeze import Freezing, Order, Scope
 
-VERSIONED = ("numpy", "torch", "timm", "h5py")
+VERSIONED = ("numpy", "torch", "timm", "safetensors", "h5py")
 
 
 def build(

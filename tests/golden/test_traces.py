@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import eamsim
 
 from eamsim import artifact, engine, golden
 from eamsim.program import Program
@@ -66,9 +67,17 @@ def test_the_stream_of_the_engine_replays_the_trace(trace: Trace, program: Progr
 
 
 def test_plain_digests():
-    assert artifact.sha256(DIGITS / "digits.eam") == PLAIN["program_sha256"], "the trace is of another program"
-    program, _ = artifact.read(DIGITS / "digits.eam")
+    assert artifact.sha256(TRACES / "digits.eam") == PLAIN["program_sha256"], "the trace is of another program"
+    program, _ = artifact.read(TRACES / "digits.eam")
     for number, image in enumerate(np.load(DIGITS / "digits_test.npz")["images"][PLAIN["images"]]):
         taps: Taps = {}
         golden.run(program, image, taps)
         assert digests(taps) == {name: recorded[number] for name, recorded in PLAIN["taps"].items()}
+
+
+def test_the_programs_of_version_1_convert_to_version_2_and_stay_what_they_are(tmp_path):
+    assert eamsim("convert", TRACES / "digits.eam", "-o", tmp_path / "digits.eam").code == 0
+    assert (tmp_path / "digits.eam").read_bytes() == (DIGITS / "digits.eam").read_bytes()
+    old, new = (artifact.read(folder / "digits.eam") for folder in (TRACES, DIGITS))
+    assert artifact.program_sha256(old[0]) == artifact.program_sha256(new[0])
+    assert old[1] == new[1]

@@ -254,7 +254,7 @@ def test_hdf5_that_does_not_end_is_given_up(path, monkeypatch, tmp_path):
         Tables(path, "a file")
 
 
-CRASHES = sorted((Path(__file__).parents[2] / "../shared/cases").resolve().glob("02_hdf5*/*crash*"))
+CRASHES = sorted((Path(__file__).parents[2] / "../shared/cases").resolve().glob("0[12]_hdf5*/*crash*"))
 
 
 @pytest.mark.skipif(not CRASHES, reason="the files that crash HDF5 are in ../shared/cases, which is absent")
