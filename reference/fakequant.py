@@ -20,18 +20,27 @@ MAX_FROZEN_MASS = 1 - 2.0**-10  # a row that is not wholly frozen keeps some mas
 
 
 def predict(
-    model: Model | Calibrated, images: np.ndarray, frozen: Sequence[FrozenMap] | None = None, softmax: Softmax = "paper"
+    model: Model | Calibrated,
+    images: np.ndarray,
+    frozen: Sequence[FrozenMap] | None = None,
+    softmax: Softmax = "paper",
+    see: Site = keep,
 ) -> np.ndarray:
     """Logits float64 [batch, classes] of uint8 images [batch, height, width, 3].
 
     frozen: one map per block, whose values are used as they are (`quantise_frozen` puts them on the attention grid).
     softmax: `paper` is Eq. 15 to the letter; `renormalised` takes the softmax over the unfrozen pairs alone and scales it by
     what the frozen ones leave of 1.
+    see: called with every value as its quantiser leaves it, and as `block3.attn.codes` with the attention weights, frozen ones
+    among them; the network goes on with what it returns.
     """
     network, site, quantise = _parts(model)
     maps = None if frozen is None else [_Frozen(layer, each.shape[0]) for layer, each in zip(frozen, network.maps, strict=True)]
 
     def attend(block: int, scores: Tensor) -> Tensor:
+        return see(f"block{block}.attn.codes", weigh(block, scores))
+
+    def weigh(block: int, scores: Tensor) -> Tensor:
         if maps is None:
             return quantise(block, scores.softmax(dim=-1))
         layer = maps[block]
@@ -41,7 +50,7 @@ def predict(
             weights = scores.softmax(dim=-1)
         return torch.where(layer.mask, layer.values, quantise(block, weights))
 
-    return network(torch.from_numpy(images), site, attend).numpy()
+    return network(torch.from_numpy(images), lambda name, x: see(name, site(name, x)), attend).numpy()
 
 
 def collect_maps(model: Model | Calibrated, batches: Iterable[np.ndarray], consume: Callable[[int, np.ndarray], None]) -> None:

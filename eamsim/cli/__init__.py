@@ -18,6 +18,7 @@ COMMANDS = {  # module and name of each in this package, and the first sentence 
     "run": ("run", "run", "Classify images."),
     "eval": ("evaluate", "evaluate", "Accuracy and speed."),
     "verify": ("verify", "verify", "Engine == golden at every tap."),
+    "compare": ("compare", "compare", "The integers against PyTorch, value by value."),
     "cost": ("cost", "cost", "MACs and bytes of one image; on a chip, cycles and energy."),
     "report": ("report", "report", "One self-contained HTML page."),
     "search": ("search", "search", "Price every design of a space."),
