@@ -44,8 +44,10 @@ class Labelling:
             return self._by_number(source.name, source.numbers), "by-number"
         used = sorted({source.classes[number] for number in np.unique(source.numbers)})
         names = self._table()
-        if self.choice == BY_ORDER or (self.choice is None and (names is None or _same(source.classes, self.names))):
+        if self.choice == BY_ORDER or (self.choice is None and names is None):
             return self._by_order(source), BY_ORDER
+        if self._file is None and _same(source.classes, self.names):
+            return np.arange(self.classes), BY_NAME
         if names is None:
             raise UserError(f"--labels {BY_NAME}: the model has no label names; give a file of them, in the model's order")
         return self._by_name(source, used, names), BY_NAME if self._file is None else f"by {self._file.name}"
