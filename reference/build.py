@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,13 +23,15 @@ from reference.compensate import SETTINGS, compensate, most_images
 from reference.entropy import AttentionStatistics, Summary, layer_bytes, layer_groups
 from reference.fakequant import collect_attention
 from reference.freeze import Freezing, FrozenMap, freeze
-from reference.lower import lower, provenance
+from reference.lower import lower, provenance, stream_remarks
 from reference.maps import Maps
 from reference.models import Model, load_model
 from reference.networks import Network
 from reference.output_change import OutputChange
 from reference.repq import Calibrated, Mode, calibrate, calibration_steps
 from reference.swin import Swin
+
+log = logging.getLogger(__name__)
 
 BATCH = 16
 STATISTICS_BYTES = 4 << 30
@@ -124,7 +127,10 @@ def calibrate_on(model: Model, images: ImageSet, range_images: int, progress: Pr
     """Quantisers from `range_images` of the images, evenly spaced."""
     pixels = np.concatenate(list(images.spread(range_images).batches(BATCH)))
     with progress("ranges", calibration_steps(model)) as advance:
-        return calibrate(model, pixels, mode, advance=advance)
+        calibrated = calibrate(model, pixels, mode, advance=advance)
+    for remark in stream_remarks(calibrated):
+        log.warning("%s: %s", model.name, remark)
+    return calibrated
 
 
 def compensate_on(calibrated: Calibrated, images: ImageSet, progress: Progress) -> tuple[Calibrated, dict[str, Any]]:

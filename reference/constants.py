@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
@@ -20,20 +21,30 @@ def round_half_up(x: Fraction) -> int:
     return math.floor(x + Fraction(1, 2))
 
 
-def ratio(r: Fraction, multiplier_bits: int) -> tuple[int, int]:
+Place = Callable[[], str]
+"""Where a constant belongs and what it is made of, for the error."""
+
+
+def ratio(r: Fraction, multiplier_bits: int, place: Place) -> tuple[int, int]:
     """(M, S) with M / 2^S nearest to r > 0, M of exactly `multiplier_bits` bits unless that needs S > MAX_SHIFT."""
     shift = multiplier_bits - _floor_log2(r) - 1
     if round_half_up(r * Fraction(2) ** shift) >> multiplier_bits:  # rounded up to the next power of two
         shift -= 1
     if shift < 0:
-        raise UserError(f"a rescaling by {float(r):.3g} does not fit {multiplier_bits} multiplier bits; calibrate on more images")
+        raise UserError(
+            f"{place()}: one unit of its sums is {float(r):.3g} of its result, more than a multiplier of {multiplier_bits} bits holds;"
+            " look for a weight that is far too large"
+        )
     shift = min(shift, MAX_SHIFT)
     return round_half_up(r * Fraction(2) ** shift), shift
 
 
-def ratios(numerators: Sequence[Fraction], denominator: Fraction, multiplier_bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """`ratio` of each numerator to the denominator: multiplier and shift, int32."""
-    pairs = np.array([ratio(numerator / denominator, multiplier_bits) for numerator in numerators], np.int32)
+def ratios(
+    numerators: Sequence[Fraction], denominators: Sequence[Fraction], multiplier_bits: int, place: Callable[[int], str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`ratio` of each numerator to its denominator: multiplier and shift, int32; place: of an index."""
+    fractions = enumerate(zip(numerators, denominators, strict=True))
+    pairs = np.array([ratio(above / below, multiplier_bits, partial(place, i)) for i, (above, below) in fractions], np.int32)
     return pairs[:, 0].copy(), pairs[:, 1].copy()
 
 

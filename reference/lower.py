@@ -19,6 +19,7 @@ from reference.swin import Swin
 from reference.vit import Vit
 
 LEAST_EXPONENT = -24  # of values that are always 0
+LEAST_STEPS = 4  # of the residual stream in a typical value: trained models have 60 and more
 
 
 def lower(
@@ -63,13 +64,27 @@ def provenance(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) -> dic
         "labels": None if model.label_names is None else list(model.label_names),
         "label_descriptions": None if model.label_descriptions is None else dict(model.label_descriptions),
         "config": dict(model.config),
-        "remarks": list(model.remarks),
+        "remarks": [*model.remarks, *stream_remarks(calibrated, config)],
         "calibration": {"method": "RepQ-ViT", "mode": calibrated.mode, "images": calibrated.images},
         "lowering": asdict(config),
         "activations": scales,
         "attention": [asdict(quantiser) for quantiser in calibrated.attention],
         "stream_log2_scales": _stream_exponents(calibrated, config),
     }
+
+
+def stream_remarks(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) -> tuple[str, ...]:
+    """The signed value whose smallest token suffers most where values far larger set its scale, if that token is all but lost."""
+    exponents = _stream_exponents(calibrated, config)
+    steps = {name: least / 2.0 ** exponents[name] for name, least in calibrated.stream_least.items() if least}
+    worst = min(steps, key=steps.__getitem__, default="")
+    if not worst or steps[worst] >= LEAST_STEPS:
+        return ()
+    name = "embed" if worst == "patch_embed" and isinstance(calibrated.network, Vit) else worst  # whose scale it has
+    return (
+        f"{worst}: {config.residual_bits} bits hold values up to {calibrated.stream_max[name]:.3g}, the largest seen, in steps of which a"
+        f" typical value of some token is {steps[worst]:.2g}: the program loses what is in it; look for a weight that is far too large",
+    )
 
 
 def _stream_exponents(calibrated: Calibrated, config: LoweringConfig) -> dict[str, int]:

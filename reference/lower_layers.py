@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,14 +30,31 @@ from eamsim.program import (
     Softmax,
     Value,
 )
-from reference.constants import exp2_table, gelu_index, gelu_table, log2, log2_e, log2_table, over_sqrt2, ratio, ratios, round_half_up, sqrt
+from reference.constants import (
+    Place,
+    exp2_table,
+    gelu_index,
+    gelu_table,
+    log2,
+    log2_e,
+    log2_table,
+    over_sqrt2,
+    ratio,
+    ratios,
+    round_half_up,
+    sqrt,
+)
 from reference.layers import Norm
 from reference.repq import Calibrated
 from reference.swin import Windows
 
 LOGIT_BITS = 32
+OFFSET_BITS = 61  # of a norm's offset: with what is added to it, it stays within 63
 Step = tuple[Fraction, int]
 """What one code stands for, and the zero point."""
+
+MakeEpilogue = Callable[[str, list[Fraction]], Epilogue]
+"""(name of the layer, what one unit of its sums stands for in each channel) -> what is done to the sums."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +153,11 @@ class Lowering:
             steps[0] = (steps[0][0] * sqrt(head_dim), steps[0][1])
         grid = self.calibrated.attention[i]
         qkv = self.codes(f"{name}.qkv", f"{name}.v", (tokens, 3 * channels))
-        score_multiplier, score_shift = ratio(score_step * log2_e() * (1 << config.exponent_bits), config.multiplier_bits)
-        even, out_shift = ratio(
-            Fraction(grid.scale) * fraction(v.scale) / (fraction(out.scale) * (1 << grid.last_code // 2)), config.multiplier_bits
+        score_multiplier, score_shift = self.ratio(
+            lambda: f"{name}, scores of {self.largest(qkv.name)}", score_step * log2_e() * (1 << config.exponent_bits)
+        )
+        even, out_shift = self.ratio(
+            lambda: name, Fraction(grid.scale) * fraction(v.scale) / (fraction(out.scale) * (1 << grid.last_code // 2))
         )
         return [
             self.linear(qkv.name, x, qkv, self.requant([step for step in steps for _ in range(channels)])),
@@ -163,7 +183,11 @@ class Lowering:
                 multiplier_odd=over_sqrt2(even),
                 out_shift=out_shift,
                 out_zero=int(out.zero),
-                logit_bias=None if windows is None else _int32(name, self.calibrated.logit_bias_codes(i, windows).numpy())[None],
+                logit_bias=None
+                if windows is None
+                else _int32(self.calibrated.logit_bias_codes(i, windows).numpy(), lambda head: f"{name}, head {head}", "its position bias")[
+                    None
+                ],
                 excluded=None if windows is None or windows.excluded is None else windows.excluded.numpy(),
             ),
         ]
@@ -176,26 +200,29 @@ class Lowering:
     def norm(self, x: Value, out: Value, norm: Norm, scale: float, zero: int = 0) -> LayerNorm:
         """gain = gamma / scale * 2^(shift - fraction_bits), offset = (beta / scale + zero) * 2^shift."""
         config, channels = self.config, len(norm.gain)
-        gain = (norm.gain / scale).numpy()
-        largest = float(np.abs(gain).max()) or 1.0
+        gain, offset = (norm.gain / scale).numpy(), (norm.bias / scale).numpy() + zero
+        channel = int(np.abs(gain).argmax())
+        largest = float(abs(gain[channel])) or 1.0
         shift = config.norm_fraction_bits + config.multiplier_bits - 1 - math.frexp(largest)[1]
+        shift = min(shift, OFFSET_BITS - math.frexp(float(np.abs(offset).max()))[1])
         if shift < 0:
             raise UserError(
-                f"{out.name}: a gain of {largest:.3g} steps does not fit {config.multiplier_bits} bits; calibrate on other images"
+                f"{out.name}, channel {channel}: its gain {float(norm.gain[channel]):.3g} is {largest:.3g} steps of its result, more than"
+                f" {config.multiplier_bits} bits hold: it hardly varies beside one that is far too large; look at {self.largest(x.name)}"
             )
         eps = norm.eps * channels**2 / float(self.stream_scale(x.name)) ** 2
         return LayerNorm(
             x.name,
             out,
             np.rint(gain * 2.0 ** (shift - config.norm_fraction_bits)).astype(np.int32),
-            np.rint(((norm.bias / scale).numpy() + zero) * 2.0**shift).astype(np.int64),
+            np.rint(offset * 2.0**shift).astype(np.int64),
             shift,
             max(1, round(eps)),
             config.norm_fraction_bits,
             config.reciprocal_bits,
         )
 
-    def linear(self, name: str, x: Value, out: Value, epilogue: Callable[[list[Fraction]], Epilogue]) -> Linear:
+    def linear(self, name: str, x: Value, out: Value, epilogue: MakeEpilogue) -> Linear:
         """The layer `name` on value x."""
         calibrated = self.calibrated
         weight, activation = calibrated.weights[name], calibrated.activations[calibrated.network.sources[name]]
@@ -207,38 +234,63 @@ class Lowering:
             weight.bits,
             weight.zero.flatten().numpy().astype(np.uint8),
             int(activation.zero),
-            _int32(name, calibrated.bias_codes(name).numpy()),
-            epilogue([Fraction(scale) for scale in calibrated.acc_scales(name).tolist()]),
+            _int32(calibrated.bias_codes(name).numpy(), partial(self.channel, name), "its bias"),
+            epilogue(name, [Fraction(scale) for scale in calibrated.acc_scales(name).tolist()]),
         )
 
-    def requant(self, targets: Sequence[Step]) -> Callable[[list[Fraction]], Epilogue]:
+    def channel(self, name: str, i: int) -> str:
+        """Output channel i of the layer `name`, with what its sums are made of, for an error."""
+        dense, source = self.calibrated.denses[name], self.calibrated.activations[self.calibrated.network.sources[name]]
+        weights = dense.weight.abs().amax(dim=1)
+        read = max(int(source.zero), (1 << source.bits) - 1 - int(source.zero)) * source.scale.item()
+        return (
+            f"{name}, channel {i} (weights up to {weights[i].item():.3g}, those of a typical channel up to {weights.median().item():.3g};"
+            f" inputs up to {read:.3g})"
+        )
+
+    def largest(self, name: str) -> str:
+        """`channel` with the largest weight, if `name` is that of a layer."""
+        dense = self.calibrated.denses.get(name)
+        return name if dense is None else self.channel(name, int(dense.weight.abs().amax(dim=1).argmax()))
+
+    def ratio(self, place: Place, r: Fraction) -> tuple[int, int]:
+        """Multiplier and shift that a whole value has in common."""
+        return ratio(r, self.config.multiplier_bits, place)
+
+    def ratios(self, name: str, acc_scales: list[Fraction], steps: list[Fraction] | Fraction) -> tuple[np.ndarray, np.ndarray]:
+        """Multipliers and shifts of the layer `name`, from its sums to steps of each channel or of all."""
+        each = steps if isinstance(steps, list) else [steps] * len(acc_scales)
+        return ratios(acc_scales, each, self.config.multiplier_bits, partial(self.channel, name))
+
+    def requant(self, targets: Sequence[Step]) -> MakeEpilogue:
         """targets: of every output channel."""
+        steps, zeros = [step for step, _ in targets], np.array([zero for _, zero in targets], np.int32)
+        return lambda name, acc_scales: Requant(*self.ratios(name, acc_scales, steps), zeros)
 
-        def build(acc_scales: list[Fraction]) -> Requant:
-            steps = [acc_scale / step for acc_scale, (step, _) in zip(acc_scales, targets, strict=True)]
-            zero = np.array([zero for _, zero in targets], np.int32)
-            return Requant(*ratios(steps, Fraction(1), self.config.multiplier_bits), zero)
-
-        return build
-
-    def gelu(self, site: str) -> Callable[[list[Fraction]], Epilogue]:
+    def gelu(self, site: str) -> MakeEpilogue:
         out, index_bits = self.calibrated.activations[site], self.config.gelu_index_bits
         step, index_zero = gelu_index(out.scale.item(), int(out.zero), out.bits, index_bits)
         table = gelu_table(Fraction(step), index_zero, index_bits, fraction(out.scale), int(out.zero), out.bits)
+        return lambda name, acc_scales: Gelu(*self.ratios(name, acc_scales, Fraction(step)), index_zero, index_bits, table)
 
-        def build(acc_scales: list[Fraction]) -> Gelu:
-            return Gelu(*ratios(acc_scales, Fraction(step), self.config.multiplier_bits), index_zero, index_bits, table)
+    def residual(self, operand: str, out: str) -> MakeEpilogue:
+        change = self.stream_exponents[out] - self.stream_exponents[operand]
+
+        def build(name: str, acc_scales: list[Fraction]) -> Residual:
+            multiplier, shift = self.ratios(name, acc_scales, self.stream_scale(out))
+            if change > shift.min():  # C13
+                raise UserError(
+                    f"{self.channel(name, int(shift.argmin()))}: it brings a residual stream of at most"
+                    f" {self.calibrated.stream_max[operand]:.3g} to {self.calibrated.stream_max[out]:.3g}, which no common scale holds;"
+                    " look for a weight that is far too large"
+                )
+            return Residual(operand, multiplier, shift, change)
 
         return build
 
-    def residual(self, operand: str, out: str) -> Callable[[list[Fraction]], Epilogue]:
-        change = self.stream_exponents[out] - self.stream_exponents[operand]
-        scale = self.stream_scale(out)
-        return lambda acc_scales: Residual(operand, *ratios(acc_scales, scale, self.config.multiplier_bits), change)
-
-    def raw(self, scale: Fraction | None) -> Callable[[list[Fraction]], Epilogue]:
+    def raw(self, scale: Fraction | None) -> MakeEpilogue:
         """scale None: logits, in 1/256 of the largest accumulator unit."""
-        return lambda acc_scales: Raw(*ratios(acc_scales, scale or max(acc_scales) / 256, self.config.multiplier_bits))
+        return lambda name, acc_scales: Raw(*self.ratios(name, acc_scales, scale or max(acc_scales) / 256))
 
     def codes(self, name: str, site: str, shape: tuple[int, ...]) -> Value:
         return Value(name, shape, self.calibrated.activations[site].bits)
@@ -250,9 +302,13 @@ class Lowering:
         return Fraction(2) ** self.stream_exponents[name]
 
 
-def _int32(name: str, codes: np.ndarray) -> np.ndarray:
-    """Biases in units of the accumulator; UserError if one leaves 32 bits."""
-    largest = np.abs(codes).max()
-    if largest >= 1 << 31:
-        raise UserError(f"{name}: a bias of {largest:.3g} accumulator units leaves 32 bits; check the model's weights")
+def _int32(codes: np.ndarray, place: Callable[[int], str], what: str) -> np.ndarray:
+    """Constants in units of sums, their channel or head the first axis; UserError if one leaves 32 bits."""
+    largest = np.abs(codes).reshape(len(codes), -1).max(axis=1)
+    i = int(largest.argmax())
+    if largest[i] >= 1 << 31:
+        raise UserError(
+            f"{place(i)}: {what} is {largest[i]:.3g} units of its sums, beyond 32 bits;"
+            " look for one that is far too large, or weights far too small"
+        )
     return codes.astype(np.int32)

@@ -6,7 +6,6 @@ import numpy as np
 from torch import Tensor
 
 from eamsim.program import Gather, LayerNorm, Operation, Pool, Value
-from reference.constants import ratio
 from reference.layers import Norm
 from reference.lower_layers import Lowering, fraction
 from reference.swin import Swin
@@ -64,5 +63,5 @@ def gather(name: str, x: Value, order: Tensor, shape: tuple[int, ...]) -> Gather
 def pooling(lowering: Lowering, x: Value) -> Pool:
     """The mean of all tokens as codes."""
     activation = lowering.calibrated.activations["pool"]
-    mean = ratio(lowering.stream_scale(x.name) / (x.shape[0] * fraction(activation.scale)), lowering.config.multiplier_bits)
+    mean = lowering.ratio(lambda: "pool", lowering.stream_scale(x.name) / (x.shape[0] * fraction(activation.scale)))
     return Pool(x.name, lowering.codes("pool", "pool", (1, x.shape[1])), *mean, int(activation.zero))

@@ -28,7 +28,7 @@ class Calibrated:
 
     activations: per tensor, under the name of the quantised value (the networks' `__call__` lists them); weights: per output
     channel, under the name of the layer's output; attention: one per block; stream_max: the largest magnitude seen in each value
-    that is not quantised to codes.
+    that is not quantised to codes; stream_least: the typical magnitude, the median over the channels, of its smallest token.
     """
 
     model: Model
@@ -38,6 +38,7 @@ class Calibrated:
     weights: dict[str, Affine]
     attention: tuple[LogSqrt2, ...]
     stream_max: dict[str, float]
+    stream_least: dict[str, float]
     images: int
 
     @cached_property
@@ -92,7 +93,9 @@ def calibrate(
     _quantise_weights(model.network, float_weights)(torch.from_numpy(images), ranges.site, ranges.attend)
     network, activations = _reparametrise(model.network, ranges.activations, mode)
     weights = _search_weights(network, weight_bits, mode, advance)
-    return Calibrated(model, mode, network, activations, weights, tuple(ranges.attention), ranges.stream_max, len(images))
+    return Calibrated(
+        model, mode, network, activations, weights, tuple(ranges.attention), ranges.stream_max, ranges.stream_least, len(images)
+    )
 
 
 def calibration_steps(model: Model) -> int:
@@ -112,6 +115,7 @@ class _Ranges:
         self.activations: dict[str, Affine] = {}
         self.attention: list[LogSqrt2] = []
         self.stream_max: dict[str, float] = {}
+        self.stream_least: dict[str, float] = {}
         self.v = torch.empty(0)
 
     def site(self, name: str, x: Tensor) -> Tensor:
@@ -121,6 +125,8 @@ class _Ranges:
             quantiser = search_affine(x, INPUT_BITS if name == "input" else self.bits, contain_zero=self.hardware)
         else:
             self.stream_max[name] = x.abs().max().item()
+            typical = x.abs().median(dim=-1).values
+            self.stream_least[name] = typical[typical > 0].min().item() if typical.any() else 0.0
             return x
         self.activations[name] = quantiser
         quantised = quantiser(x)

@@ -66,20 +66,20 @@ def attentions(program):
 def test_a_ratio_is_normalised_and_nearest(r, bits):
     if r >= Fraction(2) ** bits - Fraction(1, 2):
         with pytest.raises(UserError, match="does not fit"):
-            numbers.ratio(r, bits)
+            numbers.ratio(r, bits, str)
         return
-    multiplier, shift = numbers.ratio(r, bits)
+    multiplier, shift = numbers.ratio(r, bits, str)
 
     assert multiplier >> (bits - 1) == 1 or shift == numbers.MAX_SHIFT
     assert abs(Fraction(multiplier, 1 << shift) - r) <= Fraction(1, 2 << shift)
 
 
 def test_a_ratio_that_rounds_up_to_a_power_of_two():
-    assert numbers.ratio(1 - Fraction(1, 1 << 30), 16) == (1 << 15, 15)
+    assert numbers.ratio(1 - Fraction(1, 1 << 30), 16, str) == (1 << 15, 15)
 
 
 def test_a_tiny_ratio_keeps_what_the_largest_shift_leaves():
-    assert numbers.ratio(Fraction(3, 1 << 40), 16) == (3, 40)
+    assert numbers.ratio(Fraction(3, 1 << 40), 16, str) == (3, 40)
 
 
 def test_over_sqrt2_is_correctly_rounded_for_every_multiplier():
