@@ -87,7 +87,7 @@ def sweep(
     versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in VERSIONED}}
     origins = {public_name(subject.spec): subject.origin | subject.sources for subject in subjects}
     manifest: dict[str, Any] = {"command": public_command(), "versions": versions}
-    manifest |= {"models": origins, "units": len(rows), "output": output}
+    manifest |= {"models": origins, "units": len(rows), "untrained": random_init is not None, "output": output}
     write_manifest(manifest_path(path), manifest)
     emit_measured(
         random_init is not None, manifest | {"rows": [asdict(row) for row in rows]}, as_json, row_table(rows), f"{path}: {len(rows)} units"

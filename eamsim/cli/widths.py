@@ -113,7 +113,7 @@ def widths(
     artifact.write(out, result, provenance | {"narrowed": {"from_sha256": parent, **asdict(chosen.widths)}})
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
     versions = {"eamsim": __version__, "python": sys.version.split()[0], "numpy": np.__version__}
-    manifest = {"command": public_command(), "versions": versions, **found, "output": output}
+    manifest = {"command": public_command(), "versions": versions, **found, "untrained": untrained, "output": output}
     write_manifest(manifest_path(out), manifest)
     emit_measured(
         untrained,

@@ -318,7 +318,7 @@ def test_without_labels_agreement_judges(tmp_path):
     assert "top-1: agreement with the model with nothing frozen, on the 64 images that judged; nothing frozen: 100.00%" in done.out
     assert "x.eam.front.csv: " in done.out
     refused = eamsim(*SOURCE, "--validation", tmp_path / "images.npz", "--keep-accuracy", 5, "-o", out)
-    assert (refused.code, "--validation: expected labelled images" in refused.err) == (2, True)
+    assert (refused.code, "images.npz: expected labelled images" in refused.err) == (2, True)
 
 
 def test_a_later_build_leaves_no_front_of_another_program(tmp_path):

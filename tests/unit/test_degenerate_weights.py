@@ -22,9 +22,8 @@ def model(name: str, change):
     """A small ViT one of whose parameters was changed in place."""
     torch.manual_seed(0)
     module = timm.create_model("vit_tiny_patch16_224", **VIT).eval()
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
     for layer, parameter in module.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
         if "norm" in layer and layer.endswith("weight"):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     with torch.no_grad():
