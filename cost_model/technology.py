@@ -35,8 +35,8 @@ class Figure(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     low: float = Field(ge=0, le=MOST_PJ)
-    nominal: float = Field(gt=0, le=MOST_PJ)
-    high: float = Field(gt=0, le=MOST_PJ)
+    nominal: float = Field(ge=0, le=MOST_PJ)
+    high: float = Field(ge=0, le=MOST_PJ)
     source: str = Field(min_length=1)
     node_nm: float = Field(ge=1, le=10_000)
     estimated: bool

@@ -73,7 +73,7 @@ def rebuild(program: Program, provenance: Mapping[str, Any], model: Model) -> Re
     weights = {name: quantiser for name, (_, quantiser) in layers.items()}
     attentions = [_operation(operations, f"block{i}.attn", Attention) for i in range(len(network.blocks))]
     softmax, images = attentions[0].softmax, provenance["calibration"]["images"]
-    fake = Calibrated(model, "hardware", network, activations, weights, grids, {}, images)
+    fake = Calibrated(model, "hardware", network, activations, weights, grids, {}, {}, images)
     frozen = [_frozen(op, grid) for op, grid in zip(attentions, grids, strict=True)]
     return Rebuilt(model, fake, frozen if any(op.frozen for op in attentions) else None, softmax, operations, streams)
 

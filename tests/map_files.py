@@ -13,7 +13,7 @@ def write_maps(path: Path, sources=("float", "quantised"), tokens=TOKENS) -> Sta
     """Statistics of random maps at `path`."""
     rng = np.random.default_rng(0)
     header = Header(((HEADS, tokens, tokens),) * LAYERS, (HEADS,) * LAYERS, (), 50, sources, False, {}, "eamsim entropy")
-    limits = {"entropy": 8, "mean": 1, "variance": 0.25, "divergence": 3}
+    limits = {"entropy": 5, "mean": 1, "variance": 0.25, "divergence": 3}
     shape = (HEADS, tokens, tokens)
     layers = [
         {name: (rng.random(shape) * limits[name.rpartition(".")[2]]).astype(np.float32) for name in header.arrays(layer)}

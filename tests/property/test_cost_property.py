@@ -154,7 +154,7 @@ def test_every_table_has_the_same_sum(program):
 
     work = sum(ledger(program).values(), Work())
     assert sum(each["work"].get("exponents", 0) for each in operation_rows(program, None)) == work.exponents
-    assert all(report("x", *counted(program, None, None, ())))
+    assert str(report("x", *counted(program, None, None, ()))[0]).startswith("x, one image")
 
 
 @settings(max_examples=EXAMPLES)
@@ -214,7 +214,7 @@ def test_programs_with_hardly_anything_are_counted(program):
     macs = 2 * 2 * 6 if LINEAR in program.operations else 0
     row = own_row(program)
     assert (row["macs_full"], row["macs_saved_full"], row["tau"], row["granularity"]) == (macs, 0, 0, "weight")
-    assert all(report("x", *counted(program, None, None, ())))
+    assert str(report("x", *counted(program, None, None, ()))[0]).startswith("x, one image")
     assert evaluate(thawed(program), load("small-npu")).cycles_per_image > 0
 
 

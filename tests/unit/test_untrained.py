@@ -65,7 +65,7 @@ def test_a_seed_of_0_is_a_seed():
 def test_every_command_with_random_weights_goes_through_the_one_door():
     sources = {path.name: path.read_text(encoding="utf-8") for path in Path(cli.__file__).parent.glob("*.py")}
     random = {name for name, text in sources.items() if re.search(r"\brandom_init: Annotated", text)}
-    assert random == {"bench.py", "build.py", "entropy.py", "sweep.py"}
+    assert random == {"bench.py", "build.py", "compare.py", "entropy.py", "sweep.py"}
     assert all("emit_measured(" in sources[name] and not re.search(r"(?<!_)\bemit\(", sources[name]) for name in random)
 
 
