@@ -18,7 +18,10 @@ FRONTS = {
     "short": (",0.1", "row 1: expected granularity, tau, .*, got row,0.1; make the table again"),
     "range": (",0.1,1.5,0.5,9,0,true,false", "row 1: expected fractions from 0 to 1, got macs_saved 1.5, top1 0.5"),
     "negative": (",0.1,-0.5,0.5,9,0,true,false", "row 1: expected fractions from 0 to 1, got macs_saved -0.5, top1 0.5"),
-    "nan": (",0.1,nan,0.5,9,0,true,false", "row 1: expected granularity, tau, macs_saved, top1, images, loss_change, pareto, chosen, got row,0.1,na"),
+    "nan": (
+        ",0.1,nan,0.5,9,0,true,false",
+        "row 1: expected granularity, tau, macs_saved, top1, images, loss_change, pareto, chosen, got row,0.1,na",
+    ),
 }
 
 
