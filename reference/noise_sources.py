@@ -12,27 +12,33 @@ from torch import Tensor
 from eamsim.progress import Advance
 from reference.fakequant import predict
 from reference.rebuild import Rebuilt
+from reference.swin import Swin
 
 
 @dataclass(frozen=True)
 class Source:
-    """Quantisers that belong together: sites (activations, attention maps), linear layers, and whether maps are frozen."""
+    """Quantisers that belong together: sites (activations, attention maps), linear layers, a Swin's position biases, frozen maps."""
 
     name: str
     sites: frozenset[str] = frozenset()
     layers: frozenset[str] = frozenset()
+    positions: bool = False
     frozen: bool = False
 
 
 def sources_of(rebuilt: Rebuilt) -> list[Source]:
-    """Each kind of site and of linear layer over all blocks, the frozen maps, then all activations and all weights."""
+    """Each kind of site and of constant over all blocks, the frozen maps, then all activations and all constants but those maps."""
     sites = [*rebuilt.fake.activations, *(f"block{i}.attn.codes" for i in range(len(rebuilt.fake.attention)))]
     layers = list(rebuilt.fake.weights)
     found = [Source(f"activations {kind}", sites=names) for kind, names in _by_kind(sites).items()]
     found += [Source(f"weights {kind}", layers=names) for kind, names in _by_kind(layers).items()]
+    swin = isinstance(rebuilt.model.network, Swin)
+    if swin:
+        found.append(Source("position biases", positions=True))
     if rebuilt.frozen is not None:
         found.append(Source("frozen maps", frozen=True))
-    return [*found, Source("all activations", sites=frozenset(sites)), Source("all weights", layers=frozenset(layers))]
+    all_weights = Source("all weights", layers=frozenset(layers), positions=swin)
+    return [*found, Source("all activations", sites=frozenset(sites)), all_weights]
 
 
 def _by_kind(names: Iterable[str]) -> dict[str, frozenset[str]]:
@@ -71,6 +77,8 @@ def logits_with(rebuilt: Rebuilt, source: Source, images: np.ndarray) -> np.ndar
     def see(name: str, x: Tensor) -> Tensor:
         return grids[name](x) if name in source.sites else x
 
-    network = rebuilt.model.network.with_layers({name: fake.quantised.layers[name] for name in source.layers})
+    network, quantised = rebuilt.model.network.with_layers({name: fake.quantised.layers[name] for name in source.layers}), fake.quantised
+    if source.positions and isinstance(network, Swin) and isinstance(quantised, Swin):
+        network = replace(network, windows=quantised.windows)
     frozen = rebuilt.frozen if source.frozen else None
     return predict(replace(rebuilt.model, network=network), images, frozen, rebuilt.softmax, see)

@@ -53,19 +53,18 @@ class Rebuilt:
 def rebuild(program: Program, provenance: Mapping[str, Any], model: Model) -> Rebuilt:
     """Both networks of a program; multipliers hold the scales of weights to `multiplier_bits`, so they are equal to about 2^-16.
 
-    Raises UserError for a program that was narrowed, or is not the model's; BadFile where the provenance lacks scales.
+    A signed value that `eamsim widths` has narrowed has lost low bits: its scale is so many powers of two larger. Raises UserError for
+    a program that is not the model's; BadFile where the provenance lacks scales.
     """
-    if "narrowed" in provenance:
-        raise UserError(
-            "compare: expected a program as it was built, got one that `eamsim widths` narrowed; compare the one it was made of"
-        )
+    operations = {op.out.name: op for op in program.operations}
     try:
         activations = {name: _affine(**each) for name, each in provenance["activations"].items()}
         grids = tuple(LogSqrt2(**each) for each in provenance["attention"])
-        streams = {name: 2.0**exponent for name, exponent in provenance["stream_log2_scales"].items()}
+        built_bits = provenance["lowering"]["residual_bits"]
+        exponents = {name: each for name, each in provenance["stream_log2_scales"].items() if name in operations}
+        streams = {name: 2.0 ** (each + built_bits - operations[name].out.bits) for name, each in exponents.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"{program.name}: its provenance lacks the scales of its values ({error}); build the program again") from error
-    operations = {op.out.name: op for op in program.operations}
     model = _in_units(model, operations, activations)
     reader = _Reader(model, operations, activations, streams)
     layers = {name: reader.dense(name, layer) for name, layer in model.network.layers.items() if isinstance(layer, Dense)}

@@ -15,6 +15,7 @@ timm = pytest.importorskip("timm")
 
 from eamsim import golden  # noqa: E402
 from eamsim.errors import BadFile, UserError  # noqa: E402
+from eamsim.narrow import narrowed, widths_of  # noqa: E402
 from eamsim.program import Linear  # noqa: E402
 from eamsim.progress import unheard  # noqa: E402
 from reference.compare import compare, decisions, tap_names  # noqa: E402
@@ -177,6 +178,20 @@ def test_compensated_programs_are_compared_with_their_own_weights():
         assert row["fake_snr_db"] is None or row["fake_snr_db"] > 3, row
 
 
+@pytest.mark.parametrize("architecture", [VIT, SWIN], ids=["vit", "swin"])
+def test_narrowed_programs_are_compared_in_their_own_units(architecture):
+    """12 bits of residual stream and of multipliers, 6 of GELU's index: nearer to fake quantisation than any wrong power of two."""
+    case = Case(architecture, "renormalised")
+    widths = replace(widths_of(case.program), residual_bits=12, multiplier_bits=12, gelu_index_bits=6)
+    case.program = narrowed(case.program, widths)
+    case.rebuilt = rebuild(case.program, case.provenance | {"narrowed": asdict(widths)}, case.model)
+    for row in case.result["values"]:
+        assert row["fake_snr_db"] is None or row["fake_snr_db"] > 3, row
+    stream, op = case.rebuilt.streams["block0.mlp.fc2"], case.rebuilt.operations["block0.mlp.fc2"]
+    assert stream == 2.0 ** case.provenance["stream_log2_scales"]["block0.mlp.fc2"] * 16
+    assert op.out.bits == 12
+
+
 def test_sources(case):
     """Nothing for a quantiser that is switched off; each of one source, as plain NumPy has it; both halves of all are among them."""
     sources = sources_of(case.rebuilt)
@@ -189,6 +204,7 @@ def test_sources(case):
     noise, signal = found - own - (found - own).mean(axis=1)[:, None], own - own.mean(axis=1)[:, None]
     assert shares["all weights"] == pytest.approx((noise**2).sum() / (signal**2).sum(), rel=1e-9)
     sites = set().union(*(source.sites for source in sources[:-2]))
+    assert any(source.positions for source in sources[:-2]) == hasattr(case.model.network, "windows")
     assert (sites, set(case.rebuilt.fake.weights)) == (sources[-2].sites, set().union(*(source.layers for source in sources[:-2])))
 
 
@@ -200,8 +216,6 @@ def test_decisions():
 
 def test_what_cannot_be_rebuilt_is_refused_by_name():
     case = Case(VIT, None)
-    with pytest.raises(UserError, match="narrowed"):
-        rebuild(case.program, case.provenance | {"narrowed": asdict(case.program.datapath)}, case.model)
     with pytest.raises(BadFile, match="lacks the scales of its values"):
         rebuild(case.program, {}, case.model)
     with pytest.raises(UserError, match="give the model"):
