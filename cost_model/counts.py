@@ -11,7 +11,8 @@ import numpy as np
 
 from cost_model.ledger import attention_linear
 from cost_model.memory import code_bytes, live_bytes, mask_bytes, weight_bytes
-from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Program
+from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool
+from eamsim.verify import Verified, expect_verified
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,14 @@ class Cost:
         return self.mask_bytes + self.code_bytes
 
 
-def count(program: Program) -> Cost:
+def count(program: Verified) -> Cost:
     """The whole program, one image: MACs from the real masks, bytes of weights, frozen maps and activations."""
     return sum(count_operations(program).values(), Cost())
 
 
-def count_operations(program: Program) -> dict[str, Cost]:
+def count_operations(program: Verified) -> dict[str, Cost]:
     """Cost of each operation by the name of its output, in the order of execution."""
+    expect_verified(program)
     layers, frozen_away = linear_layers(program), _frozen_away(program)
     live = live_bytes(program)
     return {
@@ -103,7 +105,7 @@ def _count(op: Operation, layer: str, frozen_away: int, live: int) -> Cost:
             assert_never(op)
 
 
-def _frozen_away(program: Program) -> dict[str, int]:
+def _frozen_away(program: Verified) -> dict[str, int]:
     """Output channels that a Linear would have besides with nothing frozen: q and k of the heads without scores."""
     found = {}
     for op in program.operations:
@@ -130,13 +132,13 @@ def computed_scores(op: Attention) -> int:
     return windows_per_map * int(np.count_nonzero(~op.frozen.mask))
 
 
-def frozen_share(program: Program) -> float:
+def frozen_share(program: Verified) -> float:
     """tau of the real masks: frozen attention weights / attention weights, over all maps, excluded pairs left out of both."""
     pairs, frozen, excluded = _pairs(program)
     return share(frozen, pairs - excluded)
 
 
-def constant_share(program: Program) -> float:
+def constant_share(program: Verified) -> float:
     """tau with the excluded pairs, whose weight is always 0, counted as frozen: (frozen + excluded) / all attention weights."""
     pairs, frozen, excluded = _pairs(program)
     return share(frozen + excluded, pairs)
@@ -147,7 +149,7 @@ def share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _pairs(program: Program) -> tuple[int, int, int]:
+def _pairs(program: Verified) -> tuple[int, int, int]:
     """Attention weights of all windows and heads: all, frozen and not excluded, excluded."""
     pairs = frozen = excluded = 0
     for op in (op for op in program.operations if isinstance(op, Attention)):
@@ -165,7 +167,7 @@ def excluded_pairs(op: Attention) -> np.ndarray:
     return np.zeros((1, 1, 1, 1), np.bool_) if op.excluded is None else op.excluded[:, None]
 
 
-def granularity(program: Program) -> str:
+def granularity(program: Verified) -> str:
     """The coarsest unit all masks are made of: `head`, `row`, `column`, `tile:RxC` or `weight` (also when nothing is frozen)."""
     masks = [op.frozen.mask for op in program.operations if isinstance(op, Attention) and op.frozen is not None]
     if not any(mask.any() for mask in masks):
@@ -189,7 +191,7 @@ def _step(masks: Sequence[np.ndarray], axis: int) -> int:
     return int(np.gcd.reduce(np.concatenate(changes), initial=0))
 
 
-def linear_layers(program: Program) -> dict[str, str]:
+def linear_layers(program: Verified) -> dict[str, str]:
     """Which field of Macs each Linear belongs to, by the name of its output: read off the data flow, Gathers looked through."""
     made = {op.out.name: op for op in program.operations}
     source: dict[str, Operation | None] = {program.image.name: None}

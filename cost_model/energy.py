@@ -21,7 +21,8 @@ from cost_model.masks import Stored, row_mass_bits, store
 from cost_model.simd import simd_run
 from cost_model.technology import Energy
 from cost_model.traffic import Placement, Traffic, operation_fetches, operation_moves, place
-from eamsim.program import Attention, Linear, Operation, Program
+from eamsim.program import Attention, Linear, Operation
+from eamsim.verify import Verified, expect_verified
 
 Runs = tuple[tuple[Gemm, Run], ...]
 
@@ -131,20 +132,21 @@ class Workload:
     runs, map_bits: of each Attention for one image, by the name of its output; steps: of the vector unit, for every operation.
     """
 
-    program: Program
+    program: Verified
     maps: tuple[Stored, ...]
     map_bits: dict[str, int]
     runs: dict[str, Runs]
     steps: dict[str, Primitives]
 
 
-def evaluate(program: Program, hardware: Hardware, batch: int = 1, encoding: str = "auto") -> Estimate:
+def evaluate(program: Verified, hardware: Hardware, batch: int = 1, encoding: str = "auto") -> Estimate:
     """The program on the chip, `batch` images at a time; UserError where it does not fit or a map cannot be stored as asked."""
     return priced(workload(program, hardware.compute, encoding), hardware, batch)
 
 
-def workload(program: Program, compute: Array | Simd, encoding: str = "auto") -> Workload:
+def workload(program: Verified, compute: Array | Simd, encoding: str = "auto") -> Workload:
     """Count the masks; UserError where a map cannot be stored as asked."""
+    expect_verified(program)
     attentions = [op for op in program.operations if isinstance(op, Attention)]
     stored = {op.frozen: tuple(store(op, encoding)) for op in {op.frozen: op for op in attentions}.values()}
     map_bits = {op.out.name: sum(head.bits for head in stored[op.frozen]) + row_mass_bits(op) for op in attentions}
@@ -178,7 +180,7 @@ def priced(work: Workload, hardware: Hardware, batch: int = 1) -> Estimate:
     return Estimate(hardware, batch, placement, work.maps, map_bits, load, tuple(operations))
 
 
-def _work_key(program: Program, op: Operation) -> tuple:
+def _work_key(program: Verified, op: Operation) -> tuple:
     """All that the work of an operation depends on: layers are alike, and masks take long to count."""
     values = [program.values[name] for name in (*op.inputs, op.out.name)]
     key = (type(op), *((value.shape, value.bits) for value in values))
@@ -235,7 +237,7 @@ def vector_energy(hardware: Hardware, multiplies: int, simple: int, lookups: int
     return vector.multiply_pj.energy * multiplies + vector.simple_pj.energy * simple + vector.lookup_pj.energy * lookups
 
 
-def first_load_cycles(program: Program, hardware: Hardware, placement: Placement) -> int:
+def first_load_cycles(program: Verified, hardware: Hardware, placement: Placement) -> int:
     """Waiting for the first fold's weights, which nothing overlaps; every later load hides behind a computation."""
     first = next((op for op in program.operations if gemms(program, op)), None)
     if first is None or placement.weights == "sram":

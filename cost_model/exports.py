@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import yaml
 
 from cost_model.gemms import Gemm, gemms
-from eamsim.program import Attention, Linear, Program
+from eamsim.program import Attention, Linear
+from eamsim.verify import Verified, expect_verified
 
 ACCUMULATOR_BITS = 32
 
@@ -27,8 +28,9 @@ class Layer:
     right: str | None
 
 
-def layers(program: Program) -> Iterator[Layer]:
+def layers(program: Verified) -> Iterator[Layer]:
     """In the order of execution: each Linear, and of each Attention NAME the products NAME.scores (if any) and NAME.context."""
+    expect_verified(program)
     makers: dict[str, str | None] = {program.image.name: None}
     for op in program.operations:
         source, name = makers[op.x], op.out.name
@@ -47,7 +49,7 @@ def layers(program: Program) -> Iterator[Layer]:
                 makers[name] = source
 
 
-def scalesim_csv(program: Program) -> str:
+def scalesim_csv(program: Verified) -> str:
     """SCALE-Sim's topology file for `input_type_gemm`: Layer, M, N, K; one line a product, since it knows no repeats."""
     lines = ["Layer,M,N,K,"]
     for layer in layers(program):
@@ -57,7 +59,7 @@ def scalesim_csv(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
-def zigzag_yaml(program: Program) -> str:
+def zigzag_yaml(program: Verified) -> str:
     """ZigZag's workload: one Gemm a layer with its operand widths; H counts the products (heads x windows) of an Attention.
 
     A layer is the source of its own constant operands, as ZigZag wants it.

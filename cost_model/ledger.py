@@ -13,7 +13,8 @@ from typing import assert_never
 import numpy as np
 
 from cost_model.gemms import audible_pairs, frozen_pairs, needed_codes, needed_scores
-from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Residual
+from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Residual
+from eamsim.verify import Verified, expect_verified
 
 SQUARE_ROOT_STEPS, DIVISION_STEPS = 31, 16  # one bit of the result each: V is below 2^62, the reciprocal has 16 bits
 
@@ -90,12 +91,13 @@ def primitives(work: Work) -> Primitives:
     )
 
 
-def ledger(program: Program) -> dict[str, Work]:
+def ledger(program: Verified) -> dict[str, Work]:
     """Work of each operation beside its multiply-accumulates, by the name of its output, for one image."""
+    expect_verified(program)
     return {op.out.name: operation_work(program, op) for op in program.operations}
 
 
-def operation_work(program: Program, op: Operation) -> Work:
+def operation_work(program: Verified, op: Operation) -> Work:
     """One operation, one image."""
     size = op.out.size
     match op:
@@ -148,7 +150,7 @@ def zero_code_macs(op: Attention) -> int:
     return (pairs(op, None) - pairs(op, audible_pairs(op))) * op.head_dim
 
 
-def structured_macs(program: Program, op: Attention) -> int:
+def structured_macs(program: Verified, op: Attention) -> int:
     """Products that no code depends on although the program has them: of q and k, and of scores under the `paper` meaning.
 
     A wholly frozen row needs no q, and no denominator either; a column that no row needs, no k (where a Linear of their own makes them).
@@ -167,7 +169,7 @@ def structured_macs(program: Program, op: Attention) -> int:
     return op.windows // len(needed) * ((before - int(np.count_nonzero(needed))) * op.head_dim + projections)
 
 
-def attention_linear(program: Program, op: Attention) -> Linear | None:
+def attention_linear(program: Verified, op: Attention) -> Linear | None:
     """The Linear that makes q, k and v, for this Attention alone; None where something else makes them, or reads them too."""
     readers = sum(op.x in other.inputs for other in program.operations)
     made = next((other for other in program.operations if other.out.name == op.x), None)

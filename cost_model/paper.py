@@ -12,7 +12,8 @@ from cost_model.architectures import Architecture, Layer, Swin
 from cost_model.counts import Cost, Macs, count
 from cost_model.memory import packed_bytes
 from eamsim.errors import UserError
-from eamsim.program import Attention, Linear, Program, Softmax
+from eamsim.program import Attention, Linear, Softmax
+from eamsim.verify import Verified
 
 FROZEN_BITS = 4  # EAM_4bits
 CODE_BITS, PIXEL_BITS, RESIDUAL_BITS = 4, 8, 16  # the default datapath's activations
@@ -86,7 +87,7 @@ def activation_bytes(model: Architecture | Swin) -> int:
     return max(peaks)
 
 
-def architecture_of(program: Program) -> Architecture:
+def architecture_of(program: Verified) -> Architecture:
     """The architecture a plain ViT program executes, its frozen maps set aside; UserError for any other program."""
     attentions = [op for op in program.operations if isinstance(op, Attention)]
     linears = [op for op in program.operations if isinstance(op, Linear)]

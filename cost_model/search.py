@@ -24,11 +24,12 @@ from cost_model.skeleton import skeleton
 from cost_model.traffic import DoesNotFit
 from cost_model.variants import Freezer, refrozen, scattered, thawed, whole_heads, whole_units
 from eamsim.errors import UserError
-from eamsim.program import Program, Softmax
+from eamsim.program import Softmax
+from eamsim.verify import Verified
 from eamsim.workers import Workers, results
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-Subject = Architecture | Swin | Program
+Subject = Architecture | Swin | Verified
 Points = dict[str, np.ndarray]
 """Columns of equal length: `CHOICES`, then per image cycles and microjoules, the milliseconds of the batch, and the area."""
 CHOICES = ("granularity", "dataflow", "rows", "columns", "sram_bytes", "batch")
@@ -85,10 +86,10 @@ class Space:
             raise UserError(f"search: expected at most {MOST_POINTS:,} points, got {len(self):,}; leave some choices out")
 
 
-def variant(subject: Subject, granularity: str, tau: float, softmax: Softmax) -> Program:
+def variant(subject: Subject, granularity: str, tau: float, softmax: Softmax) -> Verified:
     """The subject frozen anew: none, weight, row, column, tile:RxC or head at tau; `own` is a program as it is. UserError otherwise."""
-    program = subject if isinstance(subject, Program) else skeleton(subject)
-    if granularity == "own" and isinstance(subject, Program):
+    program = subject if isinstance(subject, Verified) else skeleton(subject)
+    if granularity == "own" and isinstance(subject, Verified):
         return program
     dense = thawed(program)
     freezers: dict[str, Callable[[], Freezer | None]] = {
@@ -103,7 +104,7 @@ def variant(subject: Subject, granularity: str, tau: float, softmax: Softmax) ->
     elif granularity in freezers:
         freezer = freezers[granularity]()
     else:
-        own = ", own" if isinstance(subject, Program) else ""
+        own = ", own" if isinstance(subject, Verified) else ""
         raise UserError(f"--granularity: expected {', '.join(freezers)}{own} or tile:RxC such as tile:16x16, got {granularity!r}")
     return dense if freezer is None else refrozen(dense, freezer, softmax)
 

@@ -20,14 +20,14 @@ from eamsim.program import (
     Linear,
     Operation,
     Pool,
-    Program,
     Raw,
     Requant,
     Residual,
     Value,
 )
+from eamsim.verify import Verified
 
-LOGIT_BITS, FRACTION_BITS, INDEX_BITS = 32, 8, 8  # the default datapath's
+LOGIT_BITS, FRACTION_BITS, EXP2_BITS, INDEX_BITS = 32, 8, 15, 8  # the default datapath's
 
 
 def zeros(shape: tuple[int, ...], dtype: type = np.int32) -> np.ndarray:
@@ -35,7 +35,7 @@ def zeros(shape: tuple[int, ...], dtype: type = np.int32) -> np.ndarray:
     return np.broadcast_to(dtype(0), shape)
 
 
-def skeleton(model: Architecture | Swin) -> Program:
+def skeleton(model: Architecture | Swin) -> Verified:
     """A published architecture as a program on the default datapath, nothing frozen."""
     image = Value("image", (model.image, model.image, 3), PIXEL_BITS)
     embedding, *mergings, head = model.projections
@@ -53,7 +53,7 @@ def skeleton(model: Architecture | Swin) -> Program:
         token, classes = _residual("cls", (1, d)), _codes("norm", (1, d))
         operations += [_gather(stream, token, d), _norm(token, classes)]
     logits = Value("head", (1, head.out_channels), LOGIT_BITS, True)
-    return Program(model.name, image, (*operations, _linear(classes, logits, model.weight_bits)))
+    return Verified(model.name, image, (*operations, _linear(classes, logits, model.weight_bits)))
 
 
 def _embedding(model: Architecture | Swin, image: Value, embedding: Projection) -> list[Operation]:
@@ -129,11 +129,18 @@ def _attention(x: Value, out: Value, layer: Layer, is_biased: bool) -> Attention
     windows, tokens = len(layer.live), layer.window_tokens
     return Attention(
         x.name, out, layer.heads, windows, score_heads=tuple(range(layer.heads)), q_zero=0, k_zero=0, v_zero=0,
-        score_multiplier=0, score_shift=0, exp2=zeros((1 << FRACTION_BITS,)), exp2_bits=15, log2=zeros((1 << FRACTION_BITS,)), log2_scale=0,
+        score_multiplier=0, score_shift=0,
+        exp2=_first(1 << FRACTION_BITS, 1 << EXP2_BITS), exp2_bits=EXP2_BITS, log2=zeros((1 << FRACTION_BITS,)), log2_scale=0,
         attention_bits=CODE_BITS, last_code_is_zero=False, softmax="paper", multiplier_even=0, multiplier_odd=0, out_shift=0, out_zero=0,
         logit_bias=zeros((1, layer.heads, tokens, tokens)) if is_biased else None,
         excluded=_excluded(layer) if min(layer.live) < tokens**2 else None,
     )  # fmt: skip
+
+
+@cache
+def _first(size: int, number: int) -> np.ndarray:
+    """int32 [size]: zeros after the one number."""
+    return np.where(np.arange(size) == 0, number, 0).astype(np.int32)
 
 
 @cache

@@ -6,10 +6,11 @@ from typing import assert_never
 
 import numpy as np
 
-from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Residual
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Residual
+from eamsim.verify import Verified, expect_verified
 
 
-def read_elements(program: Program) -> dict[str, np.ndarray]:
+def read_elements(program: Verified) -> dict[str, np.ndarray]:
     """Of every value, bool of its shape: whether the output depends on that element. Found backwards from the output.
 
     Whatever is frozen, a row of attention that is read reads its q, and all k and v of its head and window.
@@ -23,7 +24,7 @@ def read_elements(program: Program) -> dict[str, np.ndarray]:
     return read
 
 
-def _read_of_input(program: Program, op: Operation, out: np.ndarray) -> np.ndarray:
+def _read_of_input(program: Verified, op: Operation, out: np.ndarray) -> np.ndarray:
     """bool, to be broadcast over `op.x`: what the elements `out` of the output that are read depend on."""
     match op:
         case Linear() | LayerNorm():
@@ -51,8 +52,9 @@ def _read_of_qkv(op: Attention, out: np.ndarray) -> np.ndarray:
     return np.concatenate([q, k, v], axis=2).reshape(len(out), -1)
 
 
-def unread_macs(program: Program) -> dict[str, int]:
+def unread_macs(program: Verified) -> dict[str, int]:
     """MACs of results that nothing reads, by the name of the operation that spends them: no more than it has."""
+    expect_verified(program)
     read, found = read_elements(program), {}
     for op in program.operations:
         unread = ~read[op.out.name]

@@ -13,17 +13,18 @@ from cost_model.ledger import attention_linear
 from cost_model.paper import FROZEN_BITS
 from cost_model.skeleton import zeros
 from eamsim.errors import UserError
-from eamsim.program import Attention, Frozen, Linear, Operation, Program, Requant, Softmax
+from eamsim.program import Attention, Frozen, Linear, Operation, Requant, Softmax
+from eamsim.verify import Verified
 
 Freezer = Callable[[Attention], Frozen | None]
 
 
-def thawed(program: Program) -> Program:
+def thawed(program: Verified) -> Verified:
     """Nothing frozen: every score computed, every head with its q and k."""
     return refrozen(program, lambda op: None, "paper")
 
 
-def refrozen(program: Program, freezer: Freezer, softmax: Softmax) -> Program:
+def refrozen(program: Verified, freezer: Freezer, softmax: Softmax) -> Verified:
     """The shapes of `program` with each Attention frozen as `freezer` says; under `renormalised`, wholly frozen heads lose q and k.
 
     UserError where no Linear of its own makes an Attention's q and k, and they change.
@@ -78,7 +79,7 @@ def scattered(tau: float, seed: int = 0) -> Freezer:
     return lambda op: frozen(op.windows, op.heads, op.tokens, None if op.excluded is None else op.excluded.tobytes())
 
 
-def whole_heads(program: Program, tau: float) -> Freezer:
+def whole_heads(program: Verified, tau: float) -> Freezer:
     """round(tau * heads) whole heads of the model, spread evenly over its layers: what as much freezing can save at best."""
     attentions = [op for op in program.operations if isinstance(op, Attention)]
     total = sum(op.heads for op in attentions)

@@ -19,7 +19,8 @@ from cost_model.hardware import Array, Hardware
 from cost_model.ledger import operation_work
 from cost_model.technology import Energy
 from eamsim.errors import UserError
-from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Residual
+from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Residual
+from eamsim.verify import Verified
 
 MULTIPLY_PJ, ADD_PJ = 3.1 / 32**2, 0.1 / 32
 """Per bit x bit and per bit: Horowitz, ISSCC 2014, 45 nm. They split the figure of a multiply-accumulate into its two parts."""
@@ -55,7 +56,7 @@ class Price:
         return self.mac + self.vector + self.traffic
 
 
-def price(program: Program, hardware: Hardware, batch: int = 1) -> Price:
+def price(program: Verified, hardware: Hardware, batch: int = 1) -> Price:
     """A verified program on an array whose units are as wide as the program needs.
 
     UserError for a SIMD core, whose registers are as wide as they are, and where the program does not fit the memories.
@@ -102,7 +103,7 @@ def lane_area(used: list[tuple[str, Step]]) -> float:
     return multiply * MULTIPLY_UM2 + add * (ADD_UM2 + REGISTER_UM2) + sum(tables.values()) * TABLE_UM2
 
 
-def steps(program: Program, op: Operation) -> dict[str, Step]:
+def steps(program: Verified, op: Operation) -> dict[str, Step]:
     """The steps of one unit of each kind of work that an operation may have, at the widths of the program."""
     x, bits, multiplier = program.values[op.x], program.datapath.accumulator_bits, program.datapath.multiplier_bits
     product, out = bits + multiplier, op.out.bits

@@ -27,7 +27,7 @@ from eamsim.hdf5 import Tables
 from eamsim.packing import BITS, DTYPES, narrowest, pack, packed_bytes, stored_form, unpack
 from eamsim.program import Frozen, Program
 from eamsim.tensor_file import FORMAT, Form, from_bytes, to_bytes
-from eamsim.verify import ProgramError, verify
+from eamsim.verify import ProgramError, Verified, expect_verified, verify
 
 VERSION_1, HDF5_SIGNATURE = 1, b"\x89HDF\r\n\x1a\n"
 LIMITS_BYTES = {"manifest": 16 << 20, "data": 2 << 30, "provenance": 16 << 20}
@@ -44,12 +44,12 @@ class ArtifactError(BadFile):
     """An .eam file that cannot be read or written; the message says where, what was expected and what came."""
 
 
-def write(path: PathLike, program: Program, provenance: dict[str, Any]) -> None:
-    """Verify the program and replace the file at `path` in one step; a crash leaves the old file or the new one.
+def write(path: PathLike, program: Verified, provenance: dict[str, Any]) -> None:
+    """Replace the file at `path` in one step; a crash leaves the old file or the new one.
 
     provenance: anything JSON holds. Raises ProgramError, and ArtifactError where the file cannot be written.
     """
-    verify(program)
+    expect_verified(program)
     encoder = _Encoder(program)
     sizes = {"manifest": encoder.manifest_stream, "data": encoder.data, "provenance": canonical(provenance)}
     for name, stream in sizes.items():
@@ -63,11 +63,11 @@ def write(path: PathLike, program: Program, provenance: dict[str, Any]) -> None:
         raise ArtifactError(f"{path}: expected a writable file in an existing folder, got '{reason}'; choose another path") from None
 
 
-def read(path: PathLike) -> tuple[Program, dict[str, Any]]:
-    """The verified program and its provenance; raises ArtifactError on every damaged or foreign file."""
+def read(path: PathLike) -> tuple[Verified, dict[str, Any]]:
+    """The program and its provenance; raises ArtifactError on every damaged or foreign file."""
     try:
-        program, provenance = _read(Path(path))
-        verify(program)
+        decoded, provenance = _read(Path(path))
+        program = verify(decoded)
     except Refused as error:
         raise ArtifactError(f"{path}: {error}; {error.advice or REBUILD}") from None
     except ProgramError as error:
@@ -171,8 +171,9 @@ class _Encoder:
         if isinstance(item, Frozen):
             item = dataclasses.replace(item, codes=item.codes[item.mask])
         if dataclasses.is_dataclass(item):
-            fields = {field.name: self.item(getattr(item, field.name), f"{where}.{field.name}") for field in dataclasses.fields(item)}
-            return {"kind": type(item).__name__, **fields}
+            kind: Any = Program if isinstance(item, Program) else type(item)  # the proof is not stored: who reads proves
+            fields = {field.name: self.item(getattr(item, field.name), f"{where}.{field.name}") for field in dataclasses.fields(kind)}
+            return {"kind": kind.__name__, **fields}
         return item
 
 

@@ -32,13 +32,13 @@ from eamsim.program import (
     Operation,
     Overflow,
     Pool,
-    Program,
     Raw,
     Requant,
     Residual,
     Rounding,
     Value,
 )
+from eamsim.verify import Verified, expect_verified
 
 FORMAT = 1  # of program.bin; the one in stream.h
 SOURCES = ("model.c", "arithmetic.h", "stream.h", "sha256.h")
@@ -47,7 +47,7 @@ COMPILER_OPTIONS = ("-std=c99", "-O2")
 Number = int | np.ndarray
 
 
-def export(program: Program, folder: Path) -> list[Path]:
+def export(program: Verified, folder: Path) -> list[Path]:
     """Write the sources and program.bin into the folder, made if need be; the paths. BadFile where they cannot be written."""
     sources = files("eamsim") / "data" / "c"
     contents = {name: (sources / name).read_bytes() for name in SOURCES} | {"program.bin": encode(program)}
@@ -61,7 +61,7 @@ def export(program: Program, folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def runtime(program: Program, folder: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def runtime(program: Verified, folder: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Image -> taps, by the model exported to and compiled in the folder. UserError without a C compiler or for an image it refuses."""
     export(program, folder)
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -95,8 +95,9 @@ def _call(command: list[str], data: bytes = b"") -> str:
     return done.stdout.decode()
 
 
-def encode(program: Program) -> bytes:
+def encode(program: Verified) -> bytes:
     """The content of program.bin."""
+    expect_verified(program)
     path, image = program.datapath, program.image
     rounding, overflow = get_args(Rounding).index(path.rounding), get_args(Overflow).index(path.overflow)
     parts = [FORMAT, rounding, path.accumulator_bits, overflow, len(program.operations), *_value(image)]

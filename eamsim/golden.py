@@ -23,22 +23,23 @@ from eamsim.program import (
     Linear,
     Operation,
     Pool,
-    Program,
     Raw,
     Requant,
     Residual,
     Value,
 )
+from eamsim.verify import Verified, expect_verified
 
 Tap = Callable[[str, np.ndarray], None]
 Values = dict[str, np.ndarray]
 
 
-def run(program: Program, image: np.ndarray, taps: dict[str, np.ndarray] | None = None) -> np.ndarray:
-    """Execute a verified program on one uint8 image [height, width, 3]; return the last value, flattened, int64.
+def run(program: Verified, image: np.ndarray, taps: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    """Execute a program on one uint8 image [height, width, 3]; return the last value, flattened, int64.
 
     taps: a dict that receives every tap (docs/datapath.md section 4) as an int64 array under its name.
     """
+    expect_verified(program)
     if image.dtype != np.uint8 or image.shape != program.image.shape:
         raise ValueError(f"image must be uint8 {program.image.shape}, got {image.dtype} {image.shape}")
     tap: Tap = (lambda name, value: None) if taps is None else taps.__setitem__

@@ -28,7 +28,7 @@ from eamsim.program import (
     Residual,
     Value,
 )
-from eamsim.verify import MAX_SHIFT, verify
+from eamsim.verify import MAX_SHIFT, Verified, expect_verified
 
 GAIN_BITS = 32
 """Of LayerNorm's int32 gains, and more than any M may have."""
@@ -89,13 +89,14 @@ def sum_bits(bound: tuple[int, int]) -> int:
     return max((-bound[0] - 1).bit_length() if bound[0] < 0 else 0, bound[1].bit_length() if bound[1] > 0 else 0) + 1
 
 
-def proven_sums(program: Program) -> dict[str, int]:
+def proven_sums(program: Verified) -> dict[str, int]:
     """Bits that each sum of the program provably stays within, by tap: over all images, from the actual weights."""
-    return {name: sum_bits(bound) for name, bound in verify(program).items() if not name.endswith(".exponents")}
+    return {name: sum_bits(bound) for name, bound in program.bounds.items() if not name.endswith(".exponents")}
 
 
-def narrowed(program: Program, widths: Widths) -> Program:
+def narrowed(program: Verified, widths: Widths) -> Verified:
     """The program with no width above these; ProgramError where a constant does not fit, such as a ratio above 2^multiplier_bits."""
+    expect_verified(program)
     path = program.datapath
     if widths.multiplier_bits >= path.multiplier_bits:
         widths = replace(widths, multiplier_bits=GAIN_BITS)  # gains may be wider than any M: they stay
@@ -106,9 +107,7 @@ def narrowed(program: Program, widths: Widths) -> Program:
         accumulator_bits=min(path.accumulator_bits, widths.accumulator_bits),
     )
     operations = tuple(narrow_operation(op, widths, drops) for op in program.operations)
-    result = replace(program, operations=operations, datapath=datapath)
-    verify(result)
-    return result
+    return replace(program, operations=operations, datapath=datapath)
 
 
 def value_drops(program: Program, widths: Widths) -> dict[str, int]:

@@ -36,6 +36,7 @@ from eamsim.program import (
     Rounding,
     Value,
 )
+from eamsim.verify import Verified, expect_verified
 
 OPSET, IR_VERSION = 21, 10  # the first with 4-bit tensors
 ROOT_BITS = 31  # a variance is below 2^62
@@ -44,12 +45,13 @@ POWERS = np.int64(1) << np.arange(63)
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def export(program: Program, taps: bool = False) -> onnx.ModelProto:
+def export(program: Verified, taps: bool = False) -> onnx.ModelProto:
     """The model: one image in, as the program takes it; the last value out, and every other tap too where `taps` is set.
 
     Outputs are int64 and named as the taps are (docs/datapath.md section 4), in the order of the page. The model has passed
     `onnx.checker`, shapes included. Raises UserError for names that ONNX cannot tell apart.
     """
+    expect_verified(program)
     image = program.image
     graph = Graph(program.datapath)
     values = {image.name: graph.node("Cast", Tensor(graph, image.name), to=TensorProto.INT64)}

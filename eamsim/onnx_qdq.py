@@ -33,13 +33,15 @@ from eamsim.program import (
     Residual,
     Value,
 )
+from eamsim.verify import Verified, expect_verified
 
 CODE_TYPES = {4: TensorProto.UINT4, 8: TensorProto.UINT8, 16: TensorProto.UINT16}  # each saturates at its own range
 NEVER = -1e9  # a logit that softmax turns into 0, also where a row has no other
 
 
-def export(program: Program) -> onnx.ModelProto:
+def export(program: Verified) -> onnx.ModelProto:
     """The model: uint8 image in, float logits out, in the program's units up to its rounding. UserError as `onnx_export.export`."""
+    expect_verified(program)
     graph, image = Graph(program.datapath), program.image
     values = {image.name: graph.node("Cast", Tensor(graph, image.name), to=TensorProto.INT64)}
     for op in program.operations:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from math import isqrt
@@ -25,13 +25,12 @@ from eamsim.program import (
     Linear,
     Operation,
     Pool,
-    Program,
     Raw,
     Requant,
     Residual,
     Value,
 )
-from eamsim.verify import Bound, Bounds, verify
+from eamsim.verify import Bound, Verified, expect_verified
 
 SHIFT_BITS, ROW_LOG2_BITS = 6, 25
 
@@ -53,12 +52,12 @@ class Tap:
         return next(name for name in BITS if limits(name)[0] <= self.bound[0] and self.bound[1] <= limits(name)[1])
 
 
-def taps(program: Program) -> dict[str, Tap]:
-    """Every tap of a verified program by name in the order of execution, the image first."""
-    bounds = verify(program)
+def taps(program: Verified) -> dict[str, Tap]:
+    """Every tap by name in the order of execution, the image first."""
+    expect_verified(program)
     found = [ranged(program.image)]
     for op in program.operations:
-        found += [*inner_taps(op, program, bounds), ranged(op.out)]
+        found += [*inner_taps(op, program), ranged(op.out)]
     return {tap.value.name: tap for tap in found}
 
 
@@ -66,17 +65,17 @@ def ranged(value: Value) -> Tap:
     return Tap(value, (value.low, value.high))
 
 
-def inner_taps(op: Operation, program: Program, bounds: Bounds) -> Iterator[Tap]:
+def inner_taps(op: Operation, program: Verified) -> Iterator[Tap]:
     """What an operation publishes before its output."""
     match op:
         case LayerNorm():
             yield from layer_norm_taps(op, program.values[op.x])
         case Linear():
-            yield accumulator(f"{op.out.name}.acc", op.out.shape, bounds[f"{op.out.name}.acc"], program.datapath)
+            yield accumulator(f"{op.out.name}.acc", op.out.shape, program.bounds[f"{op.out.name}.acc"], program.datapath)
             if isinstance(op.epilogue, Gelu):
                 yield ranged(Value(f"{op.out.name}.index", op.out.shape, op.epilogue.index_bits))
         case Attention():
-            yield from attention_taps(op, bounds, program.datapath)
+            yield from attention_taps(op, program.bounds, program.datapath)
         case InputQuant() | Gather() | Embed() | Pool():
             return
         case _:
@@ -104,7 +103,7 @@ def layer_norm_taps(op: LayerNorm, x: Value) -> Iterator[Tap]:
     yield Tap(Value(f"{name}.normalised", op.out.shape, normalised.bit_length() + 1, signed=True), bound)
 
 
-def attention_taps(op: Attention, bounds: Bounds, datapath: Datapath) -> Iterator[Tap]:
+def attention_taps(op: Attention, bounds: Mapping[str, Bound], datapath: Datapath) -> Iterator[Tap]:
     name, rows = op.out.name, (op.windows, op.heads, op.tokens)
     pairs, context = (*rows, op.tokens), (*rows, op.head_dim)
     yield accumulator(f"{name}.scores", pairs, bounds[f"{name}.scores"], datapath)
@@ -116,7 +115,7 @@ def attention_taps(op: Attention, bounds: Bounds, datapath: Datapath) -> Iterato
         yield accumulator(f"{name}.{part}", context, bounds[f"{name}.{part}"], datapath)
 
 
-def constants(op: Operation, program: Program) -> dict[str, tuple[Value, np.ndarray]]:
+def constants(op: Operation, program: Verified) -> dict[str, tuple[Value, np.ndarray]]:
     """Every array of an operation that is not empty, by its field (`weight`, `frozen.codes`), as wide as its constraints allow."""
     out = op.out
     match op:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from eamsim.errors import UserError
-from eamsim.program import Program, Value
+from eamsim.program import Value
 from eamsim.tensors import matching
 from eamsim.trace import Difference, first_difference
 from eamsim.trace_file import digest
 from eamsim.trace_sources import Digest, Source
+from eamsim.verify import Verified
 
 ALL = "all"
 Shape = tuple[int, ...]
@@ -31,7 +32,7 @@ class Sides:
     found: Source
     known: Mapping[str, Value]
     image: str
-    program: Program | None
+    program: Verified | None
     no_program: str = ""
 
 

@@ -34,8 +34,9 @@ from eamsim.errors import BadFile
 from eamsim.hdf5 import Tables
 from eamsim.hdf5_write import Writer, writing
 from eamsim.packing import BITS, limits, pack
-from eamsim.program import Program, Value
+from eamsim.program import Value
 from eamsim.tensors import Tap, taps
+from eamsim.verify import Verified
 
 FORMAT, VERSION, VERSIONS = "eam-trace", 3, (1, 2, 3)
 LANED, INDEXED = 2, 3
@@ -113,7 +114,7 @@ def lanes_of(packed: bytes) -> bytes:
 class Recorder:
     """An unfinished trace: `put` every tap of every image, in any order."""
 
-    def __init__(self, file: Writer, program: Program, names: Sequence[str], images: Sequence[str], stored: bool):
+    def __init__(self, file: Writer, program: Verified, names: Sequence[str], images: Sequence[str], stored: bool):
         declared = taps(program)
         self.entries = {name: entry_of(declared[name], stored) for name in names}
         self.digests = np.zeros((len(images), len(names), DIGEST_BYTES), np.uint8)
@@ -187,7 +188,7 @@ def dtype_of(packing: str) -> np.dtype:
 @contextlib.contextmanager
 def recording(
     path: PathLike,
-    program: Program,
+    program: Verified,
     names: Sequence[str],
     images: Sequence[str],
     interpreter: Interpreter,

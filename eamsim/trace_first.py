@@ -9,10 +9,11 @@ import numpy as np
 
 from eamsim import golden
 from eamsim.diagnosis import Diagnosis, diagnose, in_register, operands, operation_of, published_with, swapped_axes
-from eamsim.program import Operation, Program
+from eamsim.program import Operation
 from eamsim.trace import Taps
 from eamsim.trace_diff import Report, Shape, Sides, TapDifference, other_order, sha256, shift_of
 from eamsim.trace_sources import Digest, Source
+from eamsim.verify import Verified
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def integers_of(source: Source, names: Iterable[str], image: int) -> Taps:
     return {name: integers for name, integers in found.items() if isinstance(integers, np.ndarray)}
 
 
-def golden_taps(program: Program, image: np.ndarray) -> Taps:
+def golden_taps(program: Verified, image: np.ndarray) -> Taps:
     """All taps of one uint8 image by the golden interpreter, the image among them."""
     found: Taps = {}
     golden.run(program, image, found)

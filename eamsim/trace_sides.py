@@ -9,15 +9,16 @@ from pathlib import Path
 
 from eamsim import artifact, trace_file
 from eamsim.errors import UserError
-from eamsim.program import Program, Value
+from eamsim.program import Value
 from eamsim.tensors import taps
 from eamsim.trace_diff import Sides
 from eamsim.trace_dumps import Dump, checked, read_dump
 from eamsim.trace_file import IMAGE, Trace
 from eamsim.trace_sources import DUMP_BITS, RunSource, Source, TraceSource
 from eamsim.vectors import MANIFEST
+from eamsim.verify import Verified
 
-Run = Callable[[Path, Trace | None], tuple[Program, RunSource]]
+Run = Callable[[Path, Trace | None], tuple[Verified, RunSource]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Opened:
 
 
 def open_sides(
-    stack: contextlib.ExitStack, paths: tuple[Path, Path], run: Run, program: Program | None = None, layout: Path | None = None
+    stack: contextlib.ExitStack, paths: tuple[Path, Path], run: Run, program: Verified | None = None, layout: Path | None = None
 ) -> Opened:
     """Traces first, since programs run on their images, then dumps, whose names and shapes the others know.
 
@@ -57,8 +58,8 @@ def open_sides(
 
 
 def explaining(
-    paths: tuple[Path, Path], given: Program | None, ran: Mapping[Path, Program], hashes: Mapping[Path, str]
-) -> tuple[Program | None, str]:
+    paths: tuple[Path, Path], given: Verified | None, ran: Mapping[Path, Verified], hashes: Mapping[Path, str]
+) -> tuple[Verified | None, str]:
     """The program to explain the expected side by, or None and why there is none; UserError where the given one is of neither."""
     right = hashes.get(paths[0], hashes.get(paths[1]))
     if given is not None:
@@ -77,7 +78,7 @@ def layout_among(paths: tuple[Path, Path], layout: Path | None) -> Path | None:
 
 
 def known_taps(
-    paths: tuple[Path, Path], program: Program | None, sources: Mapping[Path, Source], dumps: Mapping[Path, Dump]
+    paths: tuple[Path, Path], program: Verified | None, sources: Mapping[Path, Source], dumps: Mapping[Path, Dump]
 ) -> dict[str, Value]:
     """Every tap in the order of execution: of the program, of traces and runs, and only where there is neither of the expected dump."""
     known: dict[str, Value] = {} if program is None else {name: tap.value for name, tap in taps(program).items()}

@@ -6,9 +6,12 @@ int64 step can overflow anywhere. Errors read `block3.attn.proj Linear [C2]: wei
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from math import isqrt, prod
+from types import MappingProxyType
 from typing import assert_never
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -41,6 +44,8 @@ TAPS = {"variance", "reciprocal", "normalised", "acc", "index", "scores", "expon
 MAX_SHIFT = 62
 MAX_ELEMENTS = 1 << 31
 INT64_LIMIT = 1 << 63
+PROVED: WeakKeyDictionary[Operation, tuple[tuple[Datapath | Value, ...], Bounds]] = WeakKeyDictionary()
+"""By operation: what its proof rests on beside its own fields, and what it says."""
 
 
 class ProgramError(UserError):
@@ -110,11 +115,46 @@ def magnitude(bound: Bound) -> int:
     return max(abs(bound[0]), abs(bound[1]))
 
 
-def verify(program: Program) -> Bounds:
-    """Raise ProgramError unless every constraint holds; return proven bounds (low, high) by tap.
+@dataclass(frozen=True, eq=False)
+class Verified(Program):
+    """A program that keeps every constraint: what every reader takes. Constructing one proves it, or raises ProgramError.
 
-    The taps are the finished sums before narrowing (`.acc`, `.scores`, `.even`, `.odd`) and `.exponents`.
+    bounds: what no image can exceed, (low, high) by tap: the finished sums before narrowing (`.acc`, `.scores`, `.even`, `.odd`) and
+    `.exponents`. The arrays become read-only, and `dataclasses.replace`, copies and pickles prove again: what was proved stays true.
     """
+
+    bounds: Mapping[str, Bound] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bounds", MappingProxyType(prove(self)))
+
+    def __reduce__(self) -> tuple[type[Verified], tuple]:
+        return Verified, (self.name, self.image, self.operations, self.datapath)
+
+
+def verify(program: Program) -> Verified:
+    """The program with its proof; ProgramError unless every constraint holds. One that has its proof is returned as it is."""
+    return program if isinstance(program, Verified) else Verified(program.name, program.image, program.operations, program.datapath)
+
+
+def expect_verified(program: Program) -> None:
+    """What a reader does first, for callers that no type checker saw: ProgramError for a program without its proof."""
+    if not isinstance(program, Verified):
+        raise ProgramError(f"program: expected eamsim.verify.Verified, got {type(program).__name__}; pass verify(program)")
+
+
+def seal(item: object) -> None:
+    """Make the arrays of an operation read-only, and those that they are views of."""
+    if isinstance(item, np.ndarray):
+        item.setflags(write=False)
+        seal(item.base)
+    elif is_dataclass(item):
+        for each in fields(item):
+            seal(getattr(item, each.name))
+
+
+def prove(program: Program) -> Bounds:
+    """The bounds of a program whose every constraint holds; raises ProgramError."""
     check = Check(program.name, program.datapath)
     verify_datapath(check, program.datapath)
     check.that(bool(program.operations), "P1", "a program needs at least one operation")
@@ -130,7 +170,7 @@ def verify(program: Program) -> Bounds:
         check.that(bool(op.out.name) and op.out.name.rpartition(".")[2] not in TAPS, "P4", "the name is empty or a tap's")
         for name in op.inputs:
             check.that(name in values, "P5", f"input '{name}' is not an earlier value")
-        bounds |= verify_operation(check, op, values)
+        bounds |= prove_operation(check, op, values)
         values[op.out.name] = op.out
     return bounds
 
@@ -148,6 +188,17 @@ def verify_value(check: Check, value: Value) -> None:
     sizes = all(isinstance(n, int) and n > 0 for n in value.shape) and bool(value.shape)
     fits = sizes and prod(value.shape) < MAX_ELEMENTS  # exact: the int64 of Value.size may wrap
     check.that(fits, "P3", f"{value.name} must have positive extents and fewer than 2^31 elements, got {value.shape}")
+
+
+def prove_operation(check: Check, op: Operation, values: dict[str, Value]) -> Bounds:
+    """Its bounds, proved once: programs that differ in some operations share the others, whose arrays are read-only from here on."""
+    premises = (check.datapath, *(values[name] for name in op.inputs))
+    known = PROVED.get(op)
+    if known is None or known[0] != premises:
+        known = premises, verify_operation(check, op, values)
+        seal(op)
+        PROVED[op] = known
+    return known[1]
 
 
 def verify_operation(check: Check, op: Operation, values: dict[str, Value]) -> Bounds:

@@ -14,8 +14,9 @@ from typing import get_args
 
 from eamsim.errors import UserError
 from eamsim.images import open_images
-from eamsim.program import Program, Softmax
+from eamsim.program import Softmax
 from eamsim.progress import silent
+from eamsim.verify import Verified
 from reference.build import attention_statistics, calibrate_on, frozen_maps, labelling
 from reference.evaluate import evaluate, evaluate_program
 from reference.fakequant import quantise_frozen
@@ -41,7 +42,7 @@ def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], choices:
     def top1(network, frozen=None, softmax: Softmax = "paper") -> float:
         return evaluate(network, data.batches(BATCH), labels, frozen, softmax).top1
 
-    def engine_top1(program: Program) -> float:
+    def engine_top1(program: Verified) -> float:
         return evaluate_program(program, data.batches(BATCH), labels).top1
 
     published, hardware = (calibrate_on(model, images, range_images, mode=mode) for mode in ("published", "hardware"))

@@ -10,8 +10,8 @@ import numpy as np
 
 from eamsim.choice import finite
 from eamsim.errors import UserError
-from eamsim.program import Program
 from eamsim.table import write_table
+from eamsim.verify import Verified
 from reference.freeze import Freezing, freeze
 
 RATES = (0.25, 0.5)
@@ -30,7 +30,7 @@ class Budget:
     calibration images if empty; evaluations: the most programs that are run. Raises UserError for anything else.
     """
 
-    macs: Callable[[Program], int]
+    macs: Callable[[Verified], int]
     keep_accuracy: float | None = None
     save_macs: float | None = None
     granularities: tuple[str, ...] = ("head", "row", "column", "tile:16x16", "weight")

@@ -12,7 +12,8 @@ import numpy as np
 from eamsim import engine
 from eamsim.errors import UserError
 from eamsim.images import ImageSet
-from eamsim.program import Attention, Linear, Program, Raw
+from eamsim.program import Attention, Linear, Raw
+from eamsim.verify import Verified
 from reference.budget import (
     SEARCH_IMAGES,
     WIDTH,
@@ -47,12 +48,12 @@ class Bench:
     dense: nothing frozen, softmax renormalised; grids, mean [maps, tokens, tokens]: per block; logit_scale: of the integer logits.
     """
 
-    dense: Program
+    dense: Verified
     grids: Sequence[LogSqrt2]
     mean: Sequence[np.ndarray]
     logit_scale: float
     rungs: Rungs
-    macs: Callable[[Program], int]
+    macs: Callable[[Verified], int]
 
     def masks(self, state: State) -> list[np.ndarray]:
         """Of every block, bool [maps, tokens, tokens], window by window."""
@@ -75,7 +76,7 @@ class Bench:
             live += op.heads * int(np.count_nonzero(pairs))
         return frozen / live
 
-    def program(self, state: State) -> Program:
+    def program(self, state: State) -> Verified:
         """The program of this state; blocks of which nothing is frozen hold no map."""
         maps = zip(self.masks(state), self.mean, strict=True)
         frozen = [FrozenMap(mask, mean.astype(np.float64)) if mask.any() else None for mask, mean in maps]
@@ -98,7 +99,7 @@ class Bench:
 
 def build_within(
     bench: Bench, budget: Budget, calibration: ImageSet, judged: ImageSet, progress: Progress
-) -> tuple[Program, dict[str, Any]]:
+) -> tuple[Verified, dict[str, Any]]:
     """The program within the budget, and how it was found as JSON values: every trial, and what is frozen of which head.
 
     calibration: SEARCH_IMAGES of them compare moves, by the cross-entropy; judged: they decide, by top-1. Both by their labels, or,
@@ -152,7 +153,7 @@ def _explore(
     return tried
 
 
-def logit_scale(calibrated: Calibrated, program: Program) -> float:
+def logit_scale(calibrated: Calibrated, program: Verified) -> float:
     """What one step of the integer logits stands for."""
     head = program.operations[-1]
     assert isinstance(head, Linear)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.labels import Labelling
-from eamsim.program import Program, Softmax
+from eamsim.program import Softmax
 from eamsim.progress import Progress, silent
+from eamsim.verify import Verified
 from reference.budget import Budget, make_rungs
 from reference.budget_search import Bench, build_within, logit_scale
 from reference.compensate import SETTINGS, compensate, most_images
@@ -54,7 +55,7 @@ def build_program(
     share_windows: bool = False,
     compensated: bool = False,
     labels: str | None = None,
-) -> tuple[Program, dict[str, Any]]:
+) -> tuple[Verified, dict[str, Any]]:
     """The integer program of a float model, its attention weights frozen as chosen or as a budget allows, and its provenance.
 
     spec, weights, random_init, allow_pickle: as `reference.models.load_model`; calib: as
@@ -103,7 +104,7 @@ def _within(
     judged: ImageSet,
     progress: Progress,
     share_windows: bool,
-) -> tuple[Program, dict[str, Any]]:
+) -> tuple[Verified, dict[str, Any]]:
     """The program that the search finds, and how it was found; the order is `output`."""
     change = OutputChange(source.network, maps_of(source.network, share_windows))
     statistics = attention_statistics(source, images, progress, change, share_windows)

@@ -9,7 +9,8 @@ import numpy as np
 
 from eamsim import engine
 from eamsim.errors import UserError
-from eamsim.program import Program, Softmax
+from eamsim.program import Softmax
+from eamsim.verify import Verified
 from reference.fakequant import predict
 from reference.freeze import FrozenMap
 from reference.models import Model
@@ -45,7 +46,7 @@ def evaluate(
     return _accuracy([predict(model, images, frozen, softmax) for images in batches], labels)
 
 
-def evaluate_program(program: Program, batches: Iterable[np.ndarray], labels: np.ndarray, threads: int | None = None) -> Accuracy:
+def evaluate_program(program: Verified, batches: Iterable[np.ndarray], labels: np.ndarray, threads: int | None = None) -> Accuracy:
     """Accuracy of the integer engine over batches of uint8 images [batch, height, width, 3]; threads: as `engine.load`."""
     run = engine.load(program, threads).run
     return _accuracy([run(images) for images in batches], labels)

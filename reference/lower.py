@@ -9,6 +9,7 @@ from typing import Any, assert_never
 
 from eamsim.errors import UserError
 from eamsim.program import Program, Softmax, Value
+from eamsim.verify import Verified, verify
 from reference.freeze import FrozenMap
 from reference.lower_frozen import with_frozen
 from reference.lower_layers import DEFAULTS, Lowering, LoweringConfig
@@ -27,7 +28,7 @@ def lower(
     frozen: Sequence[FrozenMap] | None = None,
     softmax: Softmax = "paper",
     config: LoweringConfig = DEFAULTS,
-) -> Program:
+) -> Verified:
     """The integer program of a model calibrated in `hardware` mode, one frozen map per block where there are any.
 
     Frozen means become codes of the block's own attention grid. Under `renormalised` a wholly frozen head loses its q and k
@@ -46,7 +47,7 @@ def lower(
         case _:
             assert_never(network)
     program = Program(calibrated.model.name, image, tuple(operations), config.datapath)
-    return program if frozen is None else with_frozen(program, frozen, calibrated.attention)
+    return verify(program) if frozen is None else with_frozen(program, frozen, calibrated.attention)
 
 
 def provenance(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) -> dict[str, Any]:

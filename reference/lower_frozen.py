@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from eamsim.program import Attention, Frozen, Linear, Operation, Program, Requant
+from eamsim.verify import Verified
 from reference.fakequant import frozen_mass, on_grid
 from reference.freeze import FrozenMap
 from reference.quantisers import LogSqrt2
 
 
-def with_frozen(program: Program, frozen: Sequence[FrozenMap | None], grids: Sequence[LogSqrt2]) -> Program:
+def with_frozen(program: Program, frozen: Sequence[FrozenMap | None], grids: Sequence[LogSqrt2]) -> Verified:
     """`program`, lowered with nothing frozen, with a frozen map or none per block, its means as codes of the block's attention grid.
 
     Under `renormalised` a wholly frozen head loses its q and k columns.
@@ -31,7 +32,7 @@ def with_frozen(program: Program, frozen: Sequence[FrozenMap | None], grids: Seq
         if len(scored) < op.heads and isinstance(qkv, Linear):
             columns = np.arange(qkv.out.shape[1]).reshape(3, op.heads, -1)
             operations[op.x] = _keep(qkv, np.concatenate([columns[0, scored].ravel(), columns[1, scored].ravel(), columns[2].ravel()]))
-    return replace(program, operations=tuple(operations.values()))
+    return Verified(program.name, program.image, tuple(operations.values()), program.datapath)
 
 
 def _frozen(layer: FrozenMap, grid: LogSqrt2, op: Attention) -> Frozen:

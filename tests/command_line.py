@@ -12,7 +12,7 @@ from programs import Shape, random_images, random_program
 
 from eamsim import artifact
 from eamsim.cli import main
-from eamsim.program import Program
+from eamsim.verify import Verified
 
 LABELS = ["ant", "bee", "cow", "dog", "elk"]
 
@@ -36,7 +36,7 @@ def eamsim(*arguments: object) -> Finished:
     return Finished(code, out.getvalue(), err.getvalue())
 
 
-def save_model(path: Path, seed: int = 1, **changes: object) -> Program:
+def save_model(path: Path, seed: int = 1, **changes: object) -> Verified:
     """A random model of 8 x 8 images and five classes at `path`; changes: of its provenance."""
     program = random_program(Shape(seed=seed, side=8))
     height, width, _ = program.image.shape
@@ -45,7 +45,7 @@ def save_model(path: Path, seed: int = 1, **changes: object) -> Program:
     return program
 
 
-def save_data(path: Path, program: Program, count: int = 9) -> tuple[np.ndarray, np.ndarray]:
+def save_data(path: Path, program: Verified, count: int = 9) -> tuple[np.ndarray, np.ndarray]:
     """Random labelled images for the program, in an .npz at `path`."""
     images, labels = random_images(program, count, 0), np.arange(count) % len(LABELS)
     np.savez(path, images=images, labels=labels, classes=np.array(LABELS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from eamsim.program import (
     Residual,
     Value,
 )
+from eamsim.verify import Verified
 
 DETOURS = ("none", "qkv.gather", "qkv.norm", "twice", "class", "split")
 """What stands between the operations of a block: q, k and v gathered, or normalised; two Attentions of which the first is dropped; after
@@ -266,8 +267,8 @@ class Builder:
         self.linear("head", Value("head", (1, 5), 32, True), self.raw)
 
 
-def random_program(shape: Shape) -> Program:
-    """A program that passes `verify`, with the named extents, widths and freezing."""
+def random_program(shape: Shape) -> Verified:
+    """A program with the named extents, widths and freezing."""
     b, side = Builder(shape), shape.side // shape.patch
     table = b.integers(0, (1 << shape.input_bits) - 1, (3, 256), np.uint8)
     b.add(InputQuant("image", Value("input", b.last.shape, shape.input_bits), table))
@@ -283,7 +284,12 @@ def random_program(shape: Shape) -> Program:
     for block in range(shape.depth):
         b.block(f"block{block}")
     b.tail()
-    return Program("random", Value("image", (shape.side, shape.side, 3), 8), tuple(b.operations), shape.datapath)
+    return Verified("random", Value("image", (shape.side, shape.side, 3), 8), tuple(b.operations), shape.datapath)
+
+
+def unproved(program: Program, **changes) -> Program:
+    """The program with these fields, legal or not."""
+    return Program(**{each.name: getattr(program, each.name) for each in fields(Program)} | changes)
 
 
 T = TypeVar("T")

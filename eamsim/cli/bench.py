@@ -24,7 +24,7 @@ from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.cli.verify import parse_counts
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
-from eamsim.program import Program
+from eamsim.verify import Verified
 
 if TYPE_CHECKING:
     from eamsim.engine import Engine
@@ -50,7 +50,7 @@ class Opened(NamedTuple):
     """What a MODEL is: a program, images for it, and the float model where there is one."""
 
     name: str
-    program: Program
+    program: Verified
     images: ImageSet
     model: Model | None
     untrained: bool
@@ -218,7 +218,7 @@ def spread(values: list[float]) -> list[float]:
     return [first, third]
 
 
-def peak_memory_bytes(program: Program, size: int, threads: int, isa: str) -> int:
+def peak_memory_bytes(program: Verified, size: int, threads: int, isa: str) -> int:
     """Resident bytes at their highest, of a process that loads the program from its file and runs it; Python included."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.eam"

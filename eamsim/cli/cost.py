@@ -28,7 +28,8 @@ from eamsim.cli.output import Json, table
 from eamsim.cli.shares import parse_shares
 from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.errors import UserError
-from eamsim.program import Attention, Program, Softmax
+from eamsim.program import Attention, Softmax
+from eamsim.verify import Verified
 
 DEFAULT_TAUS = "0,0.1,0.2,0.3,0.5,0.7,0.9"
 MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
@@ -84,7 +85,7 @@ def cost(
     emit_measured(untrained, result, as_json, *lines)
 
 
-def opened(model: str) -> tuple[Program, Architecture | Swin | None, bool]:
+def opened(model: str) -> tuple[Verified, Architecture | Swin | None, bool]:
     """The program of an .eam file, and whether its weights are untrained; or the shapes of a published model, with its architecture."""
     if Path(model).suffix == ".eam" or Path(model).is_file():
         program, provenance = artifact.read(model)
@@ -94,7 +95,7 @@ def opened(model: str) -> tuple[Program, Architecture | Swin | None, bool]:
 
 
 def counted(
-    program: Program, published: Architecture | Swin | None, tau: str | None, meanings: tuple[Softmax, ...]
+    program: Verified, published: Architecture | Swin | None, tau: str | None, meanings: tuple[Softmax, ...]
 ) -> tuple[dict[str, int], list[dict]]:
     """Facts of the model, and the rows: the masks of a file first, then the estimates."""
     facts = {"unread_macs": sum(unread_macs(program).values())}
@@ -137,7 +138,7 @@ def estimated_rows(model: Architecture | Swin, taus: list[float], meanings: tupl
     ]
 
 
-def own_row(program: Program) -> dict:
+def own_row(program: Verified) -> dict:
     """The row of the program's own masks."""
     return {
         "tau": frozen_share(program),
@@ -150,7 +151,7 @@ def own_row(program: Program) -> dict:
     }
 
 
-def unneeded(program: Program) -> dict[str, int]:
+def unneeded(program: Verified) -> dict[str, int]:
     """MACs that the program has and a cleverer chip would leave out (docs/cost.md, Meanings)."""
     attentions = [op for op in program.operations if isinstance(op, Attention)]
     return {

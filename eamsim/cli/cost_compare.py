@@ -12,7 +12,7 @@ from cost_model.variants import thawed
 from eamsim.cli.cost_hardware import figures as hardware_figures
 from eamsim.cli.cost_hardware import summary
 from eamsim.cli.output import table
-from eamsim.program import Program
+from eamsim.verify import Verified
 
 SHOWN = {  # key of a row: what it is called, and its unit
     "macs_full": "MACs, full scope",
@@ -37,14 +37,14 @@ SHOWN = {  # key of a row: what it is called, and its unit
 
 
 def compared(
-    rows: tuple[dict, dict], programs: tuple[Program, Program], hardware: Hardware | None, batch: int, encoding: str
+    rows: tuple[dict, dict], programs: tuple[Verified, Verified], hardware: Hardware | None, batch: int, encoding: str
 ) -> dict[str, Any]:
     """Figures of A and B, per image, and B - A; rows: of `eamsim cost`, their own masks."""
     sides = [flat(row, program, hardware, batch, encoding) for row, program in zip(rows, programs, strict=True)]
     return {"a": sides[0], "b": sides[1], "difference": {key: sides[1][key] - sides[0][key] for key in SHOWN if key in sides[0]}}
 
 
-def flat(row: dict, program: Program, hardware: Hardware | None, batch: int, encoding: str) -> dict[str, Any]:
+def flat(row: dict, program: Verified, hardware: Hardware | None, batch: int, encoding: str) -> dict[str, Any]:
     """The row with the chip's figures beside its own."""
     if hardware is None:
         return row

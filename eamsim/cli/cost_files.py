@@ -12,10 +12,10 @@ from eamsim.cli.export import described
 from eamsim.container import replacing
 from eamsim.errors import BadFile, UserError
 from eamsim.origin import public_command
-from eamsim.program import Program
+from eamsim.verify import Verified
 
 
-def write_products(program: Program, scalesim: Path | None, zigzag: Path | None) -> list[dict[str, str | int]]:
+def write_products(program: Verified, scalesim: Path | None, zigzag: Path | None) -> list[dict[str, str | int]]:
     """The files that are asked for, each in one step and with a manifest beside it; what they are, or UserError, BadFile."""
     wanted = (("--scalesim", ".csv", scalesim, scalesim_csv), ("--zigzag", ".yaml", zigzag, zigzag_yaml))
     chosen = [(check_out(path, suffix, option), write) for option, suffix, path, write in wanted if path is not None]

@@ -14,7 +14,8 @@ from cost_model.ledger import Work, ledger, structured_macs, zero_code_macs
 from cost_model.technology import Energy
 from cost_model.variants import refrozen, scattered, thawed, whole_heads
 from eamsim.cli.output import table
-from eamsim.program import Attention, Program
+from eamsim.program import Attention
+from eamsim.verify import Verified
 
 NOTE = (
     "heads: as much frozen as whole heads, the most it can save. B*: the smallest batch with which freezing costs no more energy.",
@@ -24,7 +25,7 @@ NOTE = (
 )
 
 
-def add_hardware(rows: list[dict], program: Program, hardware: Hardware, batch: int, encoding: str) -> dict:
+def add_hardware(rows: list[dict], program: Verified, hardware: Hardware, batch: int, encoding: str) -> dict:
     """Extend every row in place by its figures on the chip; returns those of the network with nothing frozen.
 
     A row of real masks is evaluated as the program is; an estimated one with random masks, and with as many whole heads as a bound.

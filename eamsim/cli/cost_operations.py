@@ -8,10 +8,10 @@ from typing import Any
 from cost_model.counts import count_operations
 from cost_model.energy import Estimate
 from cost_model.ledger import ledger
-from eamsim.program import Program
+from eamsim.verify import Verified
 
 
-def operation_rows(program: Program, estimate: Estimate | None) -> list[dict[str, Any]]:
+def operation_rows(program: Verified, estimate: Estimate | None) -> list[dict[str, Any]]:
     """MACs, other integer operations and bytes of each for one image; on a chip its cycles, bits and microjoules, for the whole batch.
 
     Energies are without leakage. They, cycles and bits add up to the totals but for the wait for the first weights.

@@ -18,7 +18,7 @@ from eamsim.cli.output import Json, Threads, emit, progress
 from eamsim.cli.run import load_engine, read_model
 from eamsim.cli.verify import compare
 from eamsim.images import open_images
-from eamsim.program import Program
+from eamsim.verify import Verified
 from reference.freeze import Freezing
 
 VERIFIED_IMAGES, BATCH = 8, 32
@@ -59,7 +59,7 @@ def demo(
     raise typer.Exit(0 if found is None else 1)
 
 
-def run_and_verify(model: Path, data: Path, threads: int | None) -> tuple[dict, Program]:
+def run_and_verify(model: Path, data: Path, threads: int | None) -> tuple[dict, Verified]:
     """Accuracy and speed over all of `data`, agreement with golden on some of it, and the program."""
     program, preprocessing, labelling, _ = read_model(model)
     digits = open_images([data], preprocessing, labelling=labelling)

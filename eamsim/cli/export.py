@@ -14,7 +14,7 @@ from eamsim.cli.run import ModelFile
 from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
 from eamsim.origin import public_command
-from eamsim.program import Program
+from eamsim.verify import Verified
 
 
 def export(
@@ -55,7 +55,7 @@ def check_output(out: Path) -> None:
     check_writable("--out", out, manifest_path(out))
 
 
-def write_onnx(out: Path, program: Program, taps: bool, qdq: bool) -> None:
+def write_onnx(out: Path, program: Verified, taps: bool, qdq: bool) -> None:
     """Replace the file at `out` in one step."""
     try:
         from eamsim import onnx_export, onnx_qdq

@@ -32,8 +32,8 @@ from eamsim.cli.untrained import WARNING, emit_measured, is_untrained
 from eamsim.container import replacing
 from eamsim.errors import BadFile, MissingExtra, UserError
 from eamsim.origin import public_command
-from eamsim.program import Attention, Program
-from eamsim.verify import verify
+from eamsim.program import Attention
+from eamsim.verify import Verified
 
 TAUS = tuple(tenth / 10 for tenth in range(10))
 BATCHES = tuple(1 << power for power in range(11))
@@ -133,7 +133,7 @@ def table_text(curves: list[dict[str, Any]], suffix: str) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in cells)
 
 
-def findings(program: Program, hardware: Hardware, batch: int) -> dict[str, Any]:
+def findings(program: Verified, hardware: Hardware, batch: int) -> dict[str, Any]:
     """Every number of the page, ready for JSON: bytes, MACs, cycles, milliseconds and microjoules for one image."""
     bare = thawed(program)
     dense, own = evaluate(bare, hardware, batch), evaluate(program, hardware, batch)
@@ -164,12 +164,12 @@ def findings(program: Program, hardware: Hardware, batch: int) -> dict[str, Any]
         "datapath": vars(program.datapath),
         "bounds": [
             {"name": name, "low": low, "high": high, "bits": max((~low).bit_length() if low < 0 else 0, high.bit_length()) + 1}
-            for name, (low, high) in verify(program).items()
+            for name, (low, high) in program.bounds.items()
         ],
     }
 
 
-def point(bare: Program, dense: Estimate, hardware: Hardware, batch: int, tau: float) -> dict[str, Any]:
+def point(bare: Verified, dense: Estimate, hardware: Hardware, batch: int, tau: float) -> dict[str, Any]:
     """Freezing a share tau, renormalised: scattered weights with random masks, and as much as whole heads, the most it can save."""
     kinds = {"scattered": scattered(tau), "heads": whole_heads(bare, tau)}
     programs = {kind: refrozen(bare, freezer, "renormalised") for kind, freezer in kinds.items()}
@@ -180,7 +180,7 @@ def point(bare: Program, dense: Estimate, hardware: Hardware, batch: int, tau: f
     }
 
 
-def ceiling(bare: Program, dense: Estimate) -> dict[str, float]:
+def ceiling(bare: Verified, dense: Estimate) -> dict[str, float]:
     """What no scattered mask saves more of: all scores but one of a head frozen, and the maps for nothing. Fractions, and milliseconds."""
     macs, hardware = count(bare).macs, dense.hardware
     masked = refrozen(bare, lambda op: whole_units(1 - op.tokens**-2, 1, 1)(op), "renormalised")
@@ -190,7 +190,7 @@ def ceiling(bare: Program, dense: Estimate) -> dict[str, float]:
     return {"macs_saved": share(macs.scores, macs.full), "energy_change": change, "milliseconds": least.milliseconds_per_image}
 
 
-def layers(program: Program, own: Estimate, batch: int) -> list[dict[str, Any]]:
+def layers(program: Verified, own: Estimate, batch: int) -> list[dict[str, Any]]:
     """MACs, microjoules and cycles by block and part of it: what precedes the first point of a name, and its second part."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for row, cost in zip(operation_rows(program, None), own.operations, strict=True):
@@ -221,7 +221,7 @@ def roofline(own: Estimate, hardware: Hardware) -> dict[str, Any]:
     return {"peak": hardware.compute.macs_per_cycle * per_second, "levels": levels}
 
 
-def batch_curve(program: Program, bare: Program, hardware: Hardware) -> dict[str, Any]:
+def batch_curve(program: Verified, bare: Verified, hardware: Hardware) -> dict[str, Any]:
     """Energy against nothing frozen at the same batch, of the program's masks and of scattered ones at tau 0.9, renormalised.
 
     Up to the largest batch whose values fit the chip.
@@ -245,11 +245,11 @@ def batch_curve(program: Program, bare: Program, hardware: Hardware) -> dict[str
     return curves
 
 
-def attentions(program: Program) -> list[Attention]:
+def attentions(program: Verified) -> list[Attention]:
     return [op for op in program.operations if isinstance(op, Attention)]
 
 
-def encodings(program: Program) -> dict[str, int | None]:
+def encodings(program: Verified) -> dict[str, int | None]:
     """Bytes of all frozen maps under each encoding; None where it cannot hold one of them. `auto`: the smallest of each head."""
     sizes: dict[str, int | None] = {}
     for encoding in ("auto", *PLAIN):
@@ -260,7 +260,7 @@ def encodings(program: Program) -> dict[str, int | None]:
     return sizes
 
 
-def head_rows(program: Program, hardware: Hardware) -> list[dict[str, Any]]:
+def head_rows(program: Verified, hardware: Hardware) -> list[dict[str, Any]]:
     """Of every head, over all windows: the share of its weights that is frozen, and of its scores that the core leaves out."""
     rows = []
     for op in attentions(program):

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from cost_model.counts import share
 from cost_model.hardware import Array, Simd
 from eamsim.cli.report import attentions, frozen_share, left_out
-from eamsim.program import Program
+from eamsim.verify import Verified
 
 INK = "#010203"
 """Stands for the page's colour of text, light or dark: no figure uses it otherwise."""
@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
 
 
-def draw(found: dict[str, Any], program: Program, compute: Array | Simd) -> dict[str, Markup]:
+def draw(found: dict[str, Any], program: Verified, compute: Array | Simd) -> dict[str, Markup]:
     """The SVG of every figure by its name; those that a program has nothing for are left out."""
     figures: dict[str, Callable[[], Figure]] = {
         "layers": lambda: layers(found),
@@ -169,7 +169,7 @@ def role(name: str) -> str:
     return rest or block
 
 
-def masks(program: Program, compute: Array | Simd) -> Figure:
+def masks(program: Verified, compute: Array | Simd) -> Figure:
     """Every head's frozen weights, layers side by side, and what of them the core leaves out: the deeper, the more windows of a Swin."""
     ops = attentions(program)
     heads = max(op.heads for op in ops)

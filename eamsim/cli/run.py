@@ -14,7 +14,7 @@ from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.errors import BadFile, UserError
 from eamsim.images import Preprocessing, open_images
 from eamsim.labels import Labelling
-from eamsim.program import Program
+from eamsim.verify import Verified
 
 if TYPE_CHECKING:
     from eamsim.engine import Engine
@@ -54,14 +54,14 @@ def _line(result: dict) -> str:
     return f"{result['image']}: {', '.join(classes)}"
 
 
-def load_engine(program: Program, threads: int | None, isa: str | None) -> Engine:
+def load_engine(program: Verified, threads: int | None, isa: str | None) -> Engine:
     """`eamsim.engine.load`, imported late as Numba takes its time, which shows a first compilation."""
     from eamsim import engine
 
     return engine.load(program, threads=threads, isa=isa, progress=progress)
 
 
-def read_model(path: Path) -> tuple[Program, Preprocessing, Labelling, bool]:
+def read_model(path: Path) -> tuple[Verified, Preprocessing, Labelling, bool]:
     """The program of an .eam file, how its images are prepared, what its classes are called, and whether its weights are untrained.
 
     BadFile if any of it is unusable.

@@ -15,7 +15,6 @@ from eamsim.cli.output import Json, emit, note, progress, table
 from eamsim.cli.run import load_engine, read_model
 from eamsim.errors import UserError
 from eamsim.images import open_images
-from eamsim.program import Program
 from eamsim.tensors import taps
 from eamsim.trace import Taps
 from eamsim.trace_diff import Report, TapDifference, compare
@@ -24,6 +23,7 @@ from eamsim.trace_first import First, first_of, golden_taps
 from eamsim.trace_junit import write_junit
 from eamsim.trace_sides import open_sides
 from eamsim.trace_sources import RunSource
+from eamsim.verify import Verified
 
 SHOWN_TAPS, SHOWN_NAMES, SHOWN_ERRORS = 12, 4, 2
 
@@ -54,7 +54,7 @@ def diff(
 ) -> None:
     """First differing integer. Where two runs part: operation, tap, coordinate, what made it, the likely cause; exit code 1."""
 
-    def run(path: Path, trace: Trace | None) -> tuple[Program, RunSource]:
+    def run(path: Path, trace: Trace | None) -> tuple[Verified, RunSource]:
         return run_of(path, trace, data or [], images, by)
 
     with contextlib.ExitStack() as stack:
@@ -84,7 +84,7 @@ def diff(
     raise typer.Exit(0 if report.equal else 1)
 
 
-def run_of(path: Path, trace: Trace | None, data: list[Path], images: int, by: Interpreter) -> tuple[Program, RunSource]:
+def run_of(path: Path, trace: Trace | None, data: list[Path], images: int, by: Interpreter) -> tuple[Verified, RunSource]:
     """The program of a file, run on the images of the trace, or else of the data."""
     program, preprocessing, *_ = read_model(path)
     if trace is not None:

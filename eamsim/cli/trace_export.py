@@ -13,9 +13,10 @@ from eamsim.cli.run import ModelFile, read_model
 from eamsim.errors import UserError
 from eamsim.images import open_images
 from eamsim.origin import public_command, public_names
-from eamsim.program import Operation, Program
+from eamsim.program import Operation
 from eamsim.tensors import Tap, constants, matching, parameters, taps
 from eamsim.vectors import Format, Layout, Tensor
+from eamsim.verify import Verified
 
 
 def export(
@@ -87,12 +88,12 @@ def parse_tile(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def select_operations(program: Program, patterns: str | None) -> list[Operation]:
+def select_operations(program: Verified, patterns: str | None) -> list[Operation]:
     by_name = {op.out.name: op for op in program.operations}
     return [] if patterns is None else [by_name[name] for name in matching(by_name, patterns, "--operations")]
 
 
-def select_taps(program: Program, declared: dict[str, Tap], selected: list[Operation], patterns: str | None) -> list[str]:
+def select_taps(program: Verified, declared: dict[str, Tap], selected: list[Operation], patterns: str | None) -> list[str]:
     """Names in program order: what the patterns fit, and what the selected operations read and publish."""
     wanted = set() if patterns is None else set(matching(declared, patterns, "--taps"))
     inner = [name for name in declared if name not in program.values]
@@ -101,7 +102,7 @@ def select_taps(program: Program, declared: dict[str, Tap], selected: list[Opera
     return [name for name in declared if name in wanted]
 
 
-def about(model: Path, program: Program, images: tuple[str, ...], selected: list[Operation]) -> dict[str, Any]:
+def about(model: Path, program: Verified, images: tuple[str, ...], selected: list[Operation]) -> dict[str, Any]:
     """The keys of the manifest that say where the integers come from and what the operations' numbers are."""
     return {
         "command": public_command(),

@@ -17,10 +17,10 @@ from eamsim.cli.trace_export import about, form
 from eamsim.errors import UserError
 from eamsim.images import open_images
 from eamsim.origin import public_names
-from eamsim.program import Program
 from eamsim.tensors import matching, taps
 from eamsim.trace_file import Interpreter, Trace
 from eamsim.trace_statistics import TapStatistics, is_sum, statistics
+from eamsim.verify import Verified
 
 TraceFile = Annotated[Path, typer.Argument(metavar="T.h5", help="A trace made by `eamsim trace record`.")]
 BARS = " ▁▂▃▄▅▆▇█"
@@ -81,7 +81,7 @@ def record(
     )
 
 
-def golden_steps(program: Program, images: np.ndarray) -> Iterator[Taps]:
+def golden_steps(program: Verified, images: np.ndarray) -> Iterator[Taps]:
     """All taps of one image after the other, as batches of one."""
     for image in images:
         found: Taps = {}

@@ -22,8 +22,8 @@ from eamsim.cli.output import Advance, Json, emit, note, progress
 from eamsim.cli.run import ModelFile, load_engine, read_model
 from eamsim.errors import MissingExtra, UserError
 from eamsim.images import ImageSet, open_images
-from eamsim.program import Program
 from eamsim.trace import Taps, first_difference
+from eamsim.verify import Verified
 
 if TYPE_CHECKING:
     from eamsim.engine import Engine
@@ -81,7 +81,7 @@ def parse_counts(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def load_reader(name: str, program: Program, folder: Path) -> Run:
+def load_reader(name: str, program: Verified, folder: Path) -> Run:
     """The program exported, and what executes the export; the folder is for the files of `c`."""
     if name == "c":
         return c_export.runtime(program, folder)
@@ -97,7 +97,7 @@ def load_reader(name: str, program: Program, folder: Path) -> Run:
 
 
 def compare(
-    program: Program,
+    program: Verified,
     images: ImageSet,
     isas: Sequence[str | None],
     threads: Sequence[int | None],
@@ -146,7 +146,7 @@ def without_logits(taps: Taps) -> Taps:
     return {name: integers for name, integers in taps.items() if name != UNTAPPED}
 
 
-def golden_taps(program: Program, image: np.ndarray, advance: Advance) -> Taps:
+def golden_taps(program: Verified, image: np.ndarray, advance: Advance) -> Taps:
     """All taps, and last the logits, which `engine_taps` takes from a call that publishes no taps."""
     taps: Taps = {}
     logits = golden.run(program, image, taps)

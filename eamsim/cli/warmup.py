@@ -9,7 +9,8 @@ import typer
 from eamsim.cli.output import Json, emit, note
 from eamsim.cli.run import load_engine
 from eamsim.errors import UserError
-from eamsim.program import Datapath, Gather, Program, Rounding, Value
+from eamsim.program import Datapath, Gather, Rounding, Value
+from eamsim.verify import Verified
 
 
 def warmup(
@@ -39,5 +40,5 @@ def run_smallest(isa: str, rounding: str) -> None:
     """Any program makes Numba compile, or load from its cache, the whole forward pass."""
     pixel, copy = Value("image", (1, 1, 3), 8), Value("copy", (1, 3), 8)
     gather = Gather("image", copy, np.zeros(1, np.int32), granule=3)
-    program = Program("warmup", pixel, (gather,), Datapath(rounding=cast(Rounding, rounding)))
+    program = Verified("warmup", pixel, (gather,), Datapath(rounding=cast(Rounding, rounding)))
     load_engine(program, 1, isa).run(np.zeros((1, 1, 1, 3), np.uint8))

@@ -15,8 +15,7 @@ from cost_model.width_price import Price, price
 from eamsim.cli.output import Advance
 from eamsim.images import ImageSet
 from eamsim.narrow import Widths, narrowed, widths_of
-from eamsim.program import Program
-from eamsim.verify import ProgramError
+from eamsim.verify import ProgramError, Verified
 from eamsim.width_search import Enough, Trial, paired_loss, unexplained, write_trials
 
 if TYPE_CHECKING:
@@ -37,11 +36,11 @@ loss that chance alone has made three times as small, at no label's cost."""
 class Bench:
     """Prices and runs a program at any widths; keeps every trial, in memory and in the table at `path`, as soon as it is done."""
 
-    program: Program
+    program: Verified
     images: ImageSet
     hardware: Hardware
     batch: int
-    load: Callable[[Program], Engine]
+    load: Callable[[Verified], Engine]
     path: Path
     digest: str
     known: dict[Key, Trial]
@@ -119,7 +118,7 @@ class Bench:
         noise = unexplained(found, logits)
         return dict(zip(JUDGED, (noise, loss, error, float(right[0].mean()), len(images)), strict=True))
 
-    def run(self, program: Program, images: ImageSet, views: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, program: Verified, images: ImageSet, views: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """Logits of the first view int32 [images, classes], and the answers int64 [views, images]; ties go to the lower class."""
         run = self.load(program).run
         logits: list[np.ndarray] = []

@@ -25,7 +25,7 @@ from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
 from eamsim.narrow import KNOBS, narrowed, proven_sums, sum_bits
 from eamsim.origin import public_command
-from eamsim.program import Program
+from eamsim.verify import Verified
 from eamsim.width_search import Enough, Search, Trial, mark, read_trials, write_trials
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def search(bench: Bench, keep: float) -> list[Trial]:
     return found.kept
 
 
-def observed_sums(program: Program, images: ImageSet, engine: Engine) -> dict[str, Any]:
+def observed_sums(program: Verified, images: ImageSet, engine: Engine) -> dict[str, Any]:
     """By tap, the bits that its sums provably need, and those that these images make them need."""
     proven = proven_sums(program)
     observed = dict.fromkeys(proven, 1)

@@ -18,8 +18,8 @@ from eamsim.engine.plan import KINDS, Tap, make_plan
 from eamsim.engine.taps import digest_records, operation_steps, tap_records
 from eamsim.engine.team import alone, most_threads, together, usable_threads
 from eamsim.errors import UserError
-from eamsim.program import Program
 from eamsim.progress import Progress
+from eamsim.verify import Verified, expect_verified
 
 MAX_BATCH = 16
 REPEATS = 16
@@ -28,7 +28,8 @@ REPEATS = 16
 class Engine:
     """A loaded program, of which it holds its packed weights and nothing else; `run` may be called from any thread, one call at a time."""
 
-    def __init__(self, program: Program, threads: int, isa: str, progress: Progress):
+    def __init__(self, program: Verified, threads: int, isa: str, progress: Progress):
+        expect_verified(program)
         self._image, self._output, self._rounding = program.image, program.output, program.datapath.rounding
         self.threads = threads
         self.isa = isa
@@ -170,11 +171,11 @@ def tap_of(space: np.ndarray, offset: int, tap: Tap, batch: int) -> np.ndarray:
     return space[offset * batch :][: size * batch].view(tap.dtype).reshape(batch, *tap.shape)
 
 
-def load(program: Program, threads: int | None = None, isa: str | None = None, progress: Progress = logged) -> Engine:
-    """Verify, pack and place a program, and compile what runs it: a minute or so, once for a machine, a version and a rounding.
+def load(program: Verified, threads: int | None = None, isa: str | None = None, progress: Progress = logged) -> Engine:
+    """Pack and place a program, and compile what runs it: a minute or so, once for a machine, a version and a rounding.
 
     threads: all processors that this process may use by default; isa: see `eamsim.engine.isa.select`; progress: shown where functions are
-    compiled, as lines of the logger `eamsim.engine` by default. Raises UserError for a program that breaks a constraint, for what the
+    compiled, as lines of the logger `eamsim.engine` by default. Raises UserError for a program without its proof, for what the
     engine does not support, for a thread count or an instruction set that is not available, and where Numba must not compile.
     """
     threads, isa = usable_threads() if threads is None else threads, select(isa)

@@ -11,8 +11,8 @@ from eamsim import tensors
 from eamsim.engine import attention, digest, layernorm, linear, movement
 from eamsim.engine.memory import CACHE_LINE, Constants, Memory, aligned, refuse
 from eamsim.engine.tile import ROWS, STEP
-from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Residual, Value
-from eamsim.verify import Bounds, magnitude, verify
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Residual, Value
+from eamsim.verify import Verified, magnitude
 
 KINDS = ("input_quant", "gather", "embed", "layer_norm", "linear", "pack_heads", "attend", "pool", "publish", "digest")
 INPUT_QUANT, GATHER, EMBED, LAYER_NORM, LINEAR, PACK_HEADS, ATTEND, POOL, PUBLISH, DIGEST = range(len(KINDS))
@@ -102,10 +102,9 @@ class Plan:
         return [shared._replace(bytes=own_bytes, words=own_words) for own_bytes, own_words in scratch]
 
 
-def make_plan(program: Program) -> Plan:
-    """Verify, refuse what the kernels cannot do exactly (UserError), pack constants and place values."""
-    bounds = verify(program)
-    refuse_overflow(program, bounds)
+def make_plan(program: Verified) -> Plan:
+    """Refuse what the kernels cannot do exactly (UserError), pack constants and place values."""
+    refuse_overflow(program)
     for value in program.values.values():
         if not value.signed and value.bits > 8:
             refuse(value.name, f"codes of {value.bits} bits do not fit a byte")
@@ -113,11 +112,11 @@ def make_plan(program: Program) -> Plan:
     constants = Constants(sum(linear.packed_bytes(op) for op in program.operations if isinstance(op, Linear)))
     rows, taps = [], []
     for op in program.operations:
-        steps = plan_operation(op, program.values, places, bounds, constants)
+        steps = plan_operation(op, program, places, constants)
         common = common_fields(program.values[op.x], op.out, places)
         for fields in steps:
             rows.append(common | fields)
-        taps += [Tap(tap, len(rows) - 1, tap.value.name.rpartition(".")[2]) for tap in tensors.inner_taps(op, program, bounds)]
+        taps += [Tap(tap, len(rows) - 1, tap.value.name.rpartition(".")[2]) for tap in tensors.inner_taps(op, program)]
         rows.append(publication(op.out, places))
         taps.append(Tap(tensors.ranged(op.out), len(rows) - 1, "out"))
     for tap in taps:
@@ -139,20 +138,18 @@ def make_plan(program: Program) -> Plan:
     )
 
 
-def refuse_overflow(program: Program, bounds: Bounds) -> None:
+def refuse_overflow(program: Verified) -> None:
     """The kernels sum in 32 bits and narrow nothing."""
     bits = min(program.datapath.accumulator_bits, 32)
     limit = 1 << (bits - 1)
-    for name, (low, high) in bounds.items():
+    for name, (low, high) in program.bounds.items():
         if not name.endswith(".exponents") and (low < -limit or high >= limit):
             refuse(name, f"a sum in [{low}, {high}] leaves {bits} bits (overflow '{program.datapath.overflow}')")
 
 
-def plan_operation(
-    op: Operation, values: dict[str, Value], places: dict[str, int], bounds: Bounds, constants: Constants
-) -> list[dict[str, Any]]:
+def plan_operation(op: Operation, program: Verified, places: dict[str, int], constants: Constants) -> list[dict[str, Any]]:
     """The record or records of an operation, without the common fields."""
-    x = values[op.x]
+    x, bounds = program.values[op.x], program.bounds
     match op:
         case InputQuant():
             return [{"kind": INPUT_QUANT} | movement.plan_input_quant(op, constants)]
@@ -163,7 +160,7 @@ def plan_operation(
         case LayerNorm():
             return [{"kind": LAYER_NORM} | layernorm.plan_layer_norm(op, constants)]
         case Linear():
-            operand = values[op.epilogue.operand] if isinstance(op.epilogue, Residual) else None
+            operand = program.values[op.epilogue.operand] if isinstance(op.epilogue, Residual) else None
             place, reach = -1 if operand is None else places[operand.name], magnitude(bounds[f"{op.out.name}.acc"])
             return [{"kind": LINEAR} | linear.plan_linear(op, x, operand, place, reach, constants)]
         case Attention():
@@ -197,7 +194,7 @@ def records(rows: list[dict[str, Any]]) -> np.ndarray:
     return table
 
 
-def place_values(program: Program) -> tuple[dict[str, int], int, int]:
+def place_values(program: Verified) -> tuple[dict[str, int], int, int]:
     """Offsets of all values, codes and signed apart, reused once the last reader is past: (offset by name, codes, signed values)."""
     last_use = {program.image.name: 0, program.output.name: len(program.operations)}
     for index, op in enumerate(program.operations):

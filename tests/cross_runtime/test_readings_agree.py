@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
 from eamsim import artifact, c_export, golden, onnx_export
-from eamsim.program import Attention, Datapath, LayerNorm, Operation, Program
+from eamsim.program import Attention, Datapath, LayerNorm, Operation
 from eamsim.trace import Taps, first_difference
-from eamsim.verify import ProgramError, verify
+from eamsim.verify import ProgramError, Verified, verify
 
 EXAMPLES = int(os.environ.get("EAMSIM_EXAMPLES", "25"))
 STRICT = ("-std=c99", "-O1", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover")
@@ -97,7 +97,7 @@ def c_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def readers(program: Program, folder: Path) -> dict[str, Reader]:
+def readers(program: Verified, folder: Path) -> dict[str, Reader]:
     model = onnx_export.export(program, taps=True)
     c_export.export(program, folder)
     return {
@@ -107,7 +107,7 @@ def readers(program: Program, folder: Path) -> dict[str, Reader]:
     }
 
 
-def assert_agree(program: Program, images: np.ndarray, folder: Path) -> None:
+def assert_agree(program: Verified, images: np.ndarray, folder: Path) -> None:
     loaded = readers(program, folder)
     for image in images:
         expected: Taps = {}

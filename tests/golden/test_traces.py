@@ -9,9 +9,9 @@ import pytest
 from command_line import eamsim
 
 from eamsim import artifact, engine, golden
-from eamsim.program import Program
 from eamsim.trace import Taps, digests
 from eamsim.trace_file import Trace, digest, reading
+from eamsim.verify import Verified
 
 DIGITS = Path(str(files("eamsim"))) / "data" / "digits"
 TRACES = Path(__file__).parents[2] / "traces"
@@ -26,7 +26,7 @@ def trace(request: pytest.FixtureRequest):
 
 
 @pytest.fixture(scope="module")
-def program(trace: Trace) -> Program:
+def program(trace: Trace) -> Verified:
     program, _ = artifact.read(PROGRAMS[trace.path.stem])
     assert artifact.program_sha256(program) == trace.header.program_sha256, "the trace is of another program"
     return program
@@ -46,20 +46,20 @@ def assert_replayed(trace: Trace, image: int, found: Taps) -> None:
         assert digest(integers, trace.entries[name][1].packing, trace.header.version).hex() == trace.digest(name, image), name
 
 
-def test_the_golden_interpreter_means_what_it_meant(trace: Trace, program: Program, images: np.ndarray):
+def test_the_golden_interpreter_means_what_it_meant(trace: Trace, program: Verified, images: np.ndarray):
     for number, image in enumerate(images):
         taps: Taps = {}
         golden.run(program, image, taps)
         assert_replayed(trace, number, taps)
 
 
-def test_the_engine_replays_the_trace(trace: Trace, program: Program, images: np.ndarray):
+def test_the_engine_replays_the_trace(trace: Trace, program: Verified, images: np.ndarray):
     _, taps = engine.load(program).run(images, taps=True)
     for number in range(len(images)):
         assert_replayed(trace, number, {name: integers[number] for name, integers in taps.items()})
 
 
-def test_the_stream_of_the_engine_replays_the_trace(trace: Trace, program: Program, images: np.ndarray):
+def test_the_stream_of_the_engine_replays_the_trace(trace: Trace, program: Verified, images: np.ndarray):
     for step in engine.load(program).stream(images):
         for name, integers in step.items():
             for number, part in enumerate(integers):

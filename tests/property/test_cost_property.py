@@ -29,14 +29,14 @@ from eamsim.cli.cost import counted, own_row, report
 from eamsim.cli.cost_operations import operation_rows
 from eamsim.cli.report import findings, layers
 from eamsim.errors import UserError
-from eamsim.program import Attention, Gather, InputQuant, Linear, Operation, Program, Raw, Softmax, Value
-from eamsim.verify import verify
+from eamsim.program import Attention, Gather, InputQuant, Linear, Operation, Raw, Softmax, Value
+from eamsim.verify import Verified, verify
 
 EXAMPLES = int(os.environ.get("EAMSIM_EXAMPLES", "60"))
 
 
 @st.composite
-def programs(draw) -> Program:
+def programs(draw) -> Verified:
     """ViT and Swin shaped, with what no model has: patches of one pixel, other rows in proj than in q, k and v, dropped operations."""
     windows = draw(st.sampled_from([1, 2, 4]))
     detour = draw(st.sampled_from(DETOURS))
@@ -73,7 +73,7 @@ class Seen(np.ndarray):
         return np.asarray(getattr(ufunc, method)(*plain, **options)).view(Seen)
 
 
-def multiplied(program: Program, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def multiplied(program: Verified, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Multiply-accumulates of every operation as the golden interpreter runs it on an image.
 
     Of QK^T those of the pairs that it then takes as computed, in heads that it multiplies; of A.V those by an operand that is not 0.
@@ -102,11 +102,11 @@ def multiplied(program: Program, monkeypatch: pytest.MonkeyPatch) -> dict[str, i
     return found
 
 
-def everywhere(program: Program, change: Callable[[Attention], Attention]) -> Program:
+def everywhere(program: Verified, change: Callable[[Attention], Attention]) -> Verified:
     return replace(program, operations=tuple(change(op) if isinstance(op, Attention) else op for op in program.operations))
 
 
-def attentions(program: Program) -> list[Attention]:
+def attentions(program: Verified) -> list[Attention]:
     return [op for op in program.operations if isinstance(op, Attention)]
 
 
@@ -175,7 +175,7 @@ def test_freezing_saves_what_golden_no_longer_multiplies(program):
     assert half is None or count(half).dense == cost.dense
 
 
-def frozen_anew(program: Program, freezer: Freezer, softmax: Softmax) -> Program | None:
+def frozen_anew(program: Verified, freezer: Freezer, softmax: Softmax) -> Verified | None:
     """None where q and k would change that no Linear of an Attention's own makes."""
     try:
         return refrozen(program, freezer, softmax)
@@ -197,8 +197,8 @@ def test_what_nobody_reads_or_needs_is_part_of_what_there_is(program):
     np.testing.assert_array_equal(values[program.output.name].ravel(), golden.run(program, image))
 
 
-def pixels(*operations: Operation) -> Program:
-    return Program("small", Value("image", (2, 2, 3), 8), operations)
+def pixels(*operations: Operation) -> Verified:
+    return Verified("small", Value("image", (2, 2, 3), 8), operations)
 
 
 QUANTISED = InputQuant("image", Value("input", (2, 2, 3), 8), np.zeros((3, 256), np.uint8))

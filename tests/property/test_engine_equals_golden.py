@@ -15,9 +15,10 @@ from programs import FREEZES, Shape, random_images, random_program
 from eamsim import engine, golden, tensors
 from eamsim.engine import isa
 from eamsim.packing import pack
-from eamsim.program import Datapath, Program
+from eamsim.program import Datapath
 from eamsim.trace import first_difference
 from eamsim.trace_file import lanes_of
+from eamsim.verify import Verified
 
 EXAMPLES = int(os.environ.get("EAMSIM_EXAMPLES", "150"))
 ROUNDINGS = ("half_up", "half_even", "half_away", "floor")
@@ -57,7 +58,7 @@ def shapes(draw, roundings: tuple[str, ...]) -> Shape:
     )
 
 
-def assert_digests(program: Program, loaded: engine.Engine, images: np.ndarray, integers: dict[str, np.ndarray]) -> None:
+def assert_digests(program: Verified, loaded: engine.Engine, images: np.ndarray, integers: dict[str, np.ndarray]) -> None:
     """What the engine hashes in the pass is what it shows."""
     packings = {name: tap.packing for name, tap in tensors.taps(program).items()}
     lanes, extremes = loaded.digests(images, list(integers))

@@ -15,28 +15,15 @@ from programs import Shape, operation, random_images, random_program
 
 from eamsim import artifact, golden
 from eamsim.images import Preprocessing
-from eamsim.program import (
-    Attention,
-    Datapath,
-    Frozen,
-    Gather,
-    Gelu,
-    InputQuant,
-    LayerNorm,
-    Linear,
-    Program,
-    Raw,
-    Requant,
-    Softmax,
-    Value,
-)
+from eamsim.program import Attention, Datapath, Frozen, Gather, Gelu, InputQuant, LayerNorm, Linear, Raw, Requant, Softmax, Value
+from eamsim.verify import Verified
 
 HERE = Path(__file__).parent
 DIGITS = HERE.parents[1] / "eamsim/data/digits"
 pytestmark = pytest.mark.skipif(shutil.which("iverilog") is None, reason="needs Icarus Verilog (Debian package iverilog)")
 
 
-def export(folder: Path, program: Program, images: np.ndarray) -> Path:
+def export(folder: Path, program: Verified, images: np.ndarray) -> Path:
     """The vectors of all operations of a program on some images."""
     folder.mkdir()
     side = program.image.shape[0]
@@ -49,7 +36,7 @@ def export(folder: Path, program: Program, images: np.ndarray) -> Path:
     return folder / "vectors"
 
 
-def corners(datapath: Datapath, softmax: Softmax) -> Program:
+def corners(datapath: Datapath, softmax: Softmax) -> Verified:
     """Ties, both saturations, sigma = 0, all-equal rows, the largest shifts, a wholly frozen row: tokens are rows of 8 x 8 images.
 
     Whether they are reached is a test below."""
@@ -73,7 +60,7 @@ def corners(datapath: Datapath, softmax: Softmax) -> Program:
     gelu = Gelu(**ratio, index_zero=30, index_bits=6, table=(np.arange(64) // 4).astype(np.uint8))
     gain = rng.integers(-4096, 4096, 24).astype(np.int32)
     norm = LayerNorm("values", Value("norm", (8, 24), 4), gain, np.full(24, 15 << 19, np.int64), shift=20, variance_offset=1)
-    return Program(
+    return Verified(
         "corners",
         image,
         (

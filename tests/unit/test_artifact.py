@@ -18,8 +18,8 @@ from programs import Shape, random_program
 
 from eamsim import artifact
 from eamsim.artifact import ArtifactError, read, sha256, write
-from eamsim.program import Attention, Epilogue, InputQuant, LayerNorm, Linear, Operation, Program, Value
-from eamsim.verify import ProgramError
+from eamsim.program import Attention, Epilogue, InputQuant, LayerNorm, Linear, Operation, Value
+from eamsim.verify import ProgramError, Verified
 
 VIT = Shape(1, freeze="scattered", softmax="renormalised", last_code_is_zero=True)
 SWIN = Shape(2, windows=2, freeze="rows", biased=True, pooled=True, prefix=0)
@@ -32,7 +32,7 @@ def assert_same(expected, got, where="program"):
     assert type(got) is type(expected), where
     if isinstance(expected, np.ndarray):
         assert got.dtype == expected.dtype, where
-        assert got.flags.writeable, where
+        assert not got.flags.writeable, where
         assert got.flags.c_contiguous, where
         np.testing.assert_array_equal(got, expected, err_msg=where, strict=True)
     elif dataclasses.is_dataclass(expected):
@@ -46,12 +46,12 @@ def assert_same(expected, got, where="program"):
         assert got == expected, where
 
 
-def small_program() -> Program:
+def small_program() -> Verified:
     """The worked example of docs/format.md."""
     image = Value("image", (1, 2, 3), 8)
     table = np.zeros((3, 256), np.uint8)
     table[0, :2] = 5, 9
-    return Program("example", image, (InputQuant("image", Value("input", (1, 2, 3), 4), table),))
+    return Verified("example", image, (InputQuant("image", Value("input", (1, 2, 3), 4), table),))
 
 
 @pytest.fixture

@@ -204,7 +204,8 @@ def test_tiles_are_read_off_the_masks(tile, unit):
     assert op.frozen is not None
     tokens = np.arange(op.tokens)
     checkers = (tokens[:, None] // tile[0] + tokens // tile[1]) % 2 == 0
-    frozen = replace(op.frozen, mask=np.broadcast_to(checkers, op.frozen.mask.shape))
+    mask = np.broadcast_to(checkers, op.frozen.mask.shape)
+    frozen = replace(op.frozen, mask=mask, codes=op.frozen.codes * mask)
     changed = replace(program, operations=tuple(replace(each, frozen=frozen) if each is op else each for each in program.operations))
 
     assert granularity(changed) == unit

@@ -13,8 +13,9 @@ import pytest
 from programs import Shape, random_images, random_program
 
 from eamsim import c_export, golden
-from eamsim.program import Datapath, Program
+from eamsim.program import Datapath
 from eamsim.trace import Taps, digests, first_difference
+from eamsim.verify import Verified
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
@@ -39,23 +40,23 @@ int main(void)
 
 
 @pytest.fixture(scope="module")
-def program() -> Program:
+def program() -> Verified:
     return random_program(SHAPE)
 
 
 @pytest.fixture(scope="module")
-def model(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(program: Verified, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     c_export.runtime(program, folder)
     return folder / "model"
 
 
 @pytest.fixture(scope="module")
-def image(program: Program) -> np.ndarray:
+def image(program: Verified) -> np.ndarray:
     return random_images(program, 2, 0)[1]
 
 
-def expected_taps(program: Program, image: np.ndarray) -> Taps:
+def expected_taps(program: Verified, image: np.ndarray) -> Taps:
     taps: Taps = {}
     golden.run(program, image, taps)
     return taps
@@ -82,7 +83,7 @@ def test_arithmetic(tmp_path: Path):
     assert [int(line) for line in done.stdout.split()] == expected
 
 
-def test_it_prints_the_class_and_golden_digests(program: Program, image: np.ndarray, model: Path, tmp_path: Path):
+def test_it_prints_the_class_and_golden_digests(program: Verified, image: np.ndarray, model: Path, tmp_path: Path):
     (tmp_path / "image.rgb").write_bytes(image.tobytes())
     done = subprocess.run(
         [model, model.parent / "program.bin", tmp_path / "image.rgb", "--taps"], capture_output=True, text=True, check=True
@@ -150,7 +151,7 @@ def test_a_planted_fault_is_named(source: str, right: str, wrong: str, tap: str,
     assert difference.tap == tap
 
 
-def test_a_name_may_hold_spaces(program: Program, image: np.ndarray, model: Path, tmp_path: Path):
+def test_a_name_may_hold_spaces(program: Verified, image: np.ndarray, model: Path, tmp_path: Path):
     first, second, *rest = program.operations
     named = replace(first, out=replace(first.out, name="the input, é"))
     program = replace(program, operations=(named, replace(second, x="the input, é"), *rest))

@@ -20,14 +20,14 @@ from eamsim import engine, golden
 from eamsim.cli import COMMANDS, doctor, imported, output
 from eamsim.cli.evaluate import label_ranks
 from eamsim.engine import isa
-from eamsim.program import Program
+from eamsim.verify import Verified
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
     model: Path
     data: Path
-    program: Program
+    program: Verified
     images: np.ndarray
     labels: np.ndarray
 

@@ -14,8 +14,8 @@ from eamsim import artifact, c_export, golden, onnx_export
 from eamsim.engine import isa
 from eamsim.errors import UserError
 from eamsim.origin import without_folders
-from eamsim.program import Program
 from eamsim.trace import Taps
+from eamsim.verify import Verified
 
 USAGE, BAD_FILE, MISSING_EXTRA = 2, 3, 4
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -28,18 +28,18 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def program(model: Path) -> Program:
+def program(model: Path) -> Verified:
     return artifact.read(model)[0]
 
 
 @pytest.fixture
-def data(program: Program, tmp_path: Path) -> Path:
+def data(program: Verified, tmp_path: Path) -> Path:
     save_data(tmp_path / "d.npz", program, 2)
     return tmp_path / "d.npz"
 
 
 @pytest.mark.parametrize("taps", [False, True])
-def test_onnx(model: Path, program: Program, tmp_path: Path, taps: bool):
+def test_onnx(model: Path, program: Verified, tmp_path: Path, taps: bool):
     out = tmp_path / "m.onnx"
     done = eamsim("export", model, "-o", out, *(["--taps"] if taps else []), "--json")
     assert done.code == 0
@@ -99,7 +99,7 @@ def test_qdq_is_marked_as_approximate(model: Path, tmp_path: Path):
 
 
 @needs_compiler
-def test_verify_with_others(model: Path, program: Program, data: Path):
+def test_verify_with_others(model: Path, program: Verified, data: Path):
     done = eamsim("verify", model, "--data", data, *ONE_ENGINE, "--with", "onnxruntime,onnx,c", "--json")
     assert done.code == 0
     result = json.loads(done.out)
@@ -107,8 +107,8 @@ def test_verify_with_others(model: Path, program: Program, data: Path):
     assert "runs compared: 10/10" in done.err
 
 
-def test_verify_names_the_interpreter_that_differs(model: Path, program: Program, data: Path, monkeypatch: pytest.MonkeyPatch):
-    def runtime(program: Program, folder: Path):
+def test_verify_names_the_interpreter_that_differs(model: Path, program: Verified, data: Path, monkeypatch: pytest.MonkeyPatch):
+    def runtime(program: Verified, folder: Path):
         def run(image: np.ndarray) -> Taps:
             taps: Taps = {}
             golden.run(program, image, taps)
@@ -143,7 +143,7 @@ def test_verify_refuses(model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @needs_compiler
-def test_a_c_model_that_fails_is_reported(program: Program, tmp_path: Path):
+def test_a_c_model_that_fails_is_reported(program: Verified, tmp_path: Path):
     run = c_export.runtime(program, tmp_path)
     with pytest.raises(UserError, match=r"model: expected exit code 0, got 3: error: -: expected height \* width \* 3 bytes"):
         run(np.zeros((1, 1, 3), np.uint8))

@@ -9,8 +9,8 @@ from command_line import eamsim, save_data, save_model
 
 from eamsim import artifact, golden
 from eamsim.origin import without_folders
-from eamsim.program import Program
 from eamsim.vectors import read_hex, read_manifest
+from eamsim.verify import Verified
 
 USAGE = 2
 
@@ -21,17 +21,17 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def program(model: Path) -> Program:
+def program(model: Path) -> Verified:
     return save_model(model)
 
 
 @pytest.fixture
-def data(program: Program, tmp_path: Path) -> Path:
+def data(program: Verified, tmp_path: Path) -> Path:
     save_data(tmp_path / "d.npz", program, 4)
     return tmp_path / "d.npz"
 
 
-def test_export_of_one_operation(model: Path, program: Program, data: Path, tmp_path: Path):
+def test_export_of_one_operation(model: Path, program: Verified, data: Path, tmp_path: Path):
     out = tmp_path / "v"
     done = eamsim("trace", "export", model, "--data", data, "--images", 2, "-o", out, "--operations", "block0.attn.proj", "--json")
     assert done.code == 0
@@ -59,7 +59,7 @@ def test_export_of_all_taps_in_tiles(model: Path, data: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("by", ["engine", "golden"])
-def test_record_and_inspect(model: Path, program: Program, data: Path, tmp_path: Path, by: str):
+def test_record_and_inspect(model: Path, program: Verified, data: Path, tmp_path: Path, by: str):
     out = tmp_path / "t.h5"
     done = eamsim("trace", "record", model, "--data", data, "--images", 3, "--batch", 2, "--by", by, "-o", out, "--json")
     assert done.code == 0

@@ -12,7 +12,8 @@ from cost_model.energy import evaluate
 from cost_model.hardware import load
 from cost_model.ledger import zero_code_macs
 from eamsim import artifact
-from eamsim.program import Attention, Program
+from eamsim.program import Attention
+from eamsim.verify import Verified
 
 TINY = "deit_tiny_patch16_224"
 SHAPE = Shape(seed=3, side=8, heads=2, head_dim=4, hidden=32, depth=2, softmax="renormalised")
@@ -66,7 +67,7 @@ def test_faults_are_named(pair):
     assert eamsim("cost", "--compare", "missing.eam", pair[0]).code == 3
 
 
-def zeros_frozen() -> Program:
+def zeros_frozen() -> Verified:
     """All weights frozen to the last code, which means zero: A.V needs nothing."""
     program = random_program(replace(SHAPE, freeze="all", last_code_is_zero=True))
 

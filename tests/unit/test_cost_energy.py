@@ -21,7 +21,8 @@ from cost_model.technology import Figure
 from cost_model.traffic import constant_bits, refetches, weight_bits
 from cost_model.variants import refrozen, scattered, thawed, whole_heads
 from eamsim.errors import UserError
-from eamsim.program import Attention, Program
+from eamsim.program import Attention
+from eamsim.verify import Verified
 
 TINY = "deit_tiny_patch16_224"
 
@@ -51,16 +52,16 @@ def small() -> Hardware:
 
 
 @pytest.fixture(scope="module")
-def dense() -> Program:
+def dense() -> Verified:
     return skeleton(architecture(TINY))
 
 
 @pytest.fixture(scope="module")
-def frozen(dense) -> Program:
+def frozen(dense) -> Verified:
     return without_row_mass(refrozen(dense, scattered(0.9), "renormalised"))
 
 
-def without_row_mass(program: Program) -> Program:
+def without_row_mass(program: Verified) -> Verified:
     """beta = 4 + 1 / tau leaves the mass of the rows out."""
 
     def light(op: Attention) -> Attention:
@@ -143,7 +144,7 @@ def test_gating_saves_energy_and_no_cycles(small, dense):
     assert (none.energy - gate.energy).nominal_pj == pytest.approx(weights * 64 * 0.1)
 
 
-def compute_cycles(program: Program, chip: Hardware) -> int:
+def compute_cycles(program: Verified, chip: Hardware) -> int:
     return sum(op.cycles["compute"] for op in evaluate(program, chip).operations)
 
 

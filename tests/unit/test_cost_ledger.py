@@ -14,7 +14,8 @@ from cost_model.counts import count_operations
 from cost_model.ledger import STEPS, Primitives, Work, ledger, primitives, structured_macs, zero_code_macs
 from eamsim import golden
 from eamsim.intmath import narrow, round_shift
-from eamsim.program import Attention, Frozen, LayerNorm, Linear, Program
+from eamsim.program import Attention, Frozen, LayerNorm, Linear
+from eamsim.verify import Verified
 
 Counts = Counter[str]
 
@@ -41,7 +42,7 @@ class Counting(np.ndarray):
 class Lean:
     """Golden's own functions, called for needed work alone; `counts` of each operation by its name."""
 
-    def __init__(self, program: Program, image: np.ndarray):
+    def __init__(self, program: Verified, image: np.ndarray):
         self.program, self.counts = program, {}
         values = {program.image.name: image.astype(np.int64)}
         for op in program.operations:
@@ -184,7 +185,7 @@ def excluded_scores(op: Attention) -> int:
     return int(counted.sum()) * op.head_dim
 
 
-def looped_structure(program: Program, op: Attention) -> int:
+def looped_structure(program: Verified, op: Attention) -> int:
     """q, k and scores that no code from the softmax depends on."""
     qkv = operation(program, op.x, Linear)
     excluded, frozen, computed = golden.pair_masks(op)

@@ -12,7 +12,8 @@ from cost_model.architectures import ARCHITECTURES, Architecture, architecture
 from cost_model.counts import count
 from cost_model.paper import architecture_of, estimate, frozen_per_head, layer_macs, mhsa_macs, mlp_macs
 from eamsim.errors import UserError
-from eamsim.program import Attention, Frozen, Linear, Program
+from eamsim.program import Attention, Frozen, Gather, InputQuant, Linear, Value
+from eamsim.verify import Verified
 
 TINY, SMALL, BASE = "deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"
 TOTALS = {  # parameters (timm), Eq. 9 and full scope MACs, W4 bytes, map elements
@@ -99,11 +100,11 @@ def test_frozen_per_head_is_the_freezers_count():
     assert frozen_per_head(5, 0.5) == 12  # 12.5: half to even
 
 
-def plain_vit(softmax: str = "paper", freeze: str = "none") -> Program:
+def plain_vit(softmax: str = "paper", freeze: str = "none") -> Verified:
     return random_program(Shape(seed=3, side=8, patch=2, heads=2, head_dim=4, hidden=32, depth=2, softmax=softmax, freeze=freeze))
 
 
-def with_scattered_masks(program: Program, tau: float) -> Program:
+def with_scattered_masks(program: Verified, tau: float) -> Verified:
     """round(tau * tokens^2) random weights of each head frozen."""
 
     def freeze(op: Attention) -> Attention:
@@ -142,16 +143,20 @@ def test_the_architecture_sets_the_masks_aside():
         assert architecture_of(plain_vit("renormalised", freeze)) == model
 
 
-def narrow_mlp() -> Program:
+def narrow_mlp() -> Verified:
     return random_program(Shape(seed=3))
 
 
-def no_attention() -> Program:
+def no_attention() -> Verified:
     program = plain_vit()
-    return replace(program, operations=tuple(op for op in program.operations if not isinstance(op, Attention)))
+    head = program.operations[-1]
+    assert isinstance(head, Linear)
+    alone = replace(head, x="pixels", weight=head.weight[:3])
+    pixels = InputQuant("image", Value("rgb", program.image.shape, 4), np.zeros((3, 256), np.uint8))
+    return replace(program, operations=(pixels, Gather("rgb", Value("pixels", (1, 3), 4), np.zeros(1, np.int32), 3), alone))
 
 
-def mixed_widths() -> Program:
+def mixed_widths() -> Verified:
     *others, head = plain_vit().operations
     assert isinstance(head, Linear)
     return replace(plain_vit(), operations=(*others, replace(head, weight_bits=8)))

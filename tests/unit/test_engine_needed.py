@@ -11,10 +11,11 @@ from eamsim import engine
 from eamsim.engine.needed import Group, first_group, group_at, groups_of
 from eamsim.engine.plan import ATTEND, make_plan
 from eamsim.engine.tile import PANEL
-from eamsim.program import Attention, Program
+from eamsim.program import Attention
+from eamsim.verify import Verified
 
 
-def computed(program: Program) -> np.ndarray:
+def computed(program: Verified) -> np.ndarray:
     """bool [heads, tokens, panels]: what the plan's lists say of the only Attention's first window."""
     plan = make_plan(program)
     op, ints = plan.records[plan.records["kind"] == ATTEND].view(np.recarray)[0], plan.constants["ints"]

@@ -16,15 +16,16 @@ from eamsim.engine.fixedpoint import ROUNDINGS
 from eamsim.engine.memory import Constants
 from eamsim.engine.plan import ATTEND, make_plan, place_values
 from eamsim.errors import UserError
-from eamsim.program import Attention, Datapath, Gather, Linear, Operation, Program, Value
+from eamsim.program import Attention, Datapath, Gather, Linear, Operation, Value
+from eamsim.verify import Verified
 
 
 @pytest.fixture(scope="module")
-def program() -> Program:
+def program() -> Verified:
     return random_program(Shape(seed=5, side=8, heads=3, head_dim=5, hidden=33, depth=2, freeze="scattered", biased=True))
 
 
-def with_operation(program: Program, changed: Operation) -> Program:
+def with_operation(program: Verified, changed: Operation) -> Verified:
     return replace(program, operations=tuple(changed if op.out.name == changed.out.name else op for op in program.operations))
 
 
@@ -72,7 +73,7 @@ def test_an_empty_batch_has_no_logits(program):
 def test_a_program_without_scratch_runs_on_any_number_of_threads(threads):
     gather = Gather("image", Value("out", (3, 2), 8), np.array([5, 0, 5], np.int32), granule=2)
     images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
-    program = Program("gather", Value("image", (2, 2, 3), 8), (gather,))
+    program = Verified("gather", Value("image", (2, 2, 3), 8), (gather,))
     np.testing.assert_array_equal(engine.load(program, threads).run(images), [[10, 11, 0, 1, 10, 11], [22, 23, 12, 13, 22, 23]])
 
 

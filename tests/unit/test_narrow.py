@@ -1,5 +1,6 @@
 """Narrower constants: how far each may lie from what it stood for, on worked operations."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -156,7 +157,8 @@ def test_a_coarser_residual_is_the_exact_sum_rounded_once(drop):
 def test_the_constants_of_the_stream_saturate():
     program = random_program(Shape(5, prefix=1))
     before = operation(program, "embed", Embed)
-    before.position[:] = before.out.high  # 2^15 - 1 rounds to 2^7, which eight bits do not hold
+    top = replace(before, position=np.full_like(before.position, before.out.high))  # 2^15 - 1 rounds to 2^7, which eight bits do not hold
+    program = replace(program, operations=tuple(top if op is before else op for op in program.operations))
 
     after = operation(narrowed(program, widths(residual_bits=8)), "embed", Embed)
 
@@ -177,7 +179,9 @@ def test_the_unit_of_the_logits_grows_where_a_ratio_would_not_fit():
 
 def test_a_ratio_above_its_width_is_refused():
     program = random_program(Shape(1))
-    operation(program, "block0.attn.proj", Linear).epilogue.shift[:] = 3
+    before = operation(program, "block0.attn.proj", Linear)
+    low = replace(before, epilogue=replace(before.epilogue, shift=np.full_like(before.epilogue.shift, 3)))
+    program = replace(program, operations=tuple(low if op is before else op for op in program.operations))
 
     with pytest.raises(ProgramError, match=r"block0\.attn\.proj Linear \[C9\]: shift must lie in \[0, 62\]"):
         narrowed(program, widths(multiplier_bits=4))

@@ -15,25 +15,25 @@ from command_line import Finished, eamsim
 from eamsim import artifact, golden, trace_file, vectors
 from eamsim.diagnosis import resemblance
 from eamsim.errors import UserError
-from eamsim.program import Program
 from eamsim.tensors import taps
 from eamsim.trace_diff import compare_tap
 from eamsim.trace_sources import Digest
 from eamsim.vectors import Layout, Tensor
+from eamsim.verify import Verified
 
 DIGITS = Path(str(files("eamsim"))) / "data" / "digits"
 PIXELS = np.load(DIGITS / "digits_test.npz")["images"][:2]
 USAGE, BAD_FILE = 2, 3
 
-Run = Callable[[Program, np.ndarray, dict[str, np.ndarray]], np.ndarray]
+Run = Callable[[Verified, np.ndarray, dict[str, np.ndarray]], np.ndarray]
 
 
-def digits(**datapath: object) -> tuple[Program, dict]:
+def digits(**datapath: object) -> tuple[Verified, dict]:
     program, provenance = artifact.read(DIGITS / "digits.eam")
     return replace(program, datapath=replace(program.datapath, **datapath)), provenance  # pyright: ignore[reportArgumentType]
 
 
-def runs(run: Run, program: Program) -> dict[str, np.ndarray]:
+def runs(run: Run, program: Verified) -> dict[str, np.ndarray]:
     """[images, ...] by tap."""
     found: list[dict[str, np.ndarray]] = []
     for image in PIXELS:

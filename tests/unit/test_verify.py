@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from programs import Shape, operation, random_program
+from programs import Shape, operation, random_program, unproved
 
 from eamsim.program import Attention, Datapath, Linear, Program, Value
 from eamsim.verify import ProgramError, verify
@@ -25,7 +25,7 @@ def changed(program: Program, name: str, epilogue: dict | None = None, frozen: d
                 fields["frozen"] = replace(op.frozen, **frozen)  # pyright: ignore
             op = replace(op, **fields)  # pyright: ignore
         operations.append(op)
-    return replace(program, operations=tuple(operations))
+    return unproved(program, operations=tuple(operations))
 
 
 def value(program: Program, of: str, **fields) -> Value:
@@ -39,16 +39,16 @@ FROZEN = operation(PLAIN, ATTN, Attention).frozen
 assert FROZEN is not None
 
 VIOLATIONS = [
-    (replace(PLAIN, datapath=Datapath(rounding="nearest")), "random [D1]: unknown rounding 'nearest'"),  # pyright: ignore
-    (replace(PLAIN, datapath=Datapath(overflow="ignore")), "random [D2]: unknown overflow 'ignore'"),  # pyright: ignore
-    (replace(PLAIN, datapath=Datapath(multiplier_bits=31)), "[D3]: multiplier_bits must be an integer in [2, 30], got 31"),
-    (replace(PLAIN, datapath=Datapath(accumulator_bits=64)), "[D4]: accumulator_bits must be an integer in [8, 48], got 64"),
-    (replace(PLAIN, operations=()), "[P1]: a program needs at least one operation"),
-    (replace(PLAIN, image=Value("image", (4, 4, 1), 8)), "[P2]: the image must be u8 [height, width, 3]"),
+    (unproved(PLAIN, datapath=Datapath(rounding="nearest")), "random [D1]: unknown rounding 'nearest'"),  # pyright: ignore
+    (unproved(PLAIN, datapath=Datapath(overflow="ignore")), "random [D2]: unknown overflow 'ignore'"),  # pyright: ignore
+    (unproved(PLAIN, datapath=Datapath(multiplier_bits=31)), "[D3]: multiplier_bits must be an integer in [2, 30], got 31"),
+    (unproved(PLAIN, datapath=Datapath(accumulator_bits=64)), "[D4]: accumulator_bits must be an integer in [8, 48], got 64"),
+    (unproved(PLAIN, operations=()), "[P1]: a program needs at least one operation"),
+    (unproved(PLAIN, image=Value("image", (4, 4, 1), 8)), "[P2]: the image must be u8 [height, width, 3]"),
     (changed(PLAIN, NORM, out=value(PLAIN, NORM, bits=17)), "[P3]: bits of block0.norm1 must be an integer in [1, 16], got 17"),
     (changed(PLAIN, NORM, out=value(PLAIN, NORM, shape=(0, 8))), "[P3]: block0.norm1 must have positive extents"),
     (
-        replace(PLAIN, image=Value("image", (1 << 32, 1 << 32, 3), 8)),
+        unproved(PLAIN, image=Value("image", (1 << 32, 1 << 32, 3), 8)),
         "[P3]: image must have positive extents and fewer than 2^31 elements, got (4294967296, 4294967296, 3)",
     ),
     (changed(PLAIN, NORM, out=value(PLAIN, NORM, name="embed")), "embed LayerNorm [P4]: the name is taken"),
@@ -142,7 +142,7 @@ VIOLATIONS = [
         "block0.attn Attention [C15]: multiplier must be an integer in [0, 65535]",
     ),
     (
-        replace(changed(PLAIN, ATTN, attention_bits=6), datapath=Datapath(accumulator_bits=30)),
+        unproved(changed(PLAIN, ATTN, attention_bits=6), datapath=Datapath(accumulator_bits=30)),
         "block0.attn Attention [C16]: even and odd sums may reach",
     ),
     (changed(PLAIN, ATTN, out_shift=-1), "block0.attn Attention [C17]: out_shift must be an integer in [0, 62], got -1"),
@@ -170,8 +170,8 @@ def test_unscored_head_must_be_frozen():
 def test_accumulator_too_narrow_is_refused_unless_it_wraps():
     narrow = Datapath(accumulator_bits=10)
     with pytest.raises(ProgramError, match=r"\[C8\]: acc may reach .* beyond the 10-bit accumulator \(overflow 'error'\)"):
-        verify(replace(PLAIN, datapath=narrow))
-    assert verify(replace(PLAIN, datapath=replace(narrow, overflow="wrap"))) == verify(PLAIN)
+        verify(unproved(PLAIN, datapath=narrow))
+    assert verify(unproved(PLAIN, datapath=replace(narrow, overflow="wrap"))).bounds == PLAIN.bounds
 
 
 def test_linear_bound_is_attained():
@@ -179,4 +179,4 @@ def test_linear_bound_is_attained():
     x, weight = PLAIN.values[op.x], op.weight.astype(np.int64) - op.weight_zero
     worst = np.where(weight > 0, x.high, 0) - op.x_zero
     low = (np.where(weight > 0, 0, x.high) - op.x_zero) * weight
-    assert verify(PLAIN)[f"{QKV}.acc"] == ((low.sum(axis=0) + op.bias).min(), ((worst * weight).sum(axis=0) + op.bias).max())
+    assert PLAIN.bounds[f"{QKV}.acc"] == ((low.sum(axis=0) + op.bias).min(), ((worst * weight).sum(axis=0) + op.bias).max())
