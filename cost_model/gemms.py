@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from eamsim.program import Attention, Linear, Operation, Program
+from eamsim.program import Attention, Linear, Operation
+from eamsim.verify import Verified
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class Gemm:
         return self.repeats * int(np.count_nonzero(self.needed)) * (self.depth if self.over == "columns" else self.columns)
 
 
-def gemms(program: Program, op: Operation, batch: int = 1, skips_zero_codes: bool = False) -> list[Gemm]:
+def gemms(program: Verified, op: Operation, batch: int = 1, skips_zero_codes: bool = False) -> list[Gemm]:
     """The products of one operation for `batch` images, which share the weights and the frozen maps.
 
     skips_zero_codes: A.V needs no product with an excluded pair, nor with a frozen weight whose stored code means zero.

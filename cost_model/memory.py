@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from eamsim.program import Attention, Epilogue, Frozen, Linear, Operation, Program, Value
+from eamsim.program import Attention, Epilogue, Frozen, Linear, Operation, Value
+from eamsim.verify import Verified
 
 
 def packed_bytes(elements: int, bits: int) -> int:
@@ -34,7 +35,7 @@ def code_bytes(op: Attention) -> int:
     return 0 if op.frozen is None else packed_bytes(int(np.count_nonzero(op.frozen.mask)), op.frozen.bits)
 
 
-def constant_bytes(program: Program) -> int:
+def constant_bytes(program: Verified) -> int:
     """Bytes of all other constants (multipliers, biases, tables, indices), in the types the program holds them in."""
     return sum(array.nbytes for op in program.operations for array in _constants(op))
 
@@ -47,7 +48,7 @@ def _constants(part: Operation | Epilogue | Frozen) -> Iterator[np.ndarray]:
             yield from _constants(field)
 
 
-def live_bytes(program: Program) -> dict[str, int]:
+def live_bytes(program: Verified) -> dict[str, int]:
     """Bytes of all values alive while each operation runs, by the name of its output.
 
     Alive are its inputs, its output and whatever a later operation still reads: nothing is overwritten in place, and

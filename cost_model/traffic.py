@@ -17,7 +17,8 @@ from cost_model.gemms import Gemm
 from cost_model.hardware import Hardware, Level
 from cost_model.memory import live_bytes
 from eamsim.errors import UserError
-from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Program, Requant, Residual
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Requant, Residual
+from eamsim.verify import Verified
 
 SHIFT_BITS = 6  # shifts of ratios are 0..62
 
@@ -60,7 +61,7 @@ class Placement:
     free_bits: int
 
 
-def place(program: Program, hardware: Hardware, batch: int, map_bits: int) -> Placement:
+def place(program: Verified, hardware: Hardware, batch: int, map_bits: int) -> Placement:
     """Residency for a batch; maps that should stay in the SRAM but do not fit beside the activations go behind it.
 
     DoesNotFit where nothing behind the SRAM can take what does not fit.
@@ -83,7 +84,7 @@ def place(program: Program, hardware: Hardware, batch: int, map_bits: int) -> Pl
     return Placement(home["weights"], maps, spilled, free)
 
 
-def values_that_spill(program: Program, live_bits: dict[str, int], free_bits: int) -> frozenset[str]:
+def values_that_spill(program: Verified, live_bits: dict[str, int], free_bits: int) -> frozenset[str]:
     """Values that are alive during an operation whose live values exceed the free SRAM."""
     last_use = {name: position for position, op in enumerate(program.operations) for name in op.inputs}
     made = {program.image.name: 0} | {op.out.name: position for position, op in enumerate(program.operations)}
@@ -96,7 +97,7 @@ def weight_bits(op: Operation) -> int:
     return op.weight.size * op.weight_bits if isinstance(op, Linear) else 0
 
 
-def constant_bits(program: Program, op: Operation) -> int:
+def constant_bits(program: Verified, op: Operation) -> int:
     """Bits of biases, ratios and zero points at the widths of the datapath; tables sit in the units that use them."""
     datapath = program.datapath
     match op:
@@ -132,7 +133,7 @@ def refetches(left_bits: int, right_bits: int, room_bits: int) -> tuple[int, int
     return min(choices, key=lambda times: times[0] * left_bits + times[1] * right_bits)
 
 
-def operation_fetches(program: Program, op: Operation, placement: Placement, batch: int, map_bits: int) -> Traffic:
+def operation_fetches(program: Verified, op: Operation, placement: Placement, batch: int, map_bits: int) -> Traffic:
     """What comes from behind the SRAM for the whole batch: weights, constants, the maps."""
     times = 1
     if isinstance(op, Linear) and op.x in placement.spilled:
@@ -141,7 +142,7 @@ def operation_fetches(program: Program, op: Operation, placement: Placement, bat
 
 
 def operation_moves(
-    program: Program,
+    program: Verified,
     op: Operation,
     runs: Sequence[tuple[Gemm, Run]],
     placement: Placement,
@@ -173,6 +174,6 @@ def operation_moves(
     return traffic
 
 
-def _bits(program: Program, name: str) -> int:
+def _bits(program: Verified, name: str) -> int:
     value = program.values[name]
     return value.size * value.bits

@@ -25,25 +25,25 @@ from eamsim.program import (
     Linear,
     Operation,
     Pool,
-    Program,
     Raw,
     Requant,
     Residual,
     Rounding,
 )
+from eamsim.verify import Verified
 
 ENOUGH = 4  # integers that differ: fewer look like anything
 Taps = Mapping[str, np.ndarray]
 Variant = tuple[str, Operation, Datapath]
 
 
-def operation_of(program: Program, tap: str) -> Operation | None:
+def operation_of(program: Verified, tap: str) -> Operation | None:
     """The operation that publishes the tap; None for the image."""
     by_name = {op.out.name: op for op in program.operations}
     return by_name.get(tap) or by_name.get(tap.rpartition(".")[0])
 
 
-def published_with(program: Program, tap: str, taps: Iterable[str]) -> list[str]:
+def published_with(program: Verified, tap: str, taps: Iterable[str]) -> list[str]:
     """Those of the taps that the same operation publishes."""
     op = operation_of(program, tap)
     return [name for name in taps if operation_of(program, name) is op]
@@ -58,7 +58,7 @@ class Diagnosis:
     not_tried: str
 
 
-def diagnose(program: Program | None, tap: str, expected: Taps, found: Taps, bits: int) -> Diagnosis:
+def diagnose(program: Verified | None, tap: str, expected: Taps, found: Taps, bits: int) -> Diagnosis:
     """The mistake that gives every integer of the tap's operation as found, for one image, or what the integers look like.
 
     program: None where no mistake can be tried. bits: the width of the tap. Both sides hold the tap in one shape.
@@ -219,7 +219,7 @@ def resemblance(expected: np.ndarray, found: np.ndarray) -> str | None:
     return None
 
 
-def operands(program: Program, tap: str, index: tuple[int, ...], taps: Taps) -> dict[str, int]:
+def operands(program: Verified, tap: str, index: tuple[int, ...], taps: Taps) -> dict[str, int]:
     """What made the integer at the index, as far as it is known: integers of the taps and constants of the operation."""
     op = operation_of(program, tap)
     inner = tap.rpartition(".")[2] if op is not None and tap != op.out.name else ""

@@ -22,7 +22,6 @@ from eamsim.program import (
     Linear,
     Operation,
     Pool,
-    Program,
     Raw,
     Requant,
     Residual,
@@ -60,7 +59,7 @@ FLOORS = Widths(2, 2, 1, 1, 1, 0, 1, 2, 8)
 KNOBS = tuple(field.name for field in fields(Widths))
 
 
-def widths_of(program: Program) -> Widths:
+def widths_of(program: Verified) -> Widths:
     """The widest of every kind."""
     attentions = [op for op in program.operations if isinstance(op, Attention)]
     norms = [op for op in program.operations if isinstance(op, LayerNorm)]
@@ -110,7 +109,7 @@ def narrowed(program: Verified, widths: Widths) -> Verified:
     return replace(program, operations=operations, datapath=datapath)
 
 
-def value_drops(program: Program, widths: Widths) -> dict[str, int]:
+def value_drops(program: Verified, widths: Widths) -> dict[str, int]:
     """By value, how many low bits it loses: its scale grows by as many powers of two, its reach stays. Codes lose none."""
     drops = {program.image.name: 0}
     for op in program.operations:

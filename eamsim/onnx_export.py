@@ -29,7 +29,6 @@ from eamsim.program import (
     Linear,
     Operation,
     Pool,
-    Program,
     Raw,
     Requant,
     Residual,
@@ -62,7 +61,7 @@ def export(program: Verified, taps: bool = False) -> onnx.ModelProto:
     return finished(program, graph, outputs, "exact: int64, equal to the golden interpreter at every tap")
 
 
-def finished(program: Program, graph: Graph, outputs: list[onnx.ValueInfoProto], arithmetic: str) -> onnx.ModelProto:
+def finished(program: Verified, graph: Graph, outputs: list[onnx.ValueInfoProto], arithmetic: str) -> onnx.ModelProto:
     """The checked model around a graph; taps that are no outputs keep their shapes. UserError where names collide."""
     image, inner = program.image, [tap for tap in graph.taps if tap not in outputs]
     inputs = [helper.make_tensor_value_info(image.name, TensorProto.UINT8, image.shape)]

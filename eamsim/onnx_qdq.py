@@ -27,7 +27,6 @@ from eamsim.program import (
     Linear,
     Operation,
     Pool,
-    Program,
     Raw,
     Requant,
     Residual,
@@ -67,7 +66,7 @@ def code_constant(graph: Graph, value: Value, number: int) -> Tensor:
     return graph.stored(graph.label("zero"), CODE_TYPES[bits], (), number.to_bytes(max(bits // 8, 1), "little"))
 
 
-def translate(graph: Graph, op: Operation, program: Program, values: dict[str, Tensor]) -> Tensor:
+def translate(graph: Graph, op: Operation, program: Verified, values: dict[str, Tensor]) -> Tensor:
     """The operation's output before it is fitted."""
     x = values[op.x]
     match op:

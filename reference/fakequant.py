@@ -107,7 +107,7 @@ class _Frozen:
     def __init__(self, frozen: FrozenMap, maps: int):
         remaining = (1 - frozen_mass(frozen))[:, :, None]
         each = (frozen.mask, frozen.mean, remaining)
-        self.mask, self.values, self.remaining = (torch.from_numpy(array).repeat(maps // len(array), 1, 1) for array in each)
+        self.mask, self.values, self.remaining = (torch.tensor(array).repeat(maps // len(array), 1, 1) for array in each)
 
 
 def _parts(model: Model | Calibrated) -> tuple[Network, Site, Attend]:

@@ -40,7 +40,7 @@ def _frozen(layer: FrozenMap, grid: LogSqrt2, op: Attention) -> Frozen:
     by_head = (-1, op.heads, op.tokens, op.tokens)
     codes = np.where(layer.mask, grid.codes(torch.from_numpy(layer.mean)).numpy(), 0).astype(np.uint8)
     row_log2 = np.rint(-np.log2(1 - frozen_mass(on_grid(layer, grid))) * (1 << op.fraction_bits)).astype(np.int32)
-    mask = layer.mask.reshape(by_head)
+    mask = layer.mask.reshape(by_head).copy()  # the program's own: its arrays become read-only
     if op.excluded is not None and len(mask) == op.windows:
         whole = np.all(mask | op.excluded[:, None], axis=(0, 2, 3))
         mask = mask | whole[:, None, None]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from eamsim.errors import BadFile, UserError
-from eamsim.program import Attention, Gelu, LayerNorm, Linear, Operation, Program, Requant, Softmax
+from eamsim.program import Attention, Gelu, LayerNorm, Linear, Operation, Requant, Softmax
+from eamsim.verify import Verified
 from reference.constants import gelu_index
 from reference.fakequant import predict
 from reference.freeze import FrozenMap
@@ -50,7 +51,7 @@ class Rebuilt:
         return predict(self.fake, images, self.frozen, self.softmax, see)
 
 
-def rebuild(program: Program, provenance: Mapping[str, Any], model: Model) -> Rebuilt:
+def rebuild(program: Verified, provenance: Mapping[str, Any], model: Model) -> Rebuilt:
     """Both networks of a program; multipliers hold the scales of weights to `multiplier_bits`, so they are equal to about 2^-16.
 
     A signed value that `eamsim widths` has narrowed has lost low bits: its scale is so many powers of two larger. Raises UserError for

@@ -110,8 +110,8 @@ def bench(
 
 def open_model(spec: str, data: list[Path], random_init: int | None) -> Opened:
     if spec.endswith(".eam"):
-        program, preprocessing, _, untrained = read_model(Path(spec))
-        return Opened(Path(spec).name, program, open_images(data, preprocessing), None, untrained)
+        program, preprocessing, _, provenance = read_model(Path(spec))
+        return Opened(Path(spec).name, program, open_images(data, preprocessing), None, is_untrained(provenance))
     build_program = import_reference("eamsim bench MODEL")
     from reference.freeze import Freezing
     from reference.models import load_model

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from eamsim import artifact
 from eamsim.cli.output import Json, Limit, Threads, progress, table
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
-from eamsim.cli.untrained import emit_measured
+from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.errors import MissingExtra, UserError
 from eamsim.images import open_images
 from eamsim.labels import HELP
@@ -45,8 +44,7 @@ def compare(
         if (error.name or "").partition(".")[0] in {"eamsim", "reference"}:
             raise
         raise MissingExtra("reference", "eamsim compare") from error
-    program, preprocessing, labelling, untrained = read_model(program_file)
-    provenance = artifact.read(program_file)[1]
+    program, preprocessing, labelling, provenance = read_model(program_file)
     loaded = load_model(model, weights, random_init, allow_pickle)
     if provenance.get("model_sha256") != parameters_sha256(loaded.module):
         raise UserError(f"{program_file}: was built from other weights than those of {loaded.name}; give the model it was built from")
@@ -63,7 +61,7 @@ def compare(
         groups = sources_of(rebuilt)
         with progress("passes", len(images) * len(groups)) as advance:
             result["sources"] = noise_shares(rebuilt, groups, images.batches(BATCH), advance)
-    emit_measured(untrained, result | {"data": images.summary.json()}, as_json, *lines(result))
+    emit_measured(is_untrained(provenance), result | {"data": images.summary.json()}, as_json, *lines(result))
 
 
 def lines(result: dict[str, Any]) -> list[Any]:

@@ -12,7 +12,7 @@ import typer
 
 from eamsim.cli.output import Advance, Json, Limit, Threads, progress
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
-from eamsim.cli.untrained import emit_measured
+from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.images import ImageSet, open_images
 from eamsim.labels import HELP
 
@@ -34,7 +34,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Accuracy and speed. Top-1, top-5, and images per second of the engine alone and with decoding."""
-    program, preprocessing, labelling, untrained = read_model(model)
+    program, preprocessing, labelling, provenance = read_model(model)
     images = open_images(data, preprocessing, limit, replace(labelling, choice=labels))
     engine = load_engine(program, threads, isa)
     del program  # whose weights the engine has packed
@@ -42,7 +42,7 @@ def evaluate(
         result = measure(engine, images, batch, advance)
     engine_speed, whole_speed = result["images_per_second"], result["images_per_second_with_decoding"]
     emit_measured(
-        untrained,
+        is_untrained(provenance),
         result | {"data": images.summary.json()},
         as_json,
         f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%} of {result['images']} images",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -32,7 +32,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Classify images. Prints the highest logits of each; ties go to the lower class."""
-    program, preprocessing, labelling, untrained = read_model(model)
+    program, preprocessing, labelling, provenance = read_model(model)
     image_set = open_images(images, preprocessing)
     engine = load_engine(program, threads, isa)
     del program  # whose weights the engine has packed
@@ -46,7 +46,7 @@ def run(
         for name, row, order in zip(image_set.names, logits, best, strict=True)
     ]
     result = {"results": results, "data": image_set.summary.json()}
-    emit_measured(untrained, result, as_json, *(_line(each) for each in results))
+    emit_measured(is_untrained(provenance), result, as_json, *(_line(each) for each in results))
 
 
 def _line(result: dict) -> str:
@@ -61,8 +61,8 @@ def load_engine(program: Verified, threads: int | None, isa: str | None) -> Engi
     return engine.load(program, threads=threads, isa=isa, progress=progress)
 
 
-def read_model(path: Path) -> tuple[Verified, Preprocessing, Labelling, bool]:
-    """The program of an .eam file, how its images are prepared, what its classes are called, and whether its weights are untrained.
+def read_model(path: Path) -> tuple[Verified, Preprocessing, Labelling, dict[str, Any]]:
+    """The program of an .eam file, how its images are prepared, what its classes are called, and its provenance.
 
     BadFile if any of it is unusable.
     """
@@ -85,4 +85,4 @@ def read_model(path: Path) -> tuple[Verified, Preprocessing, Labelling, bool]:
         )
     if labels is not None and len(labels) != program.output.size:
         raise BadFile(f"{path}: expected {program.output.size} labels, got {len(labels)}")
-    return program, preprocessing, Labelling(program.output.size, labels, descriptions), is_untrained(provenance)
+    return program, preprocessing, Labelling(program.output.size, labels, descriptions), provenance

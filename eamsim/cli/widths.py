@@ -19,7 +19,7 @@ from eamsim.cli.evaluate import Labels
 from eamsim.cli.output import Json, Limit, Threads, note, progress, table
 from eamsim.cli.run import Isa, ModelFile, load_engine, read_model
 from eamsim.cli.shares import points_of
-from eamsim.cli.untrained import emit_measured
+from eamsim.cli.untrained import emit_measured, is_untrained
 from eamsim.cli.width_bench import BATCH, VIEWS, Bench, Key
 from eamsim.errors import UserError
 from eamsim.images import ImageSet, open_images
@@ -74,7 +74,7 @@ def widths(
     """The narrowest datapath. Searches the widths of X.eam for the cheapest that keeps its accuracy, and writes that program."""
     check_output(out)
     hardware = load(hw)
-    program, preprocessing, labelling, untrained = read_model(model)
+    program, preprocessing, labelling, provenance = read_model(model)
     images = open_images(data, preprocessing, limit, replace(labelling, choice=labels, required=False))
     parent = artifact.sha256(model)
     digest = hashlib.sha256(f"{FORMAT} {parent} {images.sha256}".encode()).hexdigest()[:16]
@@ -109,14 +109,13 @@ def widths(
         "programs_run": len(trials),
         "sums": sums,
     }
-    _, provenance = artifact.read(model)
     artifact.write(out, result, provenance | {"narrowed": {"from_sha256": parent, **asdict(chosen.widths)}})
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
     versions = {"eamsim": __version__, "python": sys.version.split()[0], "numpy": np.__version__}
-    manifest = {"command": public_command(), "versions": versions, **found, "untrained": untrained, "output": output}
+    manifest = {"command": public_command(), "versions": versions, **found, "untrained": is_untrained(provenance), "output": output}
     write_manifest(manifest_path(out), manifest)
     emit_measured(
-        untrained,
+        is_untrained(provenance),
         manifest,
         as_json,
         *report(trials, found, table_path(out)),

@@ -170,7 +170,7 @@ def test_the_unit_of_the_logits_grows_where_a_ratio_would_not_fit():
     head, narrow = linear(raw, Value("head", (1, 2), 32, True), [1000, 1500]), widths(multiplier_bits=4)
     program = Program("head", Value("x", (1, 1, 3), 8), (head,))
 
-    found = narrow_operation(head, narrow, value_drops(program, narrow))
+    found = narrow_operation(head, narrow, value_drops(program, narrow))  # pyright: ignore[reportArgumentType]
 
     assert found.out.bits == 32 - 4
     logits = golden.execute(found, {"x": np.zeros((1, 1), np.int64)}, Datapath(), lambda *_: None)[0]

@@ -187,6 +187,17 @@ def test_integer_logits_follow_fake_quantisation(calibrated, images, softmax, fr
     assert centred_correlation(logits, expected) > 0.9
 
 
+def test_frozen_maps_stay_their_callers_and_may_be_read_only(calibrated, images):
+    """A program's arrays are read-only, those that it was made of are not; PyTorch warns of arrays that are."""
+    mask = np.random.default_rng(4).random((HEADS, TOKENS, TOKENS)) < 0.3
+    frozen = [FrozenMap(mask, np.full(mask.shape, 1 / TOKENS))] * BLOCKS
+    lower(calibrated, frozen)
+    assert mask.flags.writeable
+    expected = predict(calibrated, images[:2], quantise_frozen(calibrated, frozen))
+    mask.setflags(write=False)
+    np.testing.assert_array_equal(predict(calibrated, images[:2], quantise_frozen(calibrated, frozen)), expected)
+
+
 def centred_correlation(x, y):
     """Of what tells the images apart, the mean of every class aside."""
     return np.corrcoef((x - x.mean(axis=0)).ravel(), (y - y.mean(axis=0)).ravel())[0, 1]

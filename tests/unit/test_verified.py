@@ -1,0 +1,164 @@
+"""One door: every reader takes a proved program and nothing else, and no command proves twice what it read once."""
+
+import ast
+import copy
+import pickle
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import eamsim, save_data, save_model
+from programs import Shape, operation, random_program, unproved
+
+from cost_model.counts import count, count_operations
+from cost_model.energy import evaluate, workload
+from cost_model.exports import layers, scalesim_csv, zigzag_yaml
+from cost_model.hardware import load
+from cost_model.ledger import ledger
+from cost_model.unread import unread_macs
+from eamsim import artifact, c_export, engine, golden, onnx_export, onnx_qdq, tensors, trace_file, verify
+from eamsim.narrow import narrowed, widths_of
+from eamsim.program import Gather, Operation, Program
+from eamsim.verify import ProgramError, Verified
+
+PLAIN = random_program(Shape(seed=0))
+IMAGE = np.zeros(PLAIN.image.shape, np.uint8)
+CHIP = load("small-npu")
+DIGITS = Path(__file__).parents[2] / "eamsim/data/digits/digits.eam"
+
+READERS: dict[str, Callable] = {
+    "golden": lambda program: golden.run(program, IMAGE),
+    "engine": engine.load,
+    "tensors": tensors.taps,
+    "onnx": onnx_export.export,
+    "qdq": onnx_qdq.export,
+    "c": lambda program: c_export.runtime(program, Path("never")),
+    "artifact": lambda program: artifact.write("never.eam", program, {}),
+    "narrow": lambda program: narrowed(program, widths_of(PLAIN)),
+    "trace": lambda program: trace_file.recording("never.h5", program, ["head"], ["one"], "golden", True, {}).__enter__(),
+    "count": count,
+    "count_operations": count_operations,
+    "workload": lambda program: workload(program, CHIP.compute),
+    "evaluate": lambda program: evaluate(program, CHIP),
+    "layers": lambda program: list(layers(program)),
+    "scalesim": scalesim_csv,
+    "zigzag": zigzag_yaml,
+    "ledger": ledger,
+    "unread": unread_macs,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_reader_refuses_a_program_that_nobody_proved(reader: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ProgramError, match=r"^program: expected eamsim\.verify\.Verified, got Program; pass verify\(program\)$"):
+        READERS[reader](unproved(PLAIN))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_function_takes_an_unproved_program_but_those_that_prove_or_write_it():
+    root, takes = Path(__file__).parents[2], set()
+    for path in (*root.glob("eamsim/**/*.py"), *root.glob("cost_model/**/*.py"), *root.glob("reference/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.arg) and node.annotation is not None and re.search(r"\bProgram\b", ast.unparse(node.annotation)):
+                takes.add(path.name)
+    assert takes == {"verify.py", "artifact.py", "lower_frozen.py"}
+
+
+@pytest.mark.parametrize("remade", [replace, copy.copy, copy.deepcopy, lambda program: pickle.loads(pickle.dumps(program))])
+def test_what_is_made_of_a_proved_program_is_proved(remade: Callable):
+    made = remade(PLAIN)
+    assert type(made) is Verified
+    assert made.bounds == PLAIN.bounds
+
+
+def test_a_proof_cannot_go_out_of_date():
+    patches = operation(PLAIN, "patches", Gather)
+    with pytest.raises(ValueError, match="read-only"):
+        patches.indices[0] = 1 << 20
+    wrong = replace(patches, indices=np.full_like(patches.indices, 1 << 20))
+    with pytest.raises(ProgramError, match=r"patches Gather \[C2\]: indices must lie in"):
+        replace(PLAIN, operations=tuple(wrong if op is patches else op for op in PLAIN.operations))
+
+
+@pytest.fixture
+def proofs(monkeypatch):
+    """Programs proved, and how often each of their operations was, while the test runs."""
+    programs: list[Program] = []
+    operations: Counter[Operation] = Counter()
+    prove, verify_operation = verify.prove, verify.verify_operation
+
+    def counted(check, op, values):
+        operations[op] += 1
+        return verify_operation(check, op, values)
+
+    monkeypatch.setattr(verify, "prove", lambda program: programs.append(program) or prove(program))
+    monkeypatch.setattr(verify, "verify_operation", counted)
+    return programs, operations
+
+
+COMMANDS = {
+    "run": ("run", "m.eam", "d.npz"),
+    "eval": ("eval", "m.eam", "--data", "d.npz"),
+    "verify": ("verify", "m.eam", "--data", "d.npz", "--images", "2", "--batch", "2", "--with", "onnxruntime"),
+    "cost": ("cost", "m.eam"),
+    "search": ("search", "m.eam", "--granularity", "own", "--rows", "8", "--columns", "8", "--sram", "256", "--batch", "1"),
+    "export": ("export", "m.eam", "-o", "m.onnx", "--taps"),
+    "export --qdq": ("export", "m.eam", "-o", "m.onnx", "--qdq"),
+    "export --c": ("export", "m.eam", "--c", "c"),
+    "convert": ("convert", "m.eam", "-o", "n.eam"),
+    "trace record": ("trace", "record", "m.eam", "--data", "d.npz", "-o", "t.h5", "--images", "2"),
+    "trace record --by golden": ("trace", "record", "m.eam", "--data", "d.npz", "-o", "t.h5", "--images", "2", "--by", "golden"),
+    "trace export": ("trace", "export", "m.eam", "--data", "d.npz", "-o", "vectors"),
+    "trace diff": ("trace", "diff", "recorded.h5", "m.eam"),
+    "bench": ("bench", "m.eam", "--data", "d.npz", "--rounds", "3", "--batch", "1"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_proves_the_program_that_it_reads_once(command: str, tmp_path: Path, monkeypatch, proofs):
+    monkeypatch.chdir(tmp_path)
+    program = save_model(tmp_path / "m.eam")
+    save_data(tmp_path / "d.npz", program, 2)
+    if command == "trace diff":
+        assert eamsim("trace", "record", "m.eam", "--data", "d.npz", "-o", "recorded.h5").code == 0
+    programs, operations = proofs
+    programs.clear()
+    operations.clear()
+
+    done = eamsim(*COMMANDS[command])
+
+    assert done.code == 0, done.err
+    assert len(programs) == 1
+    assert set(operations.values()) == {1}
+    assert len(operations) == len(program.operations)
+
+
+@pytest.mark.parametrize("command", [
+    ("cost", DIGITS, "--hw", "small-npu", "--tau", "0,0.5"),
+    ("report", DIGITS, "--hw", "small-npu", "-o", "r.html"),
+    ("search", DIGITS, "--granularity", "own,row,head", "--rows", "8", "--columns", "8", "--sram", "256", "--batch", "1"),
+    ("demo",),
+], ids=lambda command: command[0])  # fmt: skip
+def test_a_command_that_varies_a_program_proves_each_operation_once(command: tuple, tmp_path: Path, monkeypatch, proofs):
+    monkeypatch.chdir(tmp_path)
+    done = eamsim(*command)
+    assert done.code == 0, done.err
+    assert max(proofs[1].values()) == 1
+
+
+def test_widths_reads_its_program_once(tmp_path: Path, proofs):
+    program = save_model(tmp_path / "m.eam")
+    save_data(tmp_path / "d.npz", program, 9)
+    reads = []
+    original = artifact.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifact, "read", lambda path: reads.append(path) or original(path))
+        done = eamsim("widths", tmp_path / "m.eam", "--data", tmp_path / "d.npz", "-o", tmp_path / "y.eam", "--evaluations", "2")
+    assert done.code == 0, done.err
+    assert reads == [tmp_path / "m.eam"]
+    assert max(proofs[1].values()) == 1
