@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import yaml
 
-from cost_model.gemms import Gemm, gemms
+from cost_model.work.gemms import Gemm, gemms
+from eamsim.constraints import Verified, expect_verified
 from eamsim.program import Attention, Linear
-from eamsim.verify import Verified, expect_verified
 
 ACCUMULATOR_BITS = 32
 

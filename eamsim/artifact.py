@@ -1,4 +1,4 @@
-"""The .eam file: one program, its arrays in a safetensors file (eamsim/tensor_file.py). docs/format.md is the long form.
+"""The .eam file: one program, its arrays in a safetensors file (eamsim/files/tensor_file.py). docs/spec/format.md is the long form.
 
 A dataclass is {"kind": class name, field: ...} with every field, a tuple is a list, an array is
 {"kind": "ndarray", "dtype", "shape", "packing", "offset"} in the order of the fields. Codes of frozen attention
@@ -21,13 +21,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from eamsim.container import Refused, canonical, parse_json, replacing
+from eamsim.constraints import ProgramError, Verified, expect_verified, verify
 from eamsim.errors import BadFile
-from eamsim.hdf5 import Tables
-from eamsim.packing import BITS, DTYPES, narrowest, pack, packed_bytes, stored_form, unpack
+from eamsim.files.container import Refused, canonical, parse_json, replacing
+from eamsim.files.hdf5 import Tables
+from eamsim.files.packing import BITS, DTYPES, narrowest, pack, packed_bytes, stored_form, unpack
+from eamsim.files.tensor_file import FORMAT, Form, from_bytes, to_bytes
 from eamsim.program import Frozen, Program
-from eamsim.tensor_file import FORMAT, Form, from_bytes, to_bytes
-from eamsim.verify import ProgramError, Verified, expect_verified, verify
 
 VERSION_1, HDF5_SIGNATURE = 1, b"\x89HDF\r\n\x1a\n"
 LIMITS_BYTES = {"manifest": 16 << 20, "data": 2 << 30, "provenance": 16 << 20}

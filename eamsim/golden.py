@@ -1,4 +1,4 @@
-"""The golden interpreter: the executable form of docs/datapath.md. Slow, and obviously right.
+"""The golden interpreter: the executable form of docs/spec/datapath.md. Slow, and obviously right.
 
 One function per operation, in int64, in the words of the page. Where any other consumer of a program disagrees
 with this file, that consumer is wrong.
@@ -11,6 +11,7 @@ from typing import assert_never
 
 import numpy as np
 
+from eamsim.constraints import Verified, expect_verified
 from eamsim.intmath import bit_length, isqrt, narrow, round_shift
 from eamsim.program import (
     Attention,
@@ -28,7 +29,6 @@ from eamsim.program import (
     Residual,
     Value,
 )
-from eamsim.verify import Verified, expect_verified
 
 Tap = Callable[[str, np.ndarray], None]
 Values = dict[str, np.ndarray]
@@ -37,7 +37,7 @@ Values = dict[str, np.ndarray]
 def run(program: Verified, image: np.ndarray, taps: dict[str, np.ndarray] | None = None) -> np.ndarray:
     """Execute a program on one uint8 image [height, width, 3]; return the last value, flattened, int64.
 
-    taps: a dict that receives every tap (docs/datapath.md section 4) as an int64 array under its name.
+    taps: a dict that receives every tap (docs/spec/datapath.md section 4) as an int64 array under its name.
     """
     expect_verified(program)
     if image.dtype != np.uint8 or image.shape != program.image.shape:

@@ -1,6 +1,6 @@
 """The integer primitives of the golden interpreter, on int64 arrays, written for reading.
 
-The formulas are those of docs/datapath.md section 1; `eamsim/verify.py` proves that none of them leaves int64.
+The formulas are those of docs/spec/datapath.md section 1; `eamsim/constraints.py` proves that none of them leaves int64.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A program on a narrower datapath: the same network, every constant the stored integer rounded once more (docs/widths.md).
+"""A program on a narrower datapath: the same network, every constant the stored integer rounded once more (docs/guide/widths.md).
 
 Nothing is calibrated, and no float is read: only a program is needed. Scales change by powers of two, except the step of a GELU index.
 What is narrow enough already is left as it is, so equal widths give an equal program.
@@ -11,6 +11,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
+from eamsim.constraints import MAX_SHIFT, Verified, expect_verified
 from eamsim.program import (
     Attention,
     Embed,
@@ -27,7 +28,6 @@ from eamsim.program import (
     Residual,
     Value,
 )
-from eamsim.verify import MAX_SHIFT, Verified, expect_verified
 
 GAIN_BITS = 32
 """Of LayerNorm's int32 gains, and more than any M may have."""
@@ -37,7 +37,7 @@ GUARD_BITS = 15
 
 @dataclass(frozen=True)
 class Widths:
-    """Widths of a datapath in bits, named as in `reference.lower_layers.LoweringConfig`; 0 where a program has no such part.
+    """Widths of a datapath in bits, named as in `reference.lowering.layers.LoweringConfig`; 0 where a program has no such part.
 
     residual_bits: of the signed values but the output; multiplier_bits: of every M, and of the gains of LayerNorm, signed;
     exponent_bits: f; log2_index_bits: of the index of the logarithm table; accumulator_bits: of all sums.
@@ -55,7 +55,7 @@ class Widths:
 
 
 FLOORS = Widths(2, 2, 1, 1, 1, 0, 1, 2, 8)
-"""The least that docs/datapath.md allows of each."""
+"""The least that docs/spec/datapath.md allows of each."""
 KNOBS = tuple(field.name for field in fields(Widths))
 
 

@@ -1,8 +1,8 @@
 """The integer program: a flat list of operations on named values, and nothing else.
 
 Every consumer (golden interpreter, engine, exporters, cost model) reads this one form; none of them
-shares arithmetic with another. The meaning of each operation is `docs/datapath.md`; the limits on each
-field are the numbered constraints of `eamsim/verify.py`. A value has no batch axis: a program
+shares arithmetic with another. The meaning of each operation is `docs/spec/datapath.md`; the limits on each
+field are the numbered constraints of `eamsim/constraints.py`. A value has no batch axis: a program
 describes one image. Everything an interpreter needs is an integer stored here; scales are not.
 """
 
@@ -49,7 +49,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Datapath:
-    """Widths and rules that hold for the whole program (docs/datapath.md, section 1).
+    """Widths and rules that hold for the whole program (docs/spec/datapath.md, section 1).
 
     rounding: how every right shift rounds. multiplier_bits: width of each unsigned M of a ratio M / 2^S.
     accumulator_bits: width of the sums of Linear, of the scores and of the even and odd products.
@@ -211,7 +211,7 @@ class Frozen:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """Scores, base-2 softmax, log-sqrt2 codes, frozen merge, even and odd products (docs/datapath.md).
+    """Scores, base-2 softmax, log-sqrt2 codes, frozen merge, even and odd products (docs/spec/datapath.md).
 
     x: codes [windows * tokens, (2 * len(score_heads) + heads) * head_dim]: q of every head in `score_heads`, then k of
     the same, then v of every head; a wholly frozen head of a renormalised operation needs neither q nor k.

@@ -1,4 +1,4 @@
-"""Every tensor of a program with the width it is declared to have: taps (docs/datapath.md section 4) and constants."""
+"""Every tensor of a program with the width it is declared to have: taps (docs/spec/datapath.md section 4) and constants."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, assert_never
 
 import numpy as np
 
+from eamsim.constraints import Bound, Verified, expect_verified
 from eamsim.errors import UserError
-from eamsim.packing import BITS, limits
+from eamsim.files.packing import BITS, limits
 from eamsim.program import (
     Attention,
     Datapath,
@@ -30,7 +31,6 @@ from eamsim.program import (
     Residual,
     Value,
 )
-from eamsim.verify import Bound, Verified, expect_verified
 
 SHIFT_BITS, ROW_LOG2_BITS = 6, 25
 
@@ -39,7 +39,7 @@ SHIFT_BITS, ROW_LOG2_BITS = 6, 25
 class Tap:
     """What one operation publishes for one image: a name, shape and register width, and what no image can exceed.
 
-    bound: the least and the greatest integer that the datapath can bring about, as `eamsim.verify` proves it from the actual weights
+    bound: the least and the greatest integer that the datapath can bring about, as `eamsim.constraints` proves it from the actual weights
     (after narrowing, where the accumulator wraps or saturates); of outputs and codes the range of their width.
     """
 
@@ -48,7 +48,7 @@ class Tap:
 
     @property
     def packing(self) -> str:
-        """The first packing of `eamsim.packing` that holds the bound: how traces store and digest the tap."""
+        """The first packing of `eamsim.files.packing` that holds the bound: how traces store and digest the tap."""
         return next(name for name in BITS if limits(name)[0] <= self.bound[0] and self.bound[1] <= limits(name)[1])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -13,11 +12,6 @@ WARNING = (
     "UNTRAINED weights (--random-init): accuracy, masks, what freezing saves, energy and map bytes below say nothing of a trained model; "
     "shapes and speed do."
 )
-
-
-def is_untrained(provenance: Mapping[str, Any]) -> bool:
-    """Whether a model was built, or is opened, with random weights."""
-    return provenance.get("random_init") is not None
 
 
 def emit_measured(untrained: bool, result: dict[str, Any], as_json: bool, *lines: str | Table) -> None:

@@ -8,18 +8,18 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from eamsim.compiler import compile_kernel, logged, require_compiler, sources_digest, typeof
-from eamsim.engine.digest import FOUND_BYTES, LANES_BYTES, hash_address
-from eamsim.engine.fixedpoint import ROUNDINGS
+from eamsim.compiled.compiler import compile_kernel, logged, require_compiler, sources_digest, typeof
+from eamsim.constraints import Verified, expect_verified
 from eamsim.engine.forward import SOURCES, forward
 from eamsim.engine.isa import ISAS, select
+from eamsim.engine.kernels.digest import FOUND_BYTES, LANES_BYTES, hash_address
+from eamsim.engine.kernels.fixedpoint import ROUNDINGS
 from eamsim.engine.memory import Memory, aligned
 from eamsim.engine.plan import KINDS, Tap, make_plan
 from eamsim.engine.taps import digest_records, operation_steps, tap_records
 from eamsim.engine.team import alone, most_threads, together, usable_threads
 from eamsim.errors import UserError
 from eamsim.progress import Progress
-from eamsim.verify import Verified, expect_verified
 
 MAX_BATCH = 16
 REPEATS = 16
@@ -103,7 +103,7 @@ class Engine:
             yield found
 
     def digests(self, images: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Of one batch as `run` takes it, uint8 [batch, names, lanes * 32]: the digests of a tap's lanes (docs/traces.md).
+        """Of one batch as `run` takes it, uint8 [batch, names, lanes * 32]: the digests of a tap's lanes (docs/spec/traces.md).
 
         Then int64 [names, 2]: the least and the greatest integer of each tap.
         """

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eamsim.compiler import kept, njit
-from eamsim.engine.attend import attend
-from eamsim.engine.attention import pack_heads
-from eamsim.engine.digest import digest
-from eamsim.engine.layernorm import layer_norm
-from eamsim.engine.linear import linear
-from eamsim.engine.movement import embed, gather, input_quant, pool, publish
+from eamsim.compiled.compiler import kept, njit
+from eamsim.engine.kernels.attend import attend
+from eamsim.engine.kernels.attention import pack_heads
+from eamsim.engine.kernels.digest import digest
+from eamsim.engine.kernels.layernorm import layer_norm
+from eamsim.engine.kernels.linear import linear
+from eamsim.engine.kernels.movement import embed, gather, input_quant, pool, publish
 from eamsim.engine.plan import ATTEND, DIGEST, EMBED, GATHER, INPUT_QUANT, LAYER_NORM, LINEAR, PACK_HEADS, POOL, PUBLISH
 from eamsim.engine.team import claim, finish, wait_for
 

@@ -18,10 +18,10 @@ from numba import njit, types
 from numba.core.cgutils import alloca_once
 from numba.extending import intrinsic, overload
 
-from eamsim.engine import epilogue, shuffles, softmax, tile
-from eamsim.engine.epilogue import Finish
-from eamsim.engine.fixedpoint import ROUNDINGS, Floor
-from eamsim.engine.tile import PANEL, ROWS, STEP, STEP_BYTES, Product
+from eamsim.engine.ir import epilogue, shuffles, softmax, tile
+from eamsim.engine.ir.epilogue import Finish
+from eamsim.engine.ir.tile import PANEL, ROWS, STEP, STEP_BYTES, Product
+from eamsim.engine.kernels.fixedpoint import ROUNDINGS, Floor
 from eamsim.errors import UserError
 
 

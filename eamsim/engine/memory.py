@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numba import njit
 
-from eamsim.engine.tile import ROWS
+from eamsim.engine.ir.tile import ROWS
 from eamsim.errors import UserError
 
 CACHE_LINE = 64

@@ -8,8 +8,8 @@ from time import perf_counter
 from numba import njit, types
 from numba.extending import intrinsic
 
+from eamsim.engine.ir.tile import emit_peak
 from eamsim.engine.isa import ISAS, VECTORS
-from eamsim.engine.tile import emit_peak
 
 STEPS = 5_000_000
 

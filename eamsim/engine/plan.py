@@ -8,11 +8,11 @@ from typing import Any, assert_never
 import numpy as np
 
 from eamsim import tensors
-from eamsim.engine import attention, digest, layernorm, linear, movement
+from eamsim.constraints import Verified, magnitude
+from eamsim.engine.ir.tile import ROWS, STEP
+from eamsim.engine.kernels import attention, digest, layernorm, linear, movement
 from eamsim.engine.memory import CACHE_LINE, Constants, Memory, aligned, refuse
-from eamsim.engine.tile import ROWS, STEP
 from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Residual, Value
-from eamsim.verify import Verified, magnitude
 
 KINDS = ("input_quant", "gather", "embed", "layer_norm", "linear", "pack_heads", "attend", "pool", "publish", "digest")
 INPUT_QUANT, GATHER, EMBED, LAYER_NORM, LINEAR, PACK_HEADS, ATTEND, POOL, PUBLISH, DIGEST = range(len(KINDS))

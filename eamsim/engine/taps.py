@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from eamsim.engine.digest import CODES, FOUND_BYTES, TAPS, VALUES
+from eamsim.engine.kernels.digest import CODES, FOUND_BYTES, TAPS, VALUES
 from eamsim.engine.plan import DIGEST, PUBLISH, RECORD, Plan, Tap
-from eamsim.packing import BITS
+from eamsim.files.packing import BITS
 
 
 def tap_records(records: np.ndarray, wanted: list[Tap], first_byte: int = 0) -> tuple[np.ndarray, list[int], int]:

@@ -24,8 +24,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from eamsim.engine.ir.tile import I32, I64, declare
 from eamsim.engine.memory import aligned
-from eamsim.engine.tile import I32, I64, declare
 
 # What the threads of one call share: int64 [STATE + operations * (threads + 1)], the first on cache lines of their own, then for each
 # operation the tasks finished and, of each thread's share of them, the tasks claimed. PATIENCE: seconds and nanoseconds.

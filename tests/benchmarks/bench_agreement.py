@@ -13,9 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from eamsim import engine  # noqa: E402
-from reference.lower import LoweringConfig, lower  # noqa: E402
-from reference.models import load_model  # noqa: E402
-from reference.repq import calibrate  # noqa: E402
+from reference.lowering.program import LoweringConfig, lower  # noqa: E402
+from reference.models.load import load_model  # noqa: E402
+from reference.quantisation.repq import calibrate  # noqa: E402
 
 SHARED = Path(__file__).parents[3] / "shared"
 RANGES, COMPARED = slice(0, 2500, 79), slice(7, 2500, 25)  # no photograph in both

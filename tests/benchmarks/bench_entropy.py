@@ -7,9 +7,9 @@ from time import perf_counter
 
 import numpy as np
 
-from reference.entropy import AttentionStatistics
-from reference.fakequant import collect_maps
-from reference.models import load_model
+from reference.attention.entropy import AttentionStatistics
+from reference.models.load import load_model
+from reference.quantisation.fakequant import collect_maps
 
 BATCH, ROUNDS = 32, 12
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eamsim import artifact, engine, trace_file
-from eamsim.packing import packed_bytes
+from eamsim import artifact, engine
+from eamsim.files.packing import packed_bytes
 from eamsim.tensors import taps
+from eamsim.traces import file as trace_file
 
 BATCH = 8
 

@@ -1,4 +1,4 @@
-"""The closed forms of `cost_model.arrays` against the scalesim package, run live; exit code 1 if one cycle or access differs.
+"""The closed forms of `cost_model.chip.arrays` against the scalesim package, run live; exit code 1 if one cycle or access differs.
 
 scalesim needs NumPy below 2.4, so it gets an environment of its own:
 
@@ -15,7 +15,7 @@ from typing import get_args
 
 from scalesim.scale_sim import scalesim  # pyright: ignore[reportMissingImports]
 
-from cost_model.arrays import Dataflow, Run, dense_run
+from cost_model.chip.arrays import Dataflow, Run, dense_run
 
 PRODUCTS = (
     (197, 576, 192, 32, 16),

@@ -1,4 +1,4 @@
-"""Golden == ONNX Runtime == onnx ReferenceEvaluator == C at every tap (docs/datapath.md section 5): four readings of one page.
+"""Golden == ONNX Runtime == onnx ReferenceEvaluator == C at every tap (docs/spec/datapath.md section 5): four readings of one page.
 
 EAMSIM_EXAMPLES sets the number of random programs. They reach widths that the engine refuses: 8-bit weights, 6-bit attention codes,
 narrow accumulators that wrap or saturate. The C program is compiled once, with every warning an error and undefined behaviour trapped.
@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
-from eamsim import artifact, c_export, golden, onnx_export
+from eamsim import artifact, golden
+from eamsim.constraints import ProgramError, Verified, verify
+from eamsim.exports import c99 as c_export
+from eamsim.exports import onnx_integer as onnx_export
 from eamsim.program import Attention, Datapath, LayerNorm, Operation
-from eamsim.trace import Taps, first_difference
-from eamsim.verify import ProgramError, Verified, verify
+from eamsim.traces.difference import Taps, first_difference
 
 EXAMPLES = int(os.environ.get("EAMSIM_EXAMPLES", "25"))
 STRICT = ("-std=c99", "-O1", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover")

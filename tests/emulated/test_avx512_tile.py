@@ -14,7 +14,8 @@ import llvmlite.binding as llvm
 import pytest
 from llvmlite import ir
 
-from eamsim.engine import epilogue, isa, shuffles, tile
+from eamsim.engine import isa
+from eamsim.engine.ir import epilogue, shuffles, tile
 
 HERE = Path(__file__).parent
 IMAGE_BYTES = 20 * 16 * 63 * 512  # the disk geometry in bochsrc

@@ -1,10 +1,10 @@
 """Reads mutants of the three kinds of file and says what came of each; a process of its own, which a mutant may end.
 
-    PYTHONPATH=tests python tests/fuzz/mutants.py KIND FIRST COUNT FOLDER
+    PYTHONPATH=tests:tests/support python tests/fuzz/mutants.py KIND FIRST COUNT FOLDER
 
 A mutant is its kind and its number, from which everything follows. Prints `NUMBER OUTCOME`, the number before it reads, so that a
 signal can be told from the last line. Outcomes: `refused`, `crashed its own process` (HDF5, in that of
-eamsim/hdf5_index.py, so that it is refused), `equal`, `changed` (another content, though a checksum or a seal was not
+eamsim/files/hdf5_index.py, so that it is refused), `equal`, `changed` (another content, though a checksum or a seal was not
 renewed), `forged` (another content, where it was), or the foreign exception; `slow` after 5 seconds. Last: the peak memory in MiB.
 """
 
@@ -24,11 +24,12 @@ from eam_files import parts, put_together, write_version_1
 from fuzz import hdf5_checksums
 from programs import Shape, random_images, random_program
 
-from eamsim import artifact, golden, hdf5
-from eamsim.container import canonical
+from eamsim import artifact, golden
 from eamsim.errors import BadFile
+from eamsim.files import hdf5
+from eamsim.files.container import canonical
 from eamsim.tensors import taps
-from eamsim.trace_file import reading, recording
+from eamsim.traces.file import reading, recording
 
 SLOW_SECONDS = 5
 PROGRAM = random_program(Shape(1, freeze="scattered"))
@@ -67,7 +68,7 @@ def read_trace(path: Path) -> object:
 
 
 def write_statistics(path: Path) -> None:
-    from reference import statistics_file
+    from reference.attention import statistics_file
 
     rng, shape = np.random.default_rng(0), (2, 3, 3)
     header = statistics_file.Header((shape,), (2,), (), STATISTICS_IMAGES, ("float",), False, {"model": "m"}, "eamsim entropy m")
@@ -76,7 +77,7 @@ def write_statistics(path: Path) -> None:
 
 
 def read_statistics(path: Path) -> object:
-    from reference import statistics_file
+    from reference.attention import statistics_file
 
     found = statistics_file.read_statistics(path)
     arrays = (found.entropy, found.mean, found.variance)

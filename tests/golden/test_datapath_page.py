@@ -1,11 +1,11 @@
-"""The worked examples of docs/datapath.md, executed; and its constraint labels are those of the verifier."""
+"""The worked examples of docs/spec/datapath.md, executed; and its constraint labels are those of the verifier."""
 
 import doctest
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "datapath.md"
+PAGE = ROOT / "docs" / "spec" / "datapath.md"
 
 
 def test_worked_examples():

@@ -9,9 +9,9 @@ import pytest
 from command_line import eamsim
 
 from eamsim import artifact, engine, golden
-from eamsim.trace import Taps, digests
-from eamsim.trace_file import Trace, digest, reading
-from eamsim.verify import Verified
+from eamsim.constraints import Verified
+from eamsim.traces.difference import Taps, digests
+from eamsim.traces.file import Trace, digest, reading
 
 DIGITS = Path(str(files("eamsim"))) / "data" / "digits"
 TRACES = Path(__file__).parents[2] / "traces"

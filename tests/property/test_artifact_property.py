@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from programs import FREEZES, Shape, random_program
 
 from eamsim.artifact import ArtifactError, read, write
-from eamsim.packing import BITS, limits, narrowest, pack, packed_bytes, unpack
+from eamsim.files.packing import BITS, limits, narrowest, pack, packed_bytes, unpack
 
 SHAPES = st.builds(
     Shape,

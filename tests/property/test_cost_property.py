@@ -16,21 +16,23 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from programs import DETOURS, FREEZES, Shape, random_images, random_program
 
-from cost_model.counts import Cost, count, count_operations
-from cost_model.energy import evaluate
+from cost_model.chip.hardware import load
 from cost_model.exports import scalesim_csv, zigzag_yaml
-from cost_model.gemms import gemms
-from cost_model.hardware import load
-from cost_model.ledger import Work, attention_linear, ledger, structured_macs, zero_code_macs
-from cost_model.unread import read_elements, unread_macs
-from cost_model.variants import Freezer, refrozen, scattered, thawed, whole_heads
+from cost_model.models.variants import Freezer, refrozen, scattered, thawed, whole_heads
+from cost_model.price.energy import evaluate
+from cost_model.work.counts import Cost, count, count_operations
+from cost_model.work.gemms import gemms
+from cost_model.work.ledger import Work, attention_linear, ledger, structured_macs, zero_code_macs
+from cost_model.work.unread import read_elements, unread_macs
 from eamsim import golden
-from eamsim.cli.cost import counted, own_row, report
-from eamsim.cli.cost_operations import operation_rows
-from eamsim.cli.report import findings, layers
+from eamsim.cli.chip.cost import counted
+from eamsim.cli.chip.cost_tables import report
+from eamsim.constraints import Verified, verify
 from eamsim.errors import UserError
+from eamsim.jobs.costs.findings import findings, layers
+from eamsim.jobs.costs.operations import operation_rows
+from eamsim.jobs.costs.rows import own_row
 from eamsim.program import Attention, Gather, InputQuant, Linear, Operation, Raw, Softmax, Value
-from eamsim.verify import Verified, verify
 
 EXAMPLES = int(os.environ.get("EAMSIM_EXAMPLES", "60"))
 

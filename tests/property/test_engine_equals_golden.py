@@ -1,4 +1,4 @@
-"""The engine equals the golden interpreter at every tap of random programs (docs/datapath.md section 5).
+"""The engine equals the golden interpreter at every tap of random programs (docs/spec/datapath.md section 5).
 
 EAMSIM_EXAMPLES sets the number of programs for each instruction set. Each rounding is compiled apart (20 s), so only the
 fastest instruction set is tried with all four.
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
 from eamsim import engine, golden, tensors
+from eamsim.constraints import Verified
 from eamsim.engine import isa
-from eamsim.packing import pack
+from eamsim.files.packing import pack
 from eamsim.program import Datapath
-from eamsim.trace import first_difference
-from eamsim.trace_file import lanes_of
-from eamsim.verify import Verified
+from eamsim.traces.difference import first_difference
+from eamsim.traces.file import lanes_of
 
 EXAMPLES = int(os.environ.get("EAMSIM_EXAMPLES", "150"))
 ROUNDINGS = ("half_up", "half_even", "half_away", "floor")

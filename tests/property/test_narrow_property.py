@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
 from eamsim import artifact, engine, golden
+from eamsim.constraints import ProgramError
 from eamsim.narrow import FLOORS, KNOBS, Widths, narrowed, proven_sums, widths_of
 from eamsim.program import Datapath
-from eamsim.trace import first_difference
-from eamsim.verify import ProgramError
+from eamsim.traces.difference import first_difference
 
 EXAMPLES = int(os.environ.get("EAMSIM_EXAMPLES", "40"))
 TOO_LARGE = r"shift must (lie|be an integer) in \[0, |exponent_change must be"

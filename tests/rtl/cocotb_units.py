@@ -17,7 +17,7 @@ import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import ReadOnly, RisingEdge
 
-from eamsim.vectors import read_hex, read_manifest
+from eamsim.traces.vectors import read_hex, read_manifest
 
 Ports = dict[str, int]
 

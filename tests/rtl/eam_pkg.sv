@@ -1,4 +1,4 @@
-// The integer primitives of docs/datapath.md, section 1, on 64-bit two's complement.
+// The integer primitives of docs/spec/datapath.md, section 1, on 64-bit two's complement.
 package eam_pkg;
   typedef logic signed [63:0] int64;
 

@@ -14,9 +14,9 @@ from command_line import eamsim
 from programs import Shape, operation, random_images, random_program
 
 from eamsim import artifact, golden
-from eamsim.images import Preprocessing
+from eamsim.constraints import Verified
+from eamsim.inputs.images import Preprocessing
 from eamsim.program import Attention, Datapath, Frozen, Gather, Gelu, InputQuant, LayerNorm, Linear, Raw, Requant, Softmax, Value
-from eamsim.verify import Verified
 
 HERE = Path(__file__).parent
 DIGITS = HERE.parents[1] / "eamsim/data/digits"

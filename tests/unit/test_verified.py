@@ -14,16 +14,21 @@ import pytest
 from command_line import eamsim, save_data, save_model
 from programs import Shape, operation, random_program, unproved
 
-from cost_model.counts import count, count_operations
-from cost_model.energy import evaluate, workload
+from cost_model.chip.hardware import load
 from cost_model.exports import layers, scalesim_csv, zigzag_yaml
-from cost_model.hardware import load
-from cost_model.ledger import ledger
-from cost_model.unread import unread_macs
-from eamsim import artifact, c_export, engine, golden, onnx_export, onnx_qdq, tensors, trace_file, verify
+from cost_model.price.energy import evaluate, workload
+from cost_model.work.counts import count, count_operations
+from cost_model.work.ledger import ledger
+from cost_model.work.unread import unread_macs
+from eamsim import artifact, engine, golden, tensors
+from eamsim import constraints as verify
+from eamsim.constraints import ProgramError, Verified
+from eamsim.exports import c99 as c_export
+from eamsim.exports import onnx_integer as onnx_export
+from eamsim.exports import onnx_qdq
 from eamsim.narrow import narrowed, widths_of
 from eamsim.program import Gather, Operation, Program
-from eamsim.verify import ProgramError, Verified
+from eamsim.traces import file as trace_file
 
 PLAIN = random_program(Shape(seed=0))
 IMAGE = np.zeros(PLAIN.image.shape, np.uint8)

@@ -1,0 +1,1 @@
+"""What a chip has: arrays, lanes, memories, energies."""

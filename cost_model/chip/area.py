@@ -1,0 +1,24 @@
+"""A proxy of silicon area: multipliers, accumulators and SRAM at 40 to 45 nm. Good for comparing designs, not for planning a die.
+
+Left out: vector unit, wires, control, pads. All of it is an estimate:
+
+- multipliers quadratic in their width, adders and registers linear, from the 32-bit units of Aladdin's 40 nm library (Shao et al., ISCA
+  2014: cmos40_aladdin_mul_area 6.35e3 um2, _add_area 2.78e2, _reg_area 5.98 a bit); an accumulator is an adder and a register.
+- SRAM 0.5 um2 a bit: Intel's 45 nm cell of 0.346 um2 (Mistry et al., IEDM 2007; the cell also in Real World Technologies, "Intel's 45nm
+  Surprise", 2007), taken as seven tenths of an array of banks, which is our choice.
+"""
+
+from cost_model.chip.hardware import Array
+
+MULTIPLY_UM2, ADD_UM2, REGISTER_UM2, SRAM_UM2 = 6350 / 32**2, 278 / 32, 5.98, 0.5
+"""Per bit x bit, and per bit."""
+
+
+def element_um2(compute: Array, accumulator_bits: int):
+    """Of one multiplier and its accumulator."""
+    return MULTIPLY_UM2 * compute.left_bits * compute.right_bits + (ADD_UM2 + REGISTER_UM2) * accumulator_bits
+
+
+def area_mm2(compute: Array, sram_bytes: int):
+    """Of the array and its SRAM; an array of areas if the sides are arrays."""
+    return (compute.macs_per_cycle * element_um2(compute, compute.accumulator_bits) + 8 * sram_bytes * SRAM_UM2) / 1e6

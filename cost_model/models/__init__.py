@@ -1,0 +1,1 @@
+"""Published and imagined models: shapes without weights."""

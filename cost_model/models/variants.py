@@ -1,0 +1,122 @@
+"""The same program with other weights frozen: none, as many at random, or as many in whole rows, columns, tiles or heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, lru_cache
+from math import ceil, log2
+
+import numpy as np
+
+from cost_model.models.paper import FROZEN_BITS
+from cost_model.models.skeleton import zeros
+from cost_model.work.ledger import attention_linear
+from eamsim.constraints import Verified
+from eamsim.errors import UserError
+from eamsim.program import Attention, Frozen, Linear, Operation, Requant, Softmax
+
+Freezer = Callable[[Attention], Frozen | None]
+
+
+def thawed(program: Verified) -> Verified:
+    """Nothing frozen: every score computed, every head with its q and k."""
+    return refrozen(program, lambda op: None, "paper")
+
+
+def refrozen(program: Verified, freezer: Freezer, softmax: Softmax) -> Verified:
+    """The shapes of `program` with each Attention frozen as `freezer` says; under `renormalised`, wholly frozen heads lose q and k.
+
+    UserError where no Linear of its own makes an Attention's q and k, and they change.
+    """
+    changed: dict[str, Operation] = {}
+    for op in program.operations:
+        if isinstance(op, Attention):
+            frozen = freezer(op)
+            scored = tuple(head for head in range(op.heads) if frozen is None or softmax == "paper" or not frozen.mask[:, head].all())
+            changed[op.out.name] = replace(op, softmax=softmax, frozen=frozen, last_code_is_zero=False, score_heads=scored)
+            if len(scored) != len(op.score_heads):
+                linear = attention_linear(program, op)
+                if linear is None:
+                    raise UserError(f"{op.out.name}: its heads can lose or regain q and k only if a Linear makes them for it alone")
+                changed[linear.out.name] = _with_channels(linear, (2 * len(scored) + op.heads) * op.head_dim)
+    return replace(program, operations=tuple(changed.get(op.out.name, op) for op in program.operations))
+
+
+def _with_channels(linear: Linear, channels: int) -> Linear:
+    """The Linear of q, k and v with so many output channels."""
+    zero, ratio = zeros((channels,), np.uint8), zeros((channels,))
+    return replace(
+        linear,
+        out=replace(linear.out, shape=(linear.out.shape[0], channels)),
+        weight=zeros((len(linear.weight), channels), np.uint8),
+        weight_zero=zero,
+        bias=ratio,
+        epilogue=Requant(ratio, ratio, ratio),
+    )
+
+
+@lru_cache(maxsize=32)
+def scattered(tau: float, seed: int = 0) -> Freezer:
+    """round(tau * pairs) weights of each head and window at random, excluded pairs aside; one pattern for equal windows and layers."""
+
+    @cache
+    def pattern(heads: int, tokens: int, excluded: bytes | None) -> np.ndarray:
+        live = np.arange(tokens**2) if excluded is None else np.flatnonzero(np.frombuffer(excluded, np.bool_) == 0)
+        order = np.random.default_rng(seed).random((heads, len(live))).argsort(axis=1)[:, : round(tau * len(live))]
+        mask = np.zeros((heads, tokens**2), np.bool_)
+        np.put_along_axis(mask, live[order], True, axis=1)
+        if round(tau * max(len(live), 1)) == max(len(live), 1):
+            mask[:] = True  # the excluded pairs too: nothing of the head is left
+        return mask.reshape(heads, tokens, tokens)
+
+    @cache
+    def frozen(windows: int, heads: int, tokens: int, excluded: bytes | None) -> Frozen | None:
+        step = tokens**2
+        starts = [None] * windows if excluded is None else [excluded[w * step : (w + 1) * step] for w in range(windows)]
+        return _frozen(np.stack([pattern(heads, tokens, start) for start in starts]))
+
+    return lambda op: frozen(op.windows, op.heads, op.tokens, None if op.excluded is None else op.excluded.tobytes())
+
+
+def whole_heads(program: Verified, tau: float) -> Freezer:
+    """round(tau * heads) whole heads of the model, spread evenly over its layers: what as much freezing can save at best."""
+    attentions = [op for op in program.operations if isinstance(op, Attention)]
+    total = sum(op.heads for op in attentions)
+    first = {op.out.name: sum(other.heads for other in attentions[:index]) for index, op in enumerate(attentions)}
+    wanted = round(tau * total)
+
+    @cache
+    def frozen(heads: tuple[bool, ...], windows: int, tokens: int) -> Frozen | None:
+        return _frozen(np.broadcast_to(np.array(heads)[None, :, None, None], (windows, len(heads), tokens, tokens)))
+
+    def freezer(op: Attention) -> Frozen | None:
+        indices = range(first[op.out.name], first[op.out.name] + op.heads)
+        return frozen(tuple((index + 1) * wanted // total > index * wanted // total for index in indices), op.windows, op.tokens)
+
+    return freezer
+
+
+def whole_units(tau: float, height: int, width: int, seed: int = 0) -> Freezer:
+    """round(tau * units) rows, columns or tiles of each head at random, one pattern for equal layers; a side of 0 is all tokens."""
+
+    @cache
+    def frozen(windows: int, heads: int, tokens: int) -> Frozen | None:
+        top, left = (np.arange(tokens) // (side or tokens) for side in (height, width))
+        units = (top[-1] + 1) * (left[-1] + 1)
+        order = np.random.default_rng(seed).random((heads, units)).argsort(axis=1)[:, : round(tau * units)]
+        chosen = np.zeros((heads, units), np.bool_)
+        np.put_along_axis(chosen, order, True, axis=1)
+        mask = chosen.reshape(heads, top[-1] + 1, left[-1] + 1)[:, top][:, :, left]
+        return _frozen(np.broadcast_to(mask, (windows, *mask.shape)))
+
+    return lambda op: frozen(op.windows, op.heads, op.tokens)
+
+
+def _frozen(mask: np.ndarray) -> Frozen | None:
+    """Codes in turn, so that none is free for other uses, and a mass that leaves each row one weight's share; None for an empty mask."""
+    if not mask.any():
+        return None
+    codes = np.resize(np.arange(1 << FROZEN_BITS, dtype=np.uint8), mask.shape[2:]) * mask
+    row_log2 = np.full(mask.shape[:3], ceil(log2(mask.shape[2]) * (1 << 8)), np.int32)
+    return Frozen(mask, codes, FROZEN_BITS, row_log2)

@@ -1,0 +1,260 @@
+"""Cycles and energy of a program on a hardware description, operation by operation.
+
+The sides of a PE array may be integer arrays, one element a design (`eamsim.jobs.search.designs`): then so are the figures.
+
+An operation takes the time of its slowest part, t = max(compute, vector, traffic / bandwidth of each memory): on an array these
+overlap, on a SIMD core compute and vector work follow one another. Energy adds up: multiply-accumulates that toggle, vector
+primitives, bits moved, and leakage over the time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from math import ceil
+
+from cost_model.chip.arrays import Run, ceil_div, larger, row_balance, run
+from cost_model.chip.hardware import Array, Hardware, Simd
+from cost_model.chip.simd import simd_run
+from cost_model.chip.technology import Energy
+from cost_model.price.traffic import Placement, Traffic, operation_fetches, operation_moves, place
+from cost_model.work.encodings import Stored, row_mass_bits, store
+from cost_model.work.gemms import Gemm, gemms
+from cost_model.work.ledger import Primitives, operation_work, primitives
+from eamsim.constraints import Verified, expect_verified
+from eamsim.program import Attention, Linear, Operation
+
+Runs = tuple[tuple[Gemm, Run], ...]
+
+
+@dataclass(frozen=True)
+class OperationCost:
+    """One operation for the whole batch.
+
+    runs: its matrix products. cycles: of each resource by name, `total_cycles` what they come to. fetches: once per batch whatever
+    its size; moves: for each image. energy and fetch_energy likewise, without leakage.
+    """
+
+    name: str
+    runs: Runs
+    cycles: dict[str, int]
+    total_cycles: int
+    fetches: Traffic
+    moves: Traffic
+    energy: Energy
+    fetch_energy: Energy
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates that toggle, in multiplies of the hardware's width."""
+        return sum(done.macs for _, done in self.runs)
+
+    @property
+    def bound_by(self) -> str:
+        """The resource that takes longest."""
+        return max(self.cycles, key=lambda name: self.cycles[name])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A program on a chip: `operations` for a batch; everything else per image."""
+
+    hardware: Hardware
+    batch: int
+    placement: Placement
+    maps: tuple[Stored, ...]
+    map_bits: int
+    first_load_cycles: int
+    operations: tuple[OperationCost, ...]
+
+    @cached_property
+    def cycles_per_image(self) -> float:
+        return (self.first_load_cycles + sum(op.total_cycles for op in self.operations)) / self.batch
+
+    @property
+    def milliseconds_per_image(self) -> float:
+        return self.cycles_per_image / (1e3 * self.hardware.frequency_mhz)
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        """Of the whole batch."""
+        return sum((op.fetches + op.moves for op in self.operations), Traffic())
+
+    @property
+    def utilisation(self) -> float:
+        """Multiplies that toggle / multiplies the time would have allowed."""
+        return sum(op.macs for op in self.operations) / (self.cycles_per_image * self.batch * self.hardware.compute.macs_per_cycle)
+
+    @property
+    def score_cycles_saved(self) -> float:
+        """Of the cycles that all scores would take: what skipping saves, wholly frozen heads aside."""
+        dense = sum(compute_run(gemm.dense, self.hardware.compute).cycles for gemm, _ in self.score_runs)
+        return 1 - sum(done.cycles for _, done in self.score_runs) / dense if dense else 0.0
+
+    @property
+    def score_runs(self) -> list[tuple[Gemm, Run]]:
+        """QK^T of every Attention: what runs before its A.V."""
+        return [pair for op in self.operations if op.runs and op.runs[-1][0].over == "depth" for pair in op.runs[:-1]]
+
+    @property
+    def row_balance(self) -> float:
+        """Mean over longest row of needed scores within a block of the array's rows: what `skip: pair` can make of its masks."""
+        compute = self.hardware.compute
+        height = compute.rows if isinstance(compute, Array) else 1
+        needed = [gemm.needed for gemm, _ in self.score_runs if gemm.needed is not None]
+        return sum(row_balance(mask, height) for mask in needed) / len(needed) if needed else 1.0
+
+    @property
+    def bound_shares(self) -> dict[str, float]:
+        """Share of the time in operations that each resource decides."""
+        total = sum(op.total_cycles for op in self.operations)
+        names = {op.bound_by for op in self.operations}
+        return {name: sum(op.total_cycles for op in self.operations if op.bound_by == name) / total for name in sorted(names)}
+
+    @cached_property
+    def fetch_energy(self) -> Energy:
+        """Per image: what one fetch of weights, constants and maps per batch comes to."""
+        return sum((op.fetch_energy for op in self.operations), Energy()) * (1 / self.batch)
+
+    @cached_property
+    def energy(self) -> Energy:
+        """Per image, all of it."""
+        milliwatts = sum(memory.leakage_mw for memory in self.hardware.memories.levels.values())
+        leakage_pj = milliwatts * self.milliseconds_per_image * 1e6
+        dynamic = sum((op.energy for op in self.operations), Energy()) * (1 / self.batch)
+        return dynamic + self.fetch_energy + Energy(leakage_pj, leakage_pj, leakage_pj)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a program asks of a chip whatever the batch and the memories: counted once, priced many times.
+
+    runs, map_bits: of each Attention for one image, by the name of its output; steps: of the vector unit, for every operation.
+    """
+
+    program: Verified
+    maps: tuple[Stored, ...]
+    map_bits: dict[str, int]
+    runs: dict[str, Runs]
+    steps: dict[str, Primitives]
+
+
+def evaluate(program: Verified, hardware: Hardware, batch: int = 1, encoding: str = "auto") -> Estimate:
+    """The program on the chip, `batch` images at a time; UserError where it does not fit or a map cannot be stored as asked."""
+    return priced(workload(program, hardware.compute, encoding), hardware, batch)
+
+
+def workload(program: Verified, compute: Array | Simd, encoding: str = "auto") -> Workload:
+    """Count the masks; UserError where a map cannot be stored as asked."""
+    expect_verified(program)
+    attentions = [op for op in program.operations if isinstance(op, Attention)]
+    stored = {op.frozen: tuple(store(op, encoding)) for op in {op.frozen: op for op in attentions}.values()}
+    map_bits = {op.out.name: sum(head.bits for head in stored[op.frozen]) + row_mass_bits(op) for op in attentions}
+    counted: dict[tuple, tuple[Runs, Primitives]] = {}
+    for op in program.operations:
+        if (key := _work_key(program, op)) not in counted:
+            masked = gemms(program, op, 1, compute.skips_zero_codes) if isinstance(op, Attention) else ()
+            counted[key] = tuple((gemm, compute_run(gemm, compute)) for gemm in masked), primitives(operation_work(program, op))
+    found = {op.out.name: counted[_work_key(program, op)] for op in program.operations}
+    return Workload(
+        program,
+        tuple(head for op in attentions for head in stored[op.frozen]),
+        map_bits,
+        {op.out.name: found[op.out.name][0] for op in attentions},
+        {name: steps for name, (_, steps) in found.items()},
+    )
+
+
+def priced(work: Workload, hardware: Hardware, batch: int = 1) -> Estimate:
+    """The workload on the chip whose `compute` it was counted for; UserError where it does not fit."""
+    program, map_bits = work.program, sum(work.map_bits.values())
+    placement = place(program, hardware, batch, map_bits)
+    costs: dict[tuple, OperationCost] = {}
+    operations = []
+    for op in program.operations:
+        key = (*_work_key(program, op), *(name in placement.spilled for name in (*op.inputs, op.out.name)))
+        if key not in costs:
+            costs[key] = operation_cost(work, op, hardware, placement, batch)
+        operations.append(replace(costs[key], name=op.out.name))
+    load = first_load_cycles(program, hardware, placement)
+    return Estimate(hardware, batch, placement, work.maps, map_bits, load, tuple(operations))
+
+
+def _work_key(program: Verified, op: Operation) -> tuple:
+    """All that the work of an operation depends on: layers are alike, and masks take long to count."""
+    values = [program.values[name] for name in (*op.inputs, op.out.name)]
+    key = (type(op), *((value.shape, value.bits) for value in values))
+    match op:
+        case Linear():
+            return (*key, op.weight_bits, type(op.epilogue))
+        case Attention():
+            masks = (op.frozen, id(op.excluded), op.logit_bias is None)
+            return (*key, *masks, op.windows, op.heads, op.score_heads, op.attention_bits, op.softmax, op.last_code_is_zero)
+        case _:
+            return key
+
+
+def operation_cost(work: Workload, op: Operation, hardware: Hardware, placement: Placement, batch: int) -> OperationCost:
+    """One operation for the batch."""
+    compute, memories, program = hardware.compute, hardware.memories.levels, work.program
+    if isinstance(op, Attention):
+        runs = tuple((replace(gemm, repeats=batch * gemm.repeats), done * batch) for gemm, done in work.runs[op.out.name])
+    else:
+        runs = tuple((gemm, compute_run(gemm, compute)) for gemm in gemms(program, op, batch))
+    steps, map_bits = work.steps[op.out.name], work.map_bits.get(op.out.name, 0)
+    accumulator_bits = compute.accumulator_bits if isinstance(compute, Array) else 32
+    fetches = operation_fetches(program, op, placement, batch, map_bits)
+    moves = operation_moves(program, op, runs, placement, batch, map_bits, accumulator_bits)
+    cycles = {"compute": sum(done.cycles for _, done in runs), "vector": ceil_div(batch * steps.total, hardware.vector.lanes)}
+    cycles |= {level: ceil_div(sum((fetches + moves).of(level)), memory.bits_per_cycle) for level, memory in memories.items()}
+    serial = isinstance(compute, Simd)
+    total = reduce(larger, cycles.values(), cycles["compute"] + cycles["vector"] if serial else 0)
+    macs = sum(done.macs for _, done in runs)
+    energy = mac_energy(compute) * macs + vector_energy(hardware, batch * steps.multiplies, batch * steps.simple, batch * steps.lookups)
+    moved, fetched = (sum((memory.energy(*t.of(level)) for level, memory in memories.items()), Energy()) for t in (moves, fetches))
+    return OperationCost(op.out.name, runs, cycles, total, fetches, moves, energy + moved, fetched)
+
+
+def compute_run(gemm: Gemm, compute: Array | Simd) -> Run:
+    """What the hardware does for a product; operands wider than the multipliers take several passes, each with its cycles and reads."""
+    left_bits = gemm.left_bits if gemm.decoded_bits is None else gemm.decoded_bits
+    if isinstance(compute, Simd):
+        done = simd_run(gemm, compute.lanes, compute.cycles_per_step, compute.register_tile, compute.skip == "pair")
+    else:
+        left_bits = gemm.left_bits if compute.shifts_codes else left_bits
+        done = run(gemm, compute.dataflow, compute.rows, compute.columns, compute.skip)
+    passes = ceil_div(left_bits, compute.left_bits) * ceil_div(gemm.right_bits, compute.right_bits)
+    return done * passes
+
+
+def mac_energy(compute: Array | Simd) -> Energy:
+    """Of one multiply-accumulate of the hardware's width."""
+    return compute.mac_pj.energy if isinstance(compute, Array) else compute.step_pj.energy * (1 / compute.lanes)
+
+
+def vector_energy(hardware: Hardware, multiplies: int, simple: int, lookups: int) -> Energy:
+    vector = hardware.vector
+    return vector.multiply_pj.energy * multiplies + vector.simple_pj.energy * simple + vector.lookup_pj.energy * lookups
+
+
+def first_load_cycles(program: Verified, hardware: Hardware, placement: Placement) -> int:
+    """Waiting for the first fold's weights, which nothing overlaps; every later load hides behind a computation."""
+    first = next((op for op in program.operations if gemms(program, op)), None)
+    if first is None or placement.weights == "sram":
+        return 0
+    gemm, compute = gemms(program, first)[0], hardware.compute
+    columns = -larger(-gemm.columns, -(compute.columns if isinstance(compute, Array) else compute.register_tile))
+    return ceil_div(gemm.depth * columns * gemm.right_bits, hardware.memories.levels[placement.weights].bits_per_cycle)
+
+
+def break_even_batch(frozen: Estimate, dense: Estimate) -> int | None:
+    """The smallest batch from which freezing costs no more energy (nominal), or None if there is none.
+
+    Fetches happen once per batch, everything else for each image: B* = (F_frozen - F_dense) / (S_dense - S_frozen), with F the
+    fetches and S the rest of one image.
+    """
+    fetches = (frozen.fetch_energy - dense.fetch_energy).nominal_pj * frozen.batch
+    saved = ((dense.energy - dense.fetch_energy) - (frozen.energy - frozen.fetch_energy)).nominal_pj
+    if fetches <= 0 and saved >= 0:
+        return 1
+    return max(1, ceil(fetches / saved)) if saved > 0 else None

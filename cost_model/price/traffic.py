@@ -1,0 +1,179 @@
+"""Bits moved between the memories of a chip, operation by operation.
+
+The array and the vector unit work from the SRAM. Weights, constants and maps that live behind it are copied into it once per
+batch. Values stay in it if everything alive beside them fits, otherwise they go to the DRAM and come back; a matrix product whose
+input does so is tiled, the smaller of two orders: input blocks resident and the weights fetched for each, or the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import add
+from typing import assert_never
+
+from cost_model.chip.arrays import Run, ceil_div
+from cost_model.chip.hardware import Hardware, Level
+from cost_model.work.gemms import Gemm
+from cost_model.work.memory import live_bytes
+from eamsim.constraints import Verified
+from eamsim.errors import UserError
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Requant, Residual
+
+SHIFT_BITS = 6  # shifts of ratios are 0..62
+
+
+class DoesNotFit(UserError):
+    """A program needs more memory than a chip has."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bits read from and written to each memory."""
+
+    sram_read_bits: int = 0
+    sram_write_bits: int = 0
+    dram_read_bits: int = 0
+    dram_write_bits: int = 0
+    rom_read_bits: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(*map(add, vars(self).values(), vars(other).values()))
+
+    def of(self, level: Level) -> tuple[int, int]:
+        """(read, written) bits of one memory."""
+        match level:
+            case "sram":
+                return self.sram_read_bits, self.sram_write_bits
+            case "dram":
+                return self.dram_read_bits, self.dram_write_bits
+            case "rom":
+                return self.rom_read_bits, 0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where weights and maps lie, which values do not fit the SRAM, and the SRAM bits that are free for values and tiles."""
+
+    weights: Level
+    maps: Level
+    spilled: frozenset[str]
+    free_bits: int
+
+
+def place(program: Verified, hardware: Hardware, batch: int, map_bits: int) -> Placement:
+    """Residency for a batch; maps that should stay in the SRAM but do not fit beside the activations go behind it.
+
+    DoesNotFit where nothing behind the SRAM can take what does not fit.
+    """
+    levels, home = hardware.memories.levels, hardware.home
+    live = {name: 8 * batch * bytes_ for name, bytes_ in live_bytes(program).items()}
+    weights = sum(weight_bits(op) + constant_bits(program, op) for op in program.operations)
+    free = 8 * hardware.memories.sram.bytes - (weights if home["weights"] == "sram" else 0)
+    maps: Level = home["maps"]
+    behind: list[Level] = [level for level in levels if level != "sram"]
+    if maps == "sram" and free - map_bits < max(live.values()) and behind:
+        maps = behind[0]
+    free -= map_bits if maps == "sram" else 0
+    spilled = values_that_spill(program, live, free)
+    if free <= 0 or (spilled and "dram" not in levels):
+        raise DoesNotFit(
+            f"{hardware.name}: sram of {hardware.memories.sram.bytes:,} bytes, and no dram behind it, cannot hold the "
+            f"{max(live.values()) // 8:,} bytes of activations at batch {batch}; describe more memory or take a smaller batch"
+        )
+    return Placement(home["weights"], maps, spilled, free)
+
+
+def values_that_spill(program: Verified, live_bits: dict[str, int], free_bits: int) -> frozenset[str]:
+    """Values that are alive during an operation whose live values exceed the free SRAM."""
+    last_use = {name: position for position, op in enumerate(program.operations) for name in op.inputs}
+    made = {program.image.name: 0} | {op.out.name: position for position, op in enumerate(program.operations)}
+    full = [position for position, op in enumerate(program.operations) if live_bits[op.out.name] > free_bits]
+    return frozenset(name for name, start in made.items() if any(start <= position <= last_use.get(name, start) for position in full))
+
+
+def weight_bits(op: Operation) -> int:
+    """Bits of the packed weights."""
+    return op.weight.size * op.weight_bits if isinstance(op, Linear) else 0
+
+
+def constant_bits(program: Verified, op: Operation) -> int:
+    """Bits of biases, ratios and zero points at the widths of the datapath; tables sit in the units that use them."""
+    datapath = program.datapath
+    match op:
+        case Linear():
+            ratio_bits = datapath.multiplier_bits + SHIFT_BITS
+            zero_bits = op.weight_bits + (op.out.bits if isinstance(op.epilogue, Requant) else 0)
+            return op.out.shape[1] * (32 + ratio_bits + zero_bits)
+        case LayerNorm():
+            return op.gain.size * (32 + 64)
+        case Embed():
+            return (op.prefix.size + op.position.size) * op.out.bits
+        case InputQuant() | Gather() | Attention() | Pool():
+            return 0
+        case _:
+            assert_never(op)
+
+
+def fetched(level: Level, bits: int) -> Traffic:
+    """A copy of so many bits from behind the SRAM into it; nothing if they are there."""
+    match level:
+        case "sram":
+            return Traffic()
+        case "dram":
+            return Traffic(dram_read_bits=bits, sram_write_bits=bits)
+        case "rom":
+            return Traffic(rom_read_bits=bits, sram_write_bits=bits)
+
+
+def refetches(left_bits: int, right_bits: int, room_bits: int) -> tuple[int, int]:
+    """How often a product fetches its left and its right operand, the cheaper of keeping blocks of the one or of the other."""
+    keep_left, keep_right = ceil_div(left_bits, room_bits), ceil_div(right_bits, room_bits)
+    choices = ((1, keep_left), (keep_right, 1))
+    return min(choices, key=lambda times: times[0] * left_bits + times[1] * right_bits)
+
+
+def operation_fetches(program: Verified, op: Operation, placement: Placement, batch: int, map_bits: int) -> Traffic:
+    """What comes from behind the SRAM for the whole batch: weights, constants, the maps."""
+    times = 1
+    if isinstance(op, Linear) and op.x in placement.spilled:
+        times = refetches(batch * _bits(program, op.x), weight_bits(op), placement.free_bits // 2)[1]
+    return fetched(placement.weights, times * weight_bits(op) + constant_bits(program, op)) + fetched(placement.maps, map_bits)
+
+
+def operation_moves(
+    program: Verified,
+    op: Operation,
+    runs: Sequence[tuple[Gemm, Run]],
+    placement: Placement,
+    batch: int,
+    map_bits: int,
+    accumulator_bits: int,
+) -> Traffic:
+    """What an operation on the whole batch reads and writes of values, codes, partial sums and maps."""
+    reads = sum(run.left_reads * gemm.left_bits + run.right_reads * gemm.right_bits for gemm, run in runs)
+    partial = sum((run.result_writes - run.results) * gemm.sums for gemm, run in runs) * accumulator_bits
+    inputs = {name: batch * _bits(program, name) for name in op.inputs}
+    written = batch * op.out.size * op.out.bits
+    if isinstance(op, Attention):
+        written += batch * op.windows * op.heads * op.tokens**2 * op.attention_bits
+        reads += batch * map_bits * (op.windows // op.frozen.mask.shape[0]) if op.frozen is not None else 0
+    elif isinstance(op, Linear):
+        reads += inputs[op.epilogue.operand] if isinstance(op.epilogue, Residual) else 0
+    else:
+        reads += sum(inputs.values())
+    traffic = Traffic(sram_read_bits=reads + partial, sram_write_bits=written + partial)
+    for name, bits in inputs.items():
+        if name in placement.spilled:
+            tiled = isinstance(op, Linear) and name == op.x
+            times = refetches(bits, weight_bits(op), placement.free_bits // 2)[0] if tiled else 1
+            traffic += fetched("dram", times * bits)
+    if op.out.name in placement.spilled:
+        out = batch * op.out.size * op.out.bits
+        traffic += Traffic(sram_read_bits=out, dram_write_bits=out)
+    return traffic
+
+
+def _bits(program: Verified, name: str) -> int:
+    value = program.values[name]
+    return value.size * value.bits

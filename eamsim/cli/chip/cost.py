@@ -1,0 +1,109 @@
+"""`eamsim cost`: multiply-accumulates and bytes of a model or an .eam file, per sparsity and softmax meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cost_model.chip.hardware import Hardware, Level, load
+from cost_model.models.architectures import Architecture, Swin
+from cost_model.models.paper import architecture_of
+from cost_model.price.energy import evaluate
+from cost_model.work.encodings import check_encoding
+from cost_model.work.memory import constant_bytes
+from cost_model.work.unread import unread_macs
+from eamsim.cli.chip.cost_compare import compared, comparison
+from eamsim.cli.chip.cost_files import write_products
+from eamsim.cli.chip.cost_hardware import hardware_report
+from eamsim.cli.chip.cost_tables import report
+from eamsim.cli.output import Json
+from eamsim.cli.shares import parse_shares
+from eamsim.cli.untrained import emit_measured
+from eamsim.constraints import Verified
+from eamsim.errors import UserError
+from eamsim.jobs.costs.chip import add_hardware
+from eamsim.jobs.costs.operations import operation_rows
+from eamsim.jobs.costs.rows import MEANINGS, estimated_rows, opened, own_row
+from eamsim.program import Softmax
+
+DEFAULT_TAUS = "0,0.1,0.2,0.3,0.5,0.7,0.9"
+
+
+def cost(
+    model: Annotated[str, typer.Argument(metavar="MODEL|X.eam", help="A timm name of the paper's ViT and DeiT models, or an .eam file.")],
+    tau: Annotated[
+        str | None, typer.Option(help=f"Shares of frozen attention weights, such as 0.1,20%. A model's default: {DEFAULT_TAUS}")
+    ] = None,
+    softmax: Annotated[Literal["paper", "renormalised", "both"], typer.Option(help="What freezing means.")] = "both",
+    hw: Annotated[
+        str | None,
+        typer.Option(metavar="H.yaml|PRESET", help="A hardware description: adds cycles, energy and traffic (docs/spec/cost.md)."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images that share one fetch of weights and maps.", min=1, max=1 << 20)] = 1,
+    encoding: Annotated[str, typer.Option(help="How frozen maps are stored: auto, bitmap, ... (docs/spec/cost.md).")] = "auto",
+    maps: Annotated[Level | None, typer.Option(help="The memory that holds the frozen maps, instead of the description's.")] = None,
+    zero_skip: Annotated[bool, typer.Option("--zero-skip", help="The chip skips A.V where a frozen code means zero.")] = False,
+    compare: Annotated[
+        str | None, typer.Option(metavar="A", help="Another model or .eam file: this one (B) against it, as they are.")
+    ] = None,
+    scalesim: Annotated[Path | None, typer.Option(metavar="X.csv", help="Write the products as SCALE-Sim's GEMM topology.")] = None,
+    zigzag: Annotated[Path | None, typer.Option(metavar="X.yaml", help="Write the products as a ZigZag workload.")] = None,
+    as_json: Json = False,
+) -> None:
+    """MACs and bytes of one image; on a chip, cycles and energy. From the masks of an .eam file, or estimated per tau."""
+    chip = described(hw, maps, batch, encoding, zero_skip)
+    program, published, untrained = opened(model)
+    if compare is not None:
+        if tau is not None or scalesim or zigzag:
+            raise UserError("--compare: expected no --tau, --scalesim or --zigzag beside it; two programs are compared as they are")
+        other, _, other_untrained = opened(compare)
+        programs = other, program
+        result = compared((own_row(programs[0]), own_row(program)), programs, chip, batch, encoding)
+        emit_measured(
+            untrained or other_untrained,
+            {"models": [compare, model], **result},
+            as_json,
+            *comparison(result, (compare, model), chip, batch),
+        )
+        return
+    files = write_products(program, scalesim, zigzag)
+    facts, rows = counted(program, published, tau, MEANINGS if softmax == "both" else (softmax,))
+    result, lines = {"model": model, **facts, "rows": rows}, report(model, facts, rows)
+    result["operations"] = operation_rows(program, chip and evaluate(program, chip, batch, encoding))
+    if chip is not None:
+        dense = add_hardware(rows, program, chip, batch, encoding)
+        result |= {"hardware": chip.model_dump(), "batch": batch, "dense": dense}
+        lines += hardware_report(rows, dense, chip, batch)
+    if files:
+        result |= {"output": files}
+        lines += ("", *(f"{file['file']}: {file['bytes']:,} bytes" for file in files))
+    emit_measured(untrained, result, as_json, *lines)
+
+
+def counted(
+    program: Verified, published: Architecture | Swin | None, tau: str | None, meanings: tuple[Softmax, ...]
+) -> tuple[dict[str, int], list[dict]]:
+    """Facts of the model, and the rows: the masks of a file first, then the estimates."""
+    facts = {"unread_macs": sum(unread_macs(program).values())}
+    if published is None:
+        rows = [own_row(program)]
+        if tau is not None:
+            rows += estimated_rows(architecture_of(program), parse_shares(tau, "--tau"), meanings)
+        return {"constant_bytes": constant_bytes(program), **facts}, rows
+    facts = {"parameters": published.parameters, "map_elements": published.map_elements, **facts}
+    if isinstance(published, Swin):
+        facts["shared_map_elements"] = published.shared_map_elements
+    return facts, estimated_rows(published, parse_shares(DEFAULT_TAUS if tau is None else tau, "--tau"), meanings)
+
+
+def described(hw: str | None, maps: Level | None, batch: int, encoding: str, zero_skip: bool) -> Hardware | None:
+    """The chip that --hw names, as the options change it; UserError for options that need a chip without one."""
+    check_encoding(encoding)
+    if hw is None:
+        if maps is not None or batch != 1 or encoding != "auto" or zero_skip:
+            raise UserError("--maps, --batch, --encoding and --zero-skip describe how a chip is used; name it with --hw")
+        return None
+    chip = load(hw) if maps is None else load(hw).with_maps_in(maps)
+    return chip.with_zero_skip if zero_skip else chip

@@ -1,0 +1,38 @@
+"""Arguments and options that several commands share, and what opens them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eamsim.cli.output import progress
+from eamsim.constraints import Verified
+from eamsim.errors import UserError
+from eamsim.inputs.labels import HELP
+
+if TYPE_CHECKING:
+    from eamsim.engine import Engine
+
+ModelFile = Annotated[Path, typer.Argument(metavar="X.eam", help="A model built by `eamsim build`.")]
+Isa = Annotated[str | None, typer.Option(help="Instruction set of the engine (see `eamsim doctor`); the best unless given.")]
+
+
+def load_engine(program: Verified, threads: int | None, isa: str | None) -> Engine:
+    """`eamsim.engine.load`, imported late as Numba takes its time, which shows a first compilation."""
+    from eamsim import engine
+
+    return engine.load(program, threads=threads, isa=isa, progress=progress)
+
+
+Data = Annotated[list[Path], typer.Option("--data", help="Labelled images: a folder with one folder a class, or an .npz. May be repeated.")]
+Labels = Annotated[str | None, typer.Option("--labels", metavar="by-name|by-order|FILE", help=HELP)]
+
+
+def parse_counts(option: str, text: str) -> list[int]:
+    """The counts of "1,2,8"; UserError unless all are positive integers."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"{option}: expected positive numbers with commas between, such as 1,2, got {text!r}")
+    return [int(part) for part in parts]

@@ -1,0 +1,1 @@
+"""Commands from a float model on."""

@@ -1,0 +1,175 @@
+"""`eamsim build`: a float model and calibration images in, an .eam file and its manifest out."""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from cost_model.work.counts import constant_share, count, frozen_share
+from eamsim import __version__, artifact
+from eamsim.cli.extras import import_reference
+from eamsim.cli.inputs import Labels
+from eamsim.cli.manifest import VERSIONED, check_output, front_path, manifest_path, write_manifest
+from eamsim.cli.output import Json, Limit, progress, table
+from eamsim.cli.shares import parse_share, points_of, share_of
+from eamsim.cli.untrained import emit_measured
+from eamsim.errors import UserError
+from eamsim.files.origin import public_command
+from eamsim.jobs.load import is_untrained
+from eamsim.jobs.search.budget import Budget, Trial, write_front
+from eamsim.program import Softmax
+from reference.attention.freeze import Freezing, Order, Scope
+
+
+def build(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A timm name, local-dir:DIR or hf-hub:ID.")],
+    calib: Annotated[list[Path], typer.Option(help="Calibration images: folders, image files, .npz files. May be repeated.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="X.eam", help="The file to write; X.eam.json beside it says how it was made.")
+    ],
+    tau: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Of the attention weights to freeze: 0.2 or 20%. [default: 0.2]", parser=share_of("--tau")),
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="weight|row|column|head|tile:RxC",
+            help="What is frozen as a whole: R x C is a tile of queries by keys. Several with commas between for a budget. "
+            "[default: weight; all for a budget]",
+        ),
+    ] = None,
+    scope: Annotated[Scope | None, typer.Option(help="Freeze tau of every head, of every layer or of the model. [default: head]")] = None,
+    order: Annotated[
+        Order | None,
+        typer.Option(help="What is frozen first: least entropy, variance or change of the output, or at random. [default: entropy]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order random. [default: 0]", min=0)] = None,
+    softmax: Annotated[
+        Softmax | None,
+        typer.Option(help="What freezing means: Eq. 15 to the letter, or over unfrozen pairs alone. [default: paper; not for a budget]"),
+    ] = None,
+    keep_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="A budget instead of tau: save what costs at most so many points of top-1.",
+            parser=points_of("--keep-accuracy"),
+        ),
+    ] = None,
+    save_macs: Annotated[
+        str | None, typer.Option(metavar="10%", help="A budget instead of tau: save this share of all MACs at the least loss found.")
+    ] = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option(help="Labelled images that judge a budget's masks. [default: the calibration images]")
+    ] = None,
+    evaluations: Annotated[int | None, typer.Option(help="The most programs a budget's search runs. [default: 300]", min=1)] = None,
+    labels: Labels = None,
+    weights: Annotated[str | None, typer.Option(help="A .safetensors file, local-dir:DIR or hf-hub:ID.")] = None,
+    random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Accept weights in a pickle (read with weights_only).")] = False,
+    limit: Limit = None,
+    calib_images: Annotated[int, typer.Option(help="So many of them set the ranges of the quantisers.", min=1)] = 32,
+    entropy_from: Annotated[Literal["quantised", "float"], typer.Option(help="The maps whose entropy decides.")] = "quantised",
+    compensate: Annotated[
+        bool, typer.Option("--compensate", help="Re-fit weights and biases, layer by layer, to what quantisation has lost (minutes).")
+    ] = False,
+    share_windows: Annotated[bool, typer.Option("--share-windows", help="Of a Swin: one map for all windows of a block.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Float model to .eam file. Calibrate (RepQ-ViT, 4 bits), measure entropies, freeze, lower to integers, write."""
+    fixed = {"tau": tau, "scope": scope, "order": order, "seed": seed}
+    budget = {"keep_accuracy": keep_accuracy, "save_macs": save_macs, "validation": validation, "evaluations": evaluations}
+    freezing = chosen_freezing(given(fixed), given(budget), granularity, softmax)
+    if labels and not isinstance(freezing, Budget):
+        raise UserError("--labels: belongs to a budget, which judges by labels; leave it out")
+    check_output(out)
+    build_program = import_reference("eamsim build")
+
+    program, provenance = build_program(
+        model,
+        calib,
+        progress,
+        freezing,
+        softmax=softmax or "paper",
+        weights=weights,
+        random_init=random_init,
+        allow_pickle=allow_pickle,
+        limit=limit,
+        range_images=calib_images,
+        entropy_from=entropy_from,
+        share_windows=share_windows,
+        compensated=compensate,
+        labels=labels,
+    )
+    artifact.write(out, program, provenance)
+    output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
+    versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in VERSIONED}}
+    shares = {"tau": frozen_share(program), "tau_with_excluded": constant_share(program)}
+    manifest = {"command": public_command(), "versions": versions, **provenance, "frozen": shares, "output": output}
+    front_path(out).unlink(missing_ok=True)  # of a budget built to this name before
+    found = write_trials(out, provenance["budget"]) if isinstance(freezing, Budget) else ()
+    write_manifest(manifest_path(out), manifest)
+    emit_measured(
+        is_untrained(provenance),
+        manifest,
+        as_json,
+        *found,
+        frozen_line(shares),
+        f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}",
+        f"next: eamsim eval {out} --data ...",
+    )
+
+
+def frozen_line(shares: dict[str, float]) -> str:
+    """tau of the masks, and with the pairs that a Swin's shifted windows exclude."""
+    tau, constant = shares["tau"], shares["tau_with_excluded"]
+    excluded = f"; {constant:.2%} with the pairs that shifted windows exclude" if constant != tau else ""
+    return f"frozen: {tau:.2%} of the attention weights{excluded}"
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def chosen_freezing(fixed: dict[str, Any], budget: dict[str, Any], granularity: str | None, softmax: Softmax | None) -> Freezing | Budget:
+    """What the options ask for, which are fields of Freezing or of Budget. UserError where they do not go together."""
+    settings: dict[str, Any]
+    if not budget.keys() & {"keep_accuracy", "save_macs"}:
+        for name in budget:
+            raise UserError(f"--{name}: belongs to a budget; give --keep-accuracy or --save-macs with it, or leave it out")
+        settings = {"tau": 0.2} | fixed
+        if granularity is not None:
+            settings["granularity"] = granularity
+        return Freezing(**settings)
+    for name in fixed:
+        raise UserError(f"--{name}: a budget chooses that itself; leave it out, or leave --keep-accuracy and --save-macs out")
+    if softmax == "paper":
+        raise UserError("--softmax: expected renormalised with a budget, got paper, under which freezing saves nothing; leave it out")
+    settings = {"macs": lambda program: count(program).macs.full} | budget
+    if "save_macs" in budget:
+        settings["save_macs"] = parse_share(budget["save_macs"], "--save-macs", "all MACs")
+        if not settings["save_macs"]:
+            raise UserError("--save-macs: expected more than nothing, such as 10% or 0.1")
+    if granularity is not None:
+        settings["granularities"] = tuple(dict.fromkeys(granularity.split(",")))
+    return Budget(**settings)
+
+
+def write_trials(out: Path, found: dict[str, Any]) -> tuple[str | Table, ...]:
+    """Write X.eam.front.csv; the lines that sum it up: the Pareto front, and by what its accuracy was judged."""
+    trials, judged, path = [Trial(**trial) for trial in found["trials"]], found["judged"], front_path(out)
+    write_front(path, trials)
+    top1 = "top-1" if judged["labelled"] else "agreement with the model with nothing frozen"
+    nothing = next(trial for trial in trials if trial.tau == 0)
+    shown = [trial for trial in trials if trial.pareto or trial.chosen]
+    rows = [(each.granularity, f"{each.tau:.3f}", f"{each.macs_saved:.2%}", f"{each.top1:.2%}", "<-" * each.chosen) for each in shown]
+    return (
+        table(("Pareto front", "tau", "MACs saved", "top-1", "chosen"), rows),
+        f"top-1: {top1}, on the {judged['images']} images that judged; nothing frozen: {nothing.top1:.2%}; on others it will differ",
+        f"{path}: {len(trials)} trials; eamsim plot front {path}",
+    )

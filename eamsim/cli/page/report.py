@@ -1,0 +1,116 @@
+"""`eamsim report`: what a program costs on a chip, and what freezing buys there, as one page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cost_model.chip.hardware import load
+from eamsim import __version__, artifact
+from eamsim.cli.manifest import check_writable, described, manifest_path, write_manifest
+from eamsim.cli.output import Json, note
+from eamsim.cli.untrained import WARNING, emit_measured
+from eamsim.errors import BadFile, MissingExtra, UserError
+from eamsim.files.container import replacing
+from eamsim.files.origin import public_command
+from eamsim.jobs.costs.findings import accuracies, findings
+from eamsim.jobs.load import is_untrained
+
+
+def report(
+    model: Annotated[Path, typer.Argument(metavar="X.eam", help="A program.", show_default=False)],
+    hw: Annotated[str, typer.Option(metavar="H.yaml|PRESET", help="A hardware description (docs/spec/cost.md).")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="X.html", help="The page to write.")],
+    batch: Annotated[int, typer.Option(help="Images that share one fetch of weights and maps.", min=1, max=1 << 20)] = 1,
+    sweep: Annotated[Path | None, typer.Option(metavar="sweep.csv", help="Accuracy over tau, from `eamsim sweep`.")] = None,
+    tables: Annotated[
+        list[Path] | None, typer.Option("--table", metavar="X.csv|X.md", help="The table over tau as CSV or Markdown too. May be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One self-contained HTML page. MACs, cycles, energy, memory, masks and widths of a program on a chip, and what freezing changes."""
+    check_output("--out", out, (".html",))
+    check_writable("--out", manifest_path(out))
+    for path in tables or ():
+        check_output("--table", path, (".csv", ".md"))
+    try:
+        import jinja2
+
+        from eamsim.figures.report import draw
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"eamsim", "cost_model"}:
+            raise
+        raise MissingExtra("plot", "eamsim report") from error
+    program, provenance = artifact.read(model)
+    chip = load(hw)
+    found = findings(program, chip, batch)
+    found["untrained"] = is_untrained(provenance)
+    found["accuracy"] = [] if sweep is None else accuracies(sweep)
+    manifest = {
+        "command": public_command(),
+        "eamsim": __version__,
+        "input": [described(path) for path in (model, Path(hw), sweep) if path is not None and path.is_file()],
+        "built": {
+            key: provenance[key] for key in ("model", "model_sha256", "random_init", "calibration_sha256", "tau") if key in provenance
+        },
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template, script = (files("eamsim").joinpath(f"data/report/{name}").read_text("utf-8") for name in ("report.html", "sort.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    note("drawing")
+    page = environment.from_string(template).render(
+        found
+        | {
+            "warning": WARNING,
+            "figures": draw(found, program, chip.compute),
+            "manifest": manifest,
+            "script": script,
+            "script_sha256": digest,
+        }
+    )
+    for path in tables or ():
+        write(path, table_text(found["curves"], path.suffix))
+    write(out, page)
+    write_manifest(manifest_path(out), manifest | {"output": [described(path) for path in (*(tables or ()), out)]})
+    emit_measured(
+        found["untrained"],
+        found | {"manifest": manifest},
+        as_json,
+        *found["verdicts"],
+        f"{out}: {len(page.encode()):,} bytes, opens in any browser",
+    )
+
+
+def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
+    """UserError unless it can be a new file of such a name."""
+    if path.suffix not in suffixes:
+        raise UserError(f"{option}: expected a name that ends in {' or '.join(suffixes)}, got {path}")
+    check_writable(option, path)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file in one step; BadFile where it cannot be written."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and try again") from error
+
+
+COLUMNS = ("macs_saved", "energy_change", "milliseconds", "cycles", "stored_map_bytes", "break_even_batch")
+
+
+def table_text(curves: list[dict[str, Any]], suffix: str) -> str:
+    """A line for each tau and kind of mask: fractions, milliseconds, cycles and bytes of one image."""
+    header = ("tau", "frozen", *COLUMNS)
+    lines = [(point["tau"], kind, *(point[kind][name] for name in COLUMNS)) for point in curves for kind in ("scattered", "heads")]
+    cells = [["" if value is None else str(value) for value in line] for line in (header, *lines)]
+    if suffix == ".csv":
+        return "".join(",".join(line) + "\n" for line in cells)
+    cells.insert(1, ["---"] * len(header))
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)

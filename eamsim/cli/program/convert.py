@@ -1,0 +1,33 @@
+"""`eamsim convert`: an .eam file of an older version in, the same program in this version's out."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eamsim import __version__, artifact
+from eamsim.cli.manifest import check_output, described, manifest_path, write_manifest
+from eamsim.cli.output import Json, emit
+from eamsim.files.origin import public_command
+
+
+def convert(
+    model: Annotated[Path, typer.Argument(metavar="OLD.eam", help="An .eam file of any version.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="NEW.eam", help="The file to write; NEW.eam.json beside it says from what.")],
+    as_json: Json = False,
+) -> None:
+    """Old .eam file to this version's. The program and its program_sha256, which traces name, stay the same."""
+    check_output(out)
+    program, provenance = artifact.read(model)
+    artifact.write(out, program, provenance)
+    output = described(out)
+    manifest = {
+        "command": public_command(),
+        "versions": {"eamsim": __version__, "python": sys.version.split()[0]},
+        "input": described(model),
+        "program_sha256": artifact.program_sha256(program),
+        "output": output,
+    }
+    write_manifest(manifest_path(out), manifest)
+    emit(manifest, as_json, f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}, program {manifest['program_sha256'][:12]}")

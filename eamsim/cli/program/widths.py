@@ -1,0 +1,213 @@
+"""`eamsim widths`: the narrowest datapath that keeps a program's accuracy, run on the integer engine, priced by the cost model."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from cost_model.chip.hardware import load
+from eamsim import __version__, artifact
+from eamsim.cli.inputs import Isa, Labels, ModelFile, load_engine
+from eamsim.cli.manifest import check_output, manifest_path, write_manifest
+from eamsim.cli.output import Json, Limit, Threads, note, progress, table
+from eamsim.cli.shares import points_of
+from eamsim.cli.untrained import emit_measured
+from eamsim.constraints import Verified
+from eamsim.errors import UserError
+from eamsim.files.origin import public_command
+from eamsim.inputs.images import ImageSet, open_images
+from eamsim.jobs.load import is_untrained, read_model
+from eamsim.jobs.search.width_bench import BATCH, VIEWS, Bench, Key
+from eamsim.jobs.search.widths import Enough, Search, Trial, mark, read_trials, write_trials
+from eamsim.narrow import KNOBS, narrowed, proven_sums, sum_bits
+
+if TYPE_CHECKING:
+    from eamsim.engine import Engine
+
+FORMAT = 3
+"""Of a table that --resume continues; to be raised when the code begins to judge otherwise."""
+PEAK_IMAGES = 256
+NAMES = {
+    "residual_bits": "residual stream",
+    "multiplier_bits": "multipliers",
+    "exponent_bits": "exponent fraction",
+    "exp2_bits": "exponentials",
+    "log2_index_bits": "logarithm index",
+    "norm_fraction_bits": "LayerNorm fraction",
+    "reciprocal_bits": "LayerNorm reciprocal",
+    "gelu_index_bits": "GELU index",
+    "accumulator_bits": "accumulators",
+}
+
+
+def widths(
+    model: ModelFile,
+    data: Annotated[
+        list[Path], typer.Option(help="Images that judge: those of the calibration or others, not those of the test. May be repeated.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="Y.eam", help="The program to write; beside it Y.eam.json and Y.eam.widths.csv.")
+    ],
+    labels: Labels = None,
+    keep: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS", help="Of top-1 that as many other images may lose, with a confidence of 95 %.", parser=points_of("--keep")
+        ),
+    ] = 0.5,
+    hw: Annotated[str, typer.Option(metavar="H.yaml", help="The chip that prices widths: a description or a preset.")] = "small-npu",
+    batch: Annotated[int, typer.Option(help="Images per fetch of the weights, for the price.", min=1)] = 1,
+    limit: Limit = None,
+    evaluations: Annotated[int, typer.Option(help="The most programs that are run.", min=2)] = 300,
+    threads: Threads = None,
+    isa: Isa = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue Y.eam.widths.csv: what it holds is not run again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The narrowest datapath. Searches the widths of X.eam for the cheapest that keeps its accuracy, and writes that program."""
+    check_output(out)
+    hardware = load(hw)
+    program, preprocessing, labelling, provenance = read_model(model)
+    images = open_images(data, preprocessing, limit, replace(labelling, choice=labels, required=False))
+    parent = artifact.sha256(model)
+    digest = hashlib.sha256(f"{FORMAT} {parent} {images.sha256}".encode()).hexdigest()[:16]
+    known = known_trials(table_path(out), digest) if resume else {}
+    with progress("programs run, at most", evaluations) as advance:
+        bench = Bench(
+            program,
+            images,
+            hardware,
+            batch,
+            lambda each: load_engine(each, threads, isa),
+            table_path(out),
+            digest,
+            known,
+            evaluations,
+            advance,
+        )
+        kept = search(bench, keep)
+    trials = mark(list(bench.trials.values()), kept)
+    chosen = next(trial for trial in trials if trial.chosen)
+    write_trials(table_path(out), trials)
+    result = narrowed(program, chosen.widths)
+    sums = observed_sums(result, images.spread(PEAK_IMAGES), load_engine(result, threads, isa))
+    found = {
+        "from_sha256": parent,
+        "keep": keep,
+        "judged": {"images": len(images), "views": len(VIEWS), "sha256": images.sha256, "labelled": bench.labelled},
+        "data": images.summary.json(),
+        "hardware": {"name": hardware.name, "batch": batch},
+        "default": summary(trials[0], bench),
+        "chosen": summary(chosen, bench),
+        "programs_run": len(trials),
+        "sums": sums,
+    }
+    artifact.write(out, result, provenance | {"narrowed": {"from_sha256": parent, **asdict(chosen.widths)}})
+    output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
+    versions = {"eamsim": __version__, "python": sys.version.split()[0], "numpy": np.__version__}
+    manifest = {"command": public_command(), "versions": versions, **found, "untrained": is_untrained(provenance), "output": output}
+    write_manifest(manifest_path(out), manifest)
+    emit_measured(
+        is_untrained(provenance),
+        manifest,
+        as_json,
+        *report(trials, found, table_path(out)),
+        f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}",
+    )
+
+
+def table_path(out: Path) -> Path:
+    """Y.eam.widths.csv beside Y.eam."""
+    return out.with_name(out.name + ".widths.csv")
+
+
+def known_trials(path: Path, digest: str) -> dict[Key, Trial]:
+    """What an interrupted search has run; UserError if it was of another program or other images. None if there is no table."""
+    trials = read_trials(path) if path.exists() else []
+    if any(trial.search != digest for trial in trials):
+        raise UserError(f"--resume: {path} belongs to another program or other images; give those, or leave --resume out")
+    return {(trial.widths, trial.stage): trial for trial in trials}
+
+
+def search(bench: Bench, keep: float) -> list[Trial]:
+    """The trials that passed, the program as it came first; says where they are kept when interrupted."""
+    found = Search(bench.start, max(proven_sums(bench.program).values()), keep, bench.cost, bench.measure)
+    try:
+        found.run()
+    except Enough:
+        note(f"stopped after {bench.evaluations} programs: the cheapest so far is taken; allow more --evaluations for a longer search")
+    except KeyboardInterrupt as stop:
+        kept = f"kept in {bench.path}; the same command with --resume continues" if bench.path.exists() else "finished, and nothing is kept"
+        stop.add_note(f"{len(bench.trials)} trials are {kept}")
+        raise
+    return found.kept
+
+
+def observed_sums(program: Verified, images: ImageSet, engine: Engine) -> dict[str, Any]:
+    """By tap, the bits that its sums provably need, and those that these images make them need."""
+    proven = proven_sums(program)
+    observed = dict.fromkeys(proven, 1)
+    for batch in images.batches(BATCH):
+        _, taps = engine.run(batch, taps=lambda name: name in proven)
+        for name, values in taps.items():
+            observed[name] = max(observed[name], sum_bits((int(values.min()), int(values.max()))))
+    return {
+        "images": len(images),
+        "bits": {name: {"proven": bits, "observed": observed[name]} for name, bits in proven.items()},
+        "proven": max(proven.values()),
+        "observed": max(observed.values()),
+    }
+
+
+def summary(trial: Trial, bench: Bench) -> dict[str, Any]:
+    """Widths, accuracy and price, in three parts, of one datapath."""
+    priced = bench.price(trial.widths)
+    assert priced is not None
+    parts = {name: energy.nominal_pj / 1e6 for name, energy in vars(priced).items() if name != "area_um2"}
+    accuracy = {name: getattr(trial, name) for name in ("top1", "noise", "loss", "error", "bound")}
+    return {
+        "widths": asdict(trial.widths),
+        **accuracy,
+        "energy_uj": parts | {"total": trial.energy_uj},
+        "area_um2": trial.area_um2,
+        "cost": trial.cost,
+    }
+
+
+def report(trials: list[Trial], found: dict[str, Any], path: Path) -> tuple[str | Table, ...]:
+    """What was found, width by width, and the datapaths whose accuracy was tested, in that order."""
+    base, chosen = trials[0], next(trial for trial in trials if trial.chosen)
+    rows = [(NAMES[knob], getattr(base, knob), getattr(chosen, knob)) for knob in KNOBS]
+    tested = [trial for trial in trials if trial.stage != "alone"]
+    sums, judged = found["sums"], found["judged"]
+    energy, area = chosen.energy_uj / base.energy_uj - 1, chosen.area_um2 / base.area_um2 - 1
+    measure = "top-1" if judged["labelled"] else "agreement with the default"
+    return (
+        table(("bits", "default", "chosen"), rows),
+        "",
+        table(
+            ("widths, in this order", "energy uJ", "area mm2", "cost", "noise", "lost", "at most", ""),
+            [tested_line(each) for each in tested],
+        ),
+        "",
+        f"lost: points of {measure} against the default, {judged['images']} images in {judged['views']} views; at most: of as many "
+        f"others, with a confidence of 95 %. The first beyond {100 * found['keep']:g} ends the search",
+        f"energy {energy:+.1%}, area {area:+.1%} on {found['hardware']['name']}; sums need {sums['proven']} bits, proven "
+        f"({sums['observed']} seen on {sums['images']} images)",
+        f"{path}: {len(trials)} trials; eamsim plot widths {path}",
+    )
+
+
+def tested_line(trial: Trial) -> tuple[str, ...]:
+    """One datapath."""
+    bits = " ".join(f"{getattr(trial, knob):2}" for knob in KNOBS)
+    priced = f"{trial.energy_uj:.1f}", f"{trial.area_um2 / 1e6:.3f}", f"{trial.cost:.3f}"
+    said = "<- chosen" if trial.chosen else "" if trial.kept else "fails"
+    return (bits, *priced, f"{trial.noise:.4f}", f"{100 * trial.loss:+.2f}", f"{100 * trial.bound:+.2f}", said)

@@ -1,0 +1,1 @@
+"""Compilation of kernels by Numba, and where compiled ones are kept."""

@@ -1,0 +1,1 @@
+"""Pieces of the kernels that are written as LLVM IR."""

@@ -1,0 +1,1 @@
+"""The engine's kernels, one kind of operation each."""

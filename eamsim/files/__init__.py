@@ -1,0 +1,1 @@
+"""Containers, tables and packed bits: what lies on a disk."""

@@ -1,0 +1,1 @@
+"""Images and labels: what users bring."""

@@ -1,0 +1,223 @@
+"""Images from disk to uint8 pixels, prepared as timm's evaluation transform prepares them, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image, features
+
+from eamsim.errors import BadFile, UserError
+from eamsim.inputs.datasets import LeftOut, Summary, find, shown
+from eamsim.inputs.labels import Labelling, matched
+
+log = logging.getLogger("eamsim.data")
+Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
+CropMode = Literal["center", "squash", "border"]
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(["AVIF"] if features.check("avif") else []))
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26
+"""Of an image before or after it is resized: Pillow's own limit, a quarter of a gigabyte."""
+WIDE_MODES = ("I", "F")  # 16 or 32 bits a pixel
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """timm's evaluation transform: resize, then cut height x width out of the centre.
+
+    crop_mode: `center` covers height / crop_pct x width / crop_pct, `border` fits into it and fills up with the colour `fill`,
+    `squash` resizes to it whatever the shape of the image. fill: RGB in 0..255. Raises UserError.
+    """
+
+    height: int
+    width: int
+    crop_pct: float
+    interpolation: Interpolation
+    crop_mode: CropMode = "center"
+    fill: tuple[int, ...] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fill", tuple(self.fill))  # JSON has lists
+        if self.height < 1 or self.width < 1:
+            raise UserError(f"preprocessing: expected images of at least one pixel, got {self.height} x {self.width}")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"preprocessing: crop_pct must be in (0, 1], got {self.crop_pct}")
+        if self.height * self.width > MOST_PIXELS * self.crop_pct**2:
+            raise UserError(f"preprocessing: crop_pct {self.crop_pct} makes images of more than {MOST_PIXELS} pixels; expected about 0.9")
+        for name, choices in (("interpolation", get_args(Interpolation)), ("crop_mode", get_args(CropMode))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"preprocessing: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if len(self.fill) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in self.fill):
+            raise UserError(f"preprocessing: fill must be three integers in 0..255, got {self.fill}")
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """uint8 [height, width, 3] of any image, equal to the last bit to what timm and torchvision make of it."""
+        image = image.convert("RGB")
+        size = self._resized(*image.size)
+        if size != image.size:
+            check_resized(image.size, size)
+            image = image.resize(size, RESAMPLING[self.interpolation])
+        canvas = Image.new("RGB", (self.width, self.height), self.fill)
+        canvas.paste(image, (_offset(image.width, self.width), _offset(image.height, self.height)))
+        return np.asarray(canvas)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the image before it is cropped, rounded as torchvision's Resize or timm's ResizeKeepRatio does."""
+        target_width, target_height = (math.floor(side / self.crop_pct) for side in (self.width, self.height))
+        if self.crop_mode == "squash":
+            return target_width, target_height
+        if self.crop_mode == "center" and target_width == target_height:
+            short, target = min(width, height), target_width
+            return (target if width == short else int(target * width / short), target if height == short else int(target * height / short))
+        ratio = (max if self.crop_mode == "border" else min)(width / target_width, height / target_height)
+        return round(width / ratio), round(height / ratio)
+
+
+def _offset(side: int, wanted: int) -> int:
+    """Where the image starts on its canvas: what is cut off before it is rounded to even, what is filled up before it down."""
+    return (wanted - side) // 2 if wanted > side else -round((side - wanted) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images that are decoded when a batch asks for them.
+
+    items: a path or decoded pixels (uint8 [H, W, 3]) per image; names: what an error or a report calls each;
+    labels: int64 [n], the model's class of each, or None where they were not asked for or there are none; numbers: int64 [n], the
+    class of each as the sources count them, or None; summary: what was taken of the sources, and what was not.
+    """
+
+    items: tuple[Path | np.ndarray, ...]
+    names: tuple[str, ...]
+    preprocessing: Preprocessing
+    labels: np.ndarray | None
+    numbers: np.ndarray | None
+    summary: Summary
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def spread(self, images: int) -> ImageSet:
+        """At most so many images, evenly spaced, so that a folder sorted by class stays balanced."""
+        return self if images >= len(self) else self.select(np.arange(images) * len(self) // images)
+
+    def select(self, chosen: np.ndarray) -> ImageSet:
+        """The images of these indices, in this order."""
+        return replace(
+            self,
+            items=tuple(self.items[i] for i in chosen),
+            names=tuple(self.names[i] for i in chosen),
+            labels=None if self.labels is None else self.labels[chosen],
+            numbers=None if self.numbers is None else self.numbers[chosen],
+        )
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """uint8 [batch, height, width, 3] in order, the last one shorter; BadFile names the image that cannot be decoded."""
+        for start in range(0, len(self), batch_size):
+            yield np.stack([self._pixels(item) for item in self.items[start : start + batch_size]])
+
+    def _pixels(self, item: Path | np.ndarray) -> np.ndarray:
+        if isinstance(item, np.ndarray):
+            return self.preprocessing(Image.fromarray(item))
+        with open_image(item) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on metadata, and on transparency, which is dropped anyway
+            try:
+                return self.preprocessing(image)
+            except UserError as error:
+                raise BadFile(f"{shown(item)}: {error}") from error
+            except (OSError, ValueError, SyntaxError) as error:
+                raise BadFile(f"{shown(item)}: damaged image ({error}); replace or remove it") from error
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of every source image, as stored, and of the labels, in order.
+
+        Of labels that decide nothing, as in a calibration, the sources' own numbers: so it has always been in the files written.
+        """
+        digest = hashlib.sha256()
+        for item in self.items:
+            data = item.read_bytes() if isinstance(item, Path) else item.tobytes()
+            digest.update(hashlib.sha256(data).digest())
+        labels = self.numbers if self.labels is None else self.labels
+        if labels is not None:
+            digest.update(labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
+    """UserError where a thin image would be resized beyond memory, since its long side grows with the short one, or to nothing."""
+    if not 0 < resized[0] * resized[1] <= MOST_PIXELS:
+        (width, height), (wide, high) = size, resized
+        raise UserError(f"its {width} x {height} pixels would be resized to {wide} x {high}, of at most {MOST_PIXELS}; crop it first")
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image's header only (pixels are decoded on use); BadFile if it is missing, no image or suspiciously large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadFile(f"{shown(path)}: more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down first") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise BadFile(f"{shown(path)}: cannot be read ({os.strerror(error.errno)}); allow it, or leave it out") from error
+        raise BadFile(f"{shown(path)}: not a readable image; expected one of {', '.join(FORMATS)}") from error
+    if image.mode.startswith(WIDE_MODES):
+        image.close()
+        raise BadFile(f"{shown(path)}: expected 8 bits a channel, got the mode {image.mode}, which would saturate; convert it first")
+    return image
+
+
+def check_headers(items: Sequence[Path | np.ndarray]) -> None:
+    """BadFile for the first file that is no image."""
+    for item in items:
+        if isinstance(item, Path):
+            open_image(item).close()
+
+
+def open_images(
+    sources: Sequence[Path], preprocessing: Preprocessing, limit: int | None = None, labelling: Labelling | None = None
+) -> ImageSet:
+    """The images of all sources, in order; docs/guide/data.md says what a source may be, what is taken of it, and how labels are found.
+
+    limit: at most so many images, evenly spaced (`ImageSet.spread`); labelling: the model's classes, where labels are asked for.
+    The header of each image that is taken is read here, its pixels when a batch asks for them. One line on the logger `eamsim.data`
+    says what was taken. Raises BadFile and UserError.
+    """
+    if isinstance(sources, str | Path):
+        raise UserError(f"images: expected a list of paths, got {str(sources)!r} alone; put it in a list")
+    if limit is not None and limit < 1:
+        raise UserError(f"the number of images must be at least 1, got {limit}")
+    left_out = LeftOut()
+    found = [find(source, left_out) for source in sources]
+    empty = next((source.name for source in found if not source.items), None if found else "images")
+    if empty is not None:
+        missed = f" ({left_out})" if left_out.counts else ""
+        raise UserError(f"{empty}: no images found{missed}; give image files, a folder of images or an .npz")
+    check_headers([source.items[0] for source in found if len(source.items) == 1])  # what is no image has no labels to ask for either
+    items = tuple(item for source in found for item in source.items)
+    names = tuple(name for source in found for name in source.names)
+    numbers = [source.numbers for source in found if source.numbers is not None]
+    labels, how = matched(found, labelling)
+    summary = Summary(len(items), 0, left_out, how)
+    images = ImageSet(items, names, preprocessing, labels, np.concatenate(numbers) if len(numbers) == len(found) else None, summary)
+    if labels is not None and labels.min() < 0:
+        for index in np.flatnonzero(labels < 0):
+            left_out.add("class that the model has not", names[index])
+        images = images.select(np.flatnonzero(labels >= 0))
+    images = images if limit is None else images.spread(limit)
+    check_headers(images.items)
+    images = replace(images, summary=replace(summary, taken=len(images)))
+    log.info("%s", images.summary)
+    return images

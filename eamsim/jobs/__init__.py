@@ -1,0 +1,1 @@
+"""What a user asks for, joined from the readers; nothing here prints."""

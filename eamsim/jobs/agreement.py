@@ -1,0 +1,105 @@
+"""Engine == golden at every tap, and what other readers of a program compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eamsim import golden
+from eamsim.constraints import Verified
+from eamsim.errors import MissingExtra, UserError
+from eamsim.exports import c99 as c_export
+from eamsim.inputs.images import ImageSet
+from eamsim.progress import Advance, Progress
+from eamsim.traces.difference import Taps, first_difference
+
+if TYPE_CHECKING:
+    from eamsim.engine import Engine
+
+UNTAPPED = "logits without taps"
+Run = Callable[[np.ndarray], Taps]
+
+
+def load_reader(name: str, program: Verified, folder: Path) -> Run:
+    """The program exported, and what executes the export; the folder is for the files of `c`."""
+    if name == "c":
+        return c_export.runtime(program, folder)
+    if name not in ("onnxruntime", "onnx"):
+        raise UserError(f"--with: expected some of onnxruntime, onnx, c with commas between, got {name!r}")
+    try:
+        from eamsim.exports import onnx_integer as onnx_export
+
+        model = onnx_export.export(program, taps=True)
+        return onnx_export.runtime_onnxruntime(model) if name == "onnxruntime" else onnx_export.runtime_reference(model)
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnx", f"eamsim verify --with {name}") from error
+
+
+def compare(
+    program: Verified,
+    images: ImageSet,
+    isas: Sequence[str | None],
+    threads: Sequence[int | None],
+    batches: Sequence[int],
+    advance: Advance,
+    progress: Progress,
+    others: Mapping[str, Run] = MappingProxyType({}),
+) -> dict:
+    """Keys bit_exact, interpreters, taps, images, first_difference (None, or where and what); golden runs once per image."""
+    from eamsim import engine
+
+    engines = {(isa, count): engine.load(program, threads=count, isa=isa, progress=progress) for isa, count in product(isas, threads)}
+    result = {"bit_exact": True, "interpreters": ["engine", *others], "taps": 0, "images": len(images), "first_difference": None}
+    done = 0
+    for chunk in images.batches(max(batches)):
+        expected = [golden_taps(program, image, advance) for image in chunk]
+        result["taps"] = len(expected[0])
+        for settings, index, found in runs(engines, others, chunk, batches):
+            wanted = expected[index] if UNTAPPED in found else without_logits(expected[index])
+            difference = first_difference(wanted, found)
+            if difference is not None:
+                first = {"image": images.names[done + index]} | settings | asdict(difference) | {"text": str(difference)}
+                return result | {"bit_exact": False, "first_difference": first}
+            advance(1)
+        done += len(chunk)
+    return result
+
+
+def runs(
+    engines: Mapping[tuple[str | None, int | None], Engine], others: Mapping[str, Run], images: np.ndarray, batches: Sequence[int]
+) -> Iterator[tuple[dict, int, Taps]]:
+    """What ran, the image's index and its taps, for every engine and batch size and for every other interpreter."""
+    for ((isa, count), engine), batch in product(engines.items(), batches):
+        for index, found in enumerate(engine_taps(engine, images, batch)):
+            yield {"interpreter": "engine", "isa": isa, "threads": count, "batch": batch}, index, found
+    for name, run in others.items():
+        for index, image in enumerate(images):
+            yield {"interpreter": name}, index, run(image)
+
+
+def without_logits(taps: Taps) -> Taps:
+    """For an interpreter that publishes the taps in its only call."""
+    return {name: integers for name, integers in taps.items() if name != UNTAPPED}
+
+
+def golden_taps(program: Verified, image: np.ndarray, advance: Advance) -> Taps:
+    """All taps, and last the logits, which `engine_taps` takes from a call that publishes no taps."""
+    taps: Taps = {}
+    logits = golden.run(program, image, taps)
+    advance(1)
+    return taps | {UNTAPPED: logits}
+
+
+def engine_taps(engine: Engine, images: np.ndarray, batch: int) -> Iterator[Taps]:
+    """The same of the engine, image by image, from calls of at most `batch` images."""
+    for start in range(0, len(images), batch):
+        called = images[start : start + batch]
+        untapped, (_, taps) = engine.run(called), engine.run(called, taps=True)
+        for index, logits in enumerate(untapped):
+            yield {name: integers[index] for name, integers in taps.items()} | {UNTAPPED: logits}

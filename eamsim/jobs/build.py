@@ -1,0 +1,116 @@
+"""The whole chain: float model -> RepQ-ViT -> entropy -> frozen maps -> integer program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from eamsim.constraints import Verified
+from eamsim.inputs.images import ImageSet, open_images
+from eamsim.inputs.labels import Labelling
+from eamsim.jobs.search.budget import Budget, make_rungs
+from eamsim.jobs.search.budget_search import Bench, build_within, logit_scale
+from eamsim.program import Softmax
+from eamsim.progress import Progress
+from reference.attention.collect import BATCH, attention_statistics, calibrate_on, frozen_maps, maps_of, means, parameters_sha256, scores
+from reference.attention.freeze import Freezing
+from reference.attention.output_change import OutputChange
+from reference.lowering.program import lower, provenance
+from reference.models.load import Model, load_model
+from reference.quantisation.compensate import SETTINGS, compensate, most_images
+from reference.quantisation.repq import Calibrated
+
+
+def build_program(
+    spec: str,
+    calib: Sequence[Path],
+    progress: Progress,
+    freezing: Freezing | Budget,
+    *,
+    softmax: Softmax = "paper",
+    weights: str | None = None,
+    random_init: int | None = None,
+    allow_pickle: bool = False,
+    limit: int | None = None,
+    range_images: int = 32,
+    entropy_from: Literal["quantised", "float"] = "quantised",
+    share_windows: bool = False,
+    compensated: bool = False,
+    labels: str | None = None,
+) -> tuple[Verified, dict[str, Any]]:
+    """The integer program of a float model, its attention weights frozen as chosen or as a budget allows, and its provenance.
+
+    spec, weights, random_init, allow_pickle: as `reference.models.load.load_model`; calib: as
+    `eamsim.inputs.images.open_images`, of which at most `limit` images give the entropies and `range_images` the quantisers' ranges;
+    share_windows: of a Swin, one map for all windows of a block instead of one for each; compensated: with weights and biases re-fitted
+    by `reference.quantisation.compensate`; labels: as `Labelling.choice`, for a budget. Raises UserError and BadFile.
+    """
+    model = load_model(spec, weights, random_init, allow_pickle)
+    if isinstance(freezing, Budget):
+        freezing.check(sum(block.heads for block in model.network.blocks))
+    maps = maps_of(model.network, share_windows)
+    judging = labelling(model, labels, required=False) if isinstance(freezing, Budget) else None  # else labels decide nothing
+    images = open_images(calib, model.preprocessing, limit, judging)
+    range_images = min(range_images, len(images))
+    calibrated = calibrate_on(model, images, range_images, progress)
+    compensation = None
+    if compensated:
+        calibrated, compensation = compensate_on(calibrated, images, progress)
+    source = model if entropy_from == "float" else calibrated
+    if isinstance(freezing, Budget):
+        judged = open_images(freezing.validation, model.preprocessing, None, labelling(model, labels)) if freezing.validation else images
+        program, choice = _within(freezing, calibrated, source, images, judged, progress, share_windows)
+    else:
+        change = OutputChange(source.network, maps) if freezing.order == "output" else None
+        statistics = attention_statistics(source, images, progress, change, share_windows) if freezing.tau else None
+        frozen = frozen_maps(statistics, freezing, change) if statistics else None
+        program, choice = lower(calibrated, frozen, softmax), asdict(freezing) | {"softmax": softmax}
+    origin = choice | {
+        "entropy_from": entropy_from,
+        "share_windows": share_windows,
+        "compensation": compensation,
+        "random_init": random_init,
+        "model_sha256": parameters_sha256(model.module),
+        "calibration_images": len(images),
+        "calibration_sha256": images.sha256,
+        "data": images.summary.json(),
+    }
+    return program, provenance(calibrated) | origin
+
+
+def _within(
+    budget: Budget,
+    calibrated: Calibrated,
+    source: Model | Calibrated,
+    images: ImageSet,
+    judged: ImageSet,
+    progress: Progress,
+    share_windows: bool,
+) -> tuple[Verified, dict[str, Any]]:
+    """The program that the search finds, and how it was found; the order is `output`."""
+    change = OutputChange(source.network, maps_of(source.network, share_windows))
+    statistics = attention_statistics(source, images, progress, change, share_windows)
+    units = [Freezing(0, granularity, "model", "output") for granularity in budget.granularities]
+    heads = [block.heads for block in source.network.blocks]
+    rungs = make_rungs({each.granularity: scores(statistics, each, change) for each in units}, heads)
+    dense = lower(calibrated, softmax="renormalised")
+    bench = Bench(dense, calibrated.attention, means(statistics), logit_scale(calibrated, dense), rungs, budget.macs)
+    program, found = build_within(bench, budget, images, judged, progress)
+    judges = {"images": len(judged), "sha256": judged.sha256, "labelled": judged.labels is not None, "data": judged.summary.json()}
+    settings = {name: getattr(budget, name) for name in ("keep_accuracy", "save_macs", "granularities", "evaluations")}
+    return program, {"softmax": "renormalised", "order": "output", "budget": settings | {"judged": judges} | found}
+
+
+def labelling(model: Model, choice: str | None = None, required: bool = True) -> Labelling:
+    """How data's classes are found among the model's."""
+    return Labelling(model.module.num_classes, model.label_names, model.label_descriptions, choice, required)
+
+
+def compensate_on(calibrated: Calibrated, images: ImageSet, progress: Progress) -> tuple[Calibrated, dict[str, Any]]:
+    """Compensated on as many of the images, evenly spaced, as memory is meant for; and how, for the provenance."""
+    chosen = images.spread(most_images(calibrated.network, next(images.batches(1))[0]))
+    with progress("layers compensated", len(calibrated.denses)) as advance:
+        found = compensate(calibrated, chosen.batches(BATCH), advance)
+    return found, {"images": len(chosen), **SETTINGS}

@@ -1,0 +1,1 @@
+"""The figures of `eamsim cost` and of the report."""

@@ -1,0 +1,89 @@
+"""The rows of `eamsim cost`: a program's own masks, and estimates for published models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from cost_model.models.architectures import Architecture, Swin, architecture
+from cost_model.models.paper import estimate
+from cost_model.models.skeleton import skeleton
+from cost_model.work.counts import Cost, constant_share, count, frozen_share, granularity
+from cost_model.work.ledger import structured_macs, zero_code_macs
+from cost_model.work.unread import unread_macs
+from eamsim import artifact
+from eamsim.constraints import Verified
+from eamsim.jobs.load import is_untrained
+from eamsim.program import Attention, Softmax
+
+MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
+
+
+def opened(model: str) -> tuple[Verified, Architecture | Swin | None, bool]:
+    """The program of an .eam file, and whether its weights are untrained; or the shapes of a published model, with its architecture."""
+    if Path(model).suffix == ".eam" or Path(model).is_file():
+        program, provenance = artifact.read(model)
+        return program, None, is_untrained(provenance)
+    published = architecture(model)
+    return skeleton(published), published, False
+
+
+def estimated_rows(model: Architecture | Swin, taus: list[float], meanings: tuple[Softmax, ...]) -> list[dict]:
+    """One row per tau and meaning, for scattered weights."""
+    excluded = model.excluded_share if isinstance(model, Swin) else 0.0
+    return [
+        {
+            "tau": tau,
+            "tau_with_excluded": tau + (1 - tau) * excluded,
+            "softmax": meaning,
+            "granularity": "weight",
+            "estimated": True,
+            **figures(estimate(model, tau, meaning)),
+        }
+        for tau in taus
+        for meaning in meanings
+    ]
+
+
+def own_row(program: Verified) -> dict:
+    """The row of the program's own masks."""
+    return {
+        "tau": frozen_share(program),
+        "tau_with_excluded": constant_share(program),
+        "softmax": "+".join(sorted({op.softmax for op in program.operations if isinstance(op, Attention)})),
+        "granularity": granularity(program),
+        "estimated": False,
+        **figures(count(program)),
+        **unneeded(program),
+    }
+
+
+def unneeded(program: Verified) -> dict[str, int]:
+    """MACs that the program has and a cleverer chip would leave out (docs/spec/cost.md, Meanings)."""
+    attentions = [op for op in program.operations if isinstance(op, Attention)]
+    return {
+        "zero_code_macs": sum(zero_code_macs(op) for op in attentions),
+        "structured_macs": sum(structured_macs(program, op) for op in attentions),
+        "unread_macs": sum(unread_macs(program).values()),
+    }
+
+
+def figures(total: Cost) -> dict:
+    """The numbers of one row: exact integers, in MACs, operations (2 per MAC) and bytes."""
+    macs = total.macs
+    return {
+        "macs_paper": macs.paper,
+        "macs_full": macs.full,
+        "flops_2x_paper": 2 * macs.paper,
+        "flops_2x_full": 2 * macs.full,
+        "qk_macs": macs.scores,
+        "av_macs": macs.attention_value,
+        "macs_saved_full": total.dense.full - macs.full,
+        "macs_by_layer": asdict(macs),
+        "dense_macs_by_layer": asdict(total.dense),
+        "weight_bytes": total.weight_bytes,
+        "activation_bytes": total.activation_bytes,
+        "map_bytes": total.map_bytes,
+        "mask_bytes": total.mask_bytes,
+        "code_bytes": total.code_bytes,
+    }

@@ -1,0 +1,1 @@
+"""Searches for masks, widths and chips."""

@@ -1,0 +1,1 @@
+"""The integers at every tap: kept, read, compared, explained."""

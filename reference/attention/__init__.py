@@ -1,0 +1,1 @@
+"""Entropies of attention maps, and what is frozen of them."""

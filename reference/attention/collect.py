@@ -1,0 +1,142 @@
+"""Calibration and attention statistics over an image set: what building, sweeps and measurements share."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import assert_never
+
+import numpy as np
+from torch import Tensor, nn
+
+from eamsim.errors import UserError
+from eamsim.inputs.images import ImageSet
+from eamsim.progress import Progress, silent
+from reference.attention.entropy import AttentionStatistics, Summary, layer_bytes, layer_groups
+from reference.attention.freeze import Freezing, FrozenMap, freeze
+from reference.attention.output_change import OutputChange
+from reference.lowering.program import stream_remarks
+from reference.models.load import Model
+from reference.models.maps import Maps
+from reference.models.networks import Network
+from reference.models.swin import Swin
+from reference.quantisation.fakequant import collect_attention
+from reference.quantisation.repq import Calibrated, Mode, calibrate, calibration_steps
+
+log = logging.getLogger(__name__)
+
+BATCH = 16
+STATISTICS_BYTES = 4 << 30
+"""At most so much for histograms, as `eamsim entropy` has it; more layers take more passes over the images."""
+
+
+def calibrate_on(model: Model, images: ImageSet, range_images: int, progress: Progress = silent, mode: Mode = "hardware") -> Calibrated:
+    """Quantisers from `range_images` of the images, evenly spaced."""
+    pixels = np.concatenate(list(images.spread(range_images).batches(BATCH)))
+    with progress("ranges", calibration_steps(model)) as advance:
+        calibrated = calibrate(model, pixels, mode, advance=advance)
+    for remark in stream_remarks(calibrated):
+        log.warning("%s: %s", model.name, remark)
+    return calibrated
+
+
+def attention_statistics(
+    model: Model | Calibrated,
+    images: ImageSet,
+    progress: Progress,
+    change: OutputChange | None = None,
+    share_windows: bool = False,
+) -> Summary:
+    """Entropies and means of every attention weight of every block, over all images; `change`, if given, is fed in the same passes."""
+    maps = maps_of(model.network, share_windows)
+    summary = Summary(dict(enumerate(maps)))
+    for group in layer_groups([layer_bytes(each.shape, each.per_image * len(images)) for each in maps], STATISTICS_BYTES):
+        name = "attention maps" if len(group) == len(maps) else f"attention maps, layers {group[0]}-{group[-1]}"
+        with progress(name, len(images)) as advance:
+            summary.take(_counted(model, images, {layer: maps[layer] for layer in group}, advance, change, share_windows))
+    return summary
+
+
+def _counted(
+    model: Model | Calibrated,
+    images: ImageSet,
+    maps: dict[int, Maps],
+    advance: Callable[[int], None],
+    change: OutputChange | None,
+    share_windows: bool,
+) -> AttentionStatistics:
+    """The statistics of some layers."""
+    network = model.network
+    statistics = AttentionStatistics(maps, len(images))
+
+    def consume(block: int, found: Tensor, values: Tensor) -> None:
+        if block not in maps:
+            return
+        if share_windows and isinstance(network, Swin):
+            found, values = network.share(block, found), network.share(block, values)
+        statistics.add(block, found.numpy())
+        if change:
+            change.add(block, found, values)
+
+    for batch in images.batches(BATCH):
+        collect_attention(model, [batch], consume)
+        advance(len(batch))
+    return statistics
+
+
+def maps_of(network: Network, share_windows: bool) -> tuple[Maps, ...]:
+    """The maps that are measured and frozen; UserError for windows shared where there are none."""
+    if not share_windows:
+        return network.maps
+    if not isinstance(network, Swin):
+        raise UserError("--share-windows: expected a Swin, got a model without windows; leave it out")
+    return network.shared_maps
+
+
+def frozen_maps(statistics: Summary, freezing: Freezing, change: OutputChange | None = None) -> list[FrozenMap]:
+    """The chosen attention weights, block by block (Eq. 15); `change` is what the order `output` needs."""
+    return freeze(scores(statistics, freezing, change), means(statistics), freezing)
+
+
+def scores(statistics: Summary, freezing: Freezing, change: OutputChange | None = None) -> list[np.ndarray]:
+    """What `freeze` looks for the lowest of, block by block: it depends on the order and the granularity alone.
+
+    An excluded pair's is infinite: its weight is 0 anyway, and to freeze it would only swell the share.
+    """
+    found = []
+    for block, maps in statistics.maps.items():
+        score = _block_scores(block, statistics, freezing, change)
+        found.append(score if maps.excluded is None else np.where(maps.excluded, np.inf, score))
+    return found
+
+
+def means(statistics: Summary) -> list[np.ndarray]:
+    """The mean map of every block."""
+    return list(statistics.mean.values())
+
+
+def _block_scores(block: int, statistics: Summary, freezing: Freezing, change: OutputChange | None) -> np.ndarray:
+    match freezing.order:
+        case "entropy":
+            return statistics.entropy[block]
+        case "variance":
+            return statistics.variance[block]
+        case "random":
+            return statistics.mean[block]  # for its shape
+        case "output":
+            if change is None:
+                raise UserError("order: output needs the values too, got statistics of the maps alone; collect an OutputChange with them")
+            whole_rows = freezing.granularity in ("row", "head")
+            return change.rows(block, statistics.mean[block]) if whole_rows else change.weights(block, statistics.variance[block])
+        case _:
+            assert_never(freezing.order)
+
+
+def parameters_sha256(module: nn.Module) -> str:
+    """Digest of the names and values of all parameters, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

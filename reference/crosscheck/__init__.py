@@ -1,0 +1,1 @@
+"""The integers against PyTorch, value by value."""

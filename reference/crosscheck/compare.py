@@ -1,0 +1,168 @@
+"""The integers of a program beside the float network and beside fake quantisation, value by value (docs/guide/compare.md)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eamsim.program import Attention
+from eamsim.progress import Advance
+from reference.crosscheck.rebuild import Rebuilt
+from reference.quantisation.quantisers import Affine, LogSqrt2
+
+Taps = Mapping[str, np.ndarray]
+Run = Callable[[np.ndarray], Taps]
+"""uint8 images [batch, height, width, 3] -> integers [batch, ...] by name: those of `tap_names`."""
+LOGITS = "head"
+
+
+def tap_names(rebuilt: Rebuilt) -> set[str]:
+    """The taps that `compare` reads."""
+    blocks = range(len(rebuilt.fake.attention))
+    sites = [*rebuilt.fake.activations, *rebuilt.streams, *(f"block{i}.attn.codes" for i in blocks)]
+    return {tap_of(rebuilt, name) for name in sites}
+
+
+def tap_of(rebuilt: Rebuilt, name: str) -> str:
+    """The tap that holds the value of a site."""
+    if name == "input":
+        return "patches"
+    block, _, part = name.rpartition(".")
+    if part in ("q", "k", "v"):
+        return f"{block}.qkv"
+    reverse = f"{block}.reverse"  # of a Swin, whose windows are brought back to the order of tokens
+    return reverse if part == "attn" and reverse in rebuilt.operations else name
+
+
+def compare(rebuilt: Rebuilt, batches: Iterable[np.ndarray], run: Run, labels: np.ndarray | None, advance: Advance) -> dict[str, Any]:
+    """Keys images, values (a row for each, in the order of execution) and decisions; memory holds the values of one batch.
+
+    batches: uint8 [batch, height, width, 3]; labels: int64 [images], or None; advance: called with each batch's images.
+    """
+    sums: dict[str, Sums] = {}
+    logits: list[np.ndarray] = []
+    for images in batches:
+        expected, found, taps = recorded(rebuilt.float_logits, images), recorded(rebuilt.fake_logits, images), run(images)
+        for name in expected:
+            sums.setdefault(name, Sums()).add(rebuilt, name, expected[name], found[name], taps[tap_of(rebuilt, name)])
+        integers = taps[LOGITS].reshape(len(images), -1) * rebuilt.streams[LOGITS]
+        logits.append(np.stack([integers, expected[LOGITS], found[LOGITS]]))
+        advance(len(images))
+    program, own, fake = np.concatenate(logits, axis=1)
+    judged = {} if labels is None else {"program": program, "float": own, "fake": fake}
+    return {
+        "images": len(own),
+        "values": [{"value": name} | each.row() for name, each in sums.items()],
+        "decisions": {"float": decisions(program, own), "fake": decisions(program, fake)},
+        "top1": {name: float((each.argmax(axis=1) == labels).mean()) for name, each in judged.items()} or None,
+    }
+
+
+def recorded(forward: Callable[..., np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
+    """The value of every site, and the logits."""
+    seen: dict[str, np.ndarray] = {}
+
+    def see(name: str, x: Tensor) -> Tensor:
+        seen[name] = x.numpy()
+        return x
+
+    logits = forward(images, see)
+    return seen | {LOGITS: logits}
+
+
+def decisions(program: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
+    """Images on which two sets of logits [images, classes] decide differently, as a fraction, and the other's margins there.
+
+    A margin is the other's highest logit less its logit of the class that the program chose.
+    """
+    chosen = np.take_along_axis(other, program.argmax(axis=1)[:, None], axis=1)[:, 0]
+    margins = (other.max(axis=1) - chosen)[program.argmax(axis=1) != other.argmax(axis=1)]
+    mean, most = (float(margins.mean()), float(margins.max())) if len(margins) else (None, None)
+    return {"differ": len(margins) / len(other), "margin_mean": mean, "margin_max": most}
+
+
+class Sums:
+    """Of one value over all images, in float64: enough for every number of its row."""
+
+    def __init__(self) -> None:
+        self.elements = self.low = self.high = self.differ = 0
+        self.coded = False
+        self.products = np.zeros(6)
+
+    def add(self, rebuilt: Rebuilt, name: str, own: np.ndarray, fake: np.ndarray, tap: np.ndarray) -> None:
+        """One batch: float64 values of the float and of the fake-quantised network, and the tap's integers."""
+        integers, own, fake = aligned(rebuilt, name, tap, own, fake)
+        grid = grid_of(rebuilt, name)
+        if isinstance(grid, Affine | LogSqrt2):
+            found, low, high = decoded(grid, integers), 0, (1 << grid.bits) - 1
+            self.coded = True
+            self.differ += int((grid.codes(torch.from_numpy(fake)).numpy() != integers).sum())
+        else:
+            bits = rebuilt.operations[name].out.bits
+            found, low, high = integers * grid, -1 << (bits - 1), (1 << (bits - 1)) - 1
+        self.elements += integers.size
+        self.low += int((integers == low).sum())
+        self.high += int((integers == high).sum())
+        pairs = ((found, found), (own, own), (fake, fake), (found, own), (found - own,) * 2, (found - fake,) * 2)
+        self.products += [float(np.vdot(*pair)) for pair in pairs]
+
+    def row(self) -> dict[str, float | None]:
+        """What docs/guide/compare.md lists; None for what is not defined."""
+        energy, own, fake, product, own_noise, fake_noise = self.products.tolist()
+        count = self.elements or None
+        return {
+            "snr_db": decibels(own, own_noise),
+            "cosine": product / math.sqrt(energy * own) if energy * own > 0 else None,
+            "at_low": count and self.low / count,
+            "at_high": count and self.high / count,
+            "fake_snr_db": decibels(fake, fake_noise),
+            "codes_differ": self.differ / count if count and self.coded else None,
+        }
+
+
+def decibels(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise); None where either is 0."""
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+def grid_of(rebuilt: Rebuilt, name: str) -> Affine | LogSqrt2 | float:
+    """What the integers of a value stand for; of a signed value its scale."""
+    if name.endswith(".attn.codes"):
+        return rebuilt.fake.attention[block_of(name)]
+    return rebuilt.fake.activations[name] if name in rebuilt.fake.activations else rebuilt.streams[name]
+
+
+def decoded(grid: Affine | LogSqrt2, codes: np.ndarray) -> np.ndarray:
+    """float64 of the same shape."""
+    x = torch.from_numpy(codes.astype(np.float64))
+    return (grid.decode(x) if isinstance(grid, LogSqrt2) else (x - grid.zero) * grid.scale).numpy()
+
+
+def block_of(name: str) -> int:
+    """3 of `block3.attn.codes`."""
+    return int(name.partition(".")[0].removeprefix("block"))
+
+
+def aligned(rebuilt: Rebuilt, name: str, tap: np.ndarray, own: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A tap's integers and both networks' values, element by element: of q and k the heads that are scored, of maps no excluded pair."""
+    part = name.rpartition(".")[2]
+    if part not in ("q", "k", "v", "codes"):
+        return tap, own.reshape(tap.shape), fake.reshape(tap.shape)
+    op = rebuilt.operations[f"block{block_of(name)}.attn"]
+    assert isinstance(op, Attention)
+    by_head = (len(tap), op.windows, op.heads, op.tokens, -1)
+    own, fake = own.reshape(by_head), fake.reshape(by_head)
+    if part == "codes":
+        taken = np.ones((op.windows, op.tokens, op.tokens), bool) if op.excluded is None else ~op.excluded
+        integers, own, fake = (each.swapaxes(1, 2)[:, :, taken] for each in (tap.reshape(by_head), own, fake))
+        return integers, own, fake
+    scored = list(op.score_heads)
+    heads = list(range(op.heads)) if part == "v" else scored
+    columns = np.split(tap, np.cumsum([len(scored) * op.head_dim] * 2), axis=2)["qkv".index(part)]
+    integers = columns.reshape(len(tap), op.windows, op.tokens, len(heads), op.head_dim).swapaxes(2, 3)
+    return integers, own[:, :, heads], fake[:, :, heads]

@@ -1,0 +1,1 @@
+"""Quantised networks to integer programs."""

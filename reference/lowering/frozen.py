@@ -1,0 +1,61 @@
+"""Frozen attention maps in a lowered program: the only part of lowering that depends on what is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from eamsim.constraints import Verified
+from eamsim.program import Attention, Frozen, Linear, Operation, Program, Requant
+from reference.attention.freeze import FrozenMap
+from reference.quantisation.fakequant import frozen_mass, on_grid
+from reference.quantisation.quantisers import LogSqrt2
+
+
+def with_frozen(program: Program, frozen: Sequence[FrozenMap | None], grids: Sequence[LogSqrt2]) -> Verified:
+    """`program`, lowered with nothing frozen, with a frozen map or none per block, its means as codes of the block's attention grid.
+
+    Under `renormalised` a wholly frozen head loses its q and k columns.
+    """
+    operations: dict[str, Operation] = {op.out.name: op for op in program.operations}
+    attentions = [op for op in program.operations if isinstance(op, Attention)]
+    for op, layer, grid in zip(attentions, frozen, grids, strict=True):
+        if layer is None:
+            continue
+        maps = _frozen(layer, grid, op)
+        scored = [head for head in range(op.heads) if op.softmax == "paper" or not maps.mask[:, head].all()]
+        operations[op.out.name] = replace(op, score_heads=tuple(scored), frozen=maps)
+        qkv = operations[op.x]
+        if len(scored) < op.heads and isinstance(qkv, Linear):
+            columns = np.arange(qkv.out.shape[1]).reshape(3, op.heads, -1)
+            operations[op.x] = _keep(qkv, np.concatenate([columns[0, scored].ravel(), columns[1, scored].ravel(), columns[2].ravel()]))
+    return Verified(program.name, program.image, tuple(operations.values()), program.datapath)
+
+
+def _frozen(layer: FrozenMap, grid: LogSqrt2, op: Attention) -> Frozen:
+    """Where nothing of a head is left but excluded pairs, these are marked too: they take no part, and the head needs no scores."""
+    by_head = (-1, op.heads, op.tokens, op.tokens)
+    codes = np.where(layer.mask, grid.codes(torch.from_numpy(layer.mean)).numpy(), 0).astype(np.uint8)
+    row_log2 = np.rint(-np.log2(1 - frozen_mass(on_grid(layer, grid))) * (1 << op.fraction_bits)).astype(np.int32)
+    mask = layer.mask.reshape(by_head).copy()  # the program's own: its arrays become read-only
+    if op.excluded is not None and len(mask) == op.windows:
+        whole = np.all(mask | op.excluded[:, None], axis=(0, 2, 3))
+        mask = mask | whole[:, None, None]
+    return Frozen(mask, codes.reshape(by_head), grid.bits, row_log2.reshape(by_head[:3]))
+
+
+def _keep(op: Linear, columns: np.ndarray) -> Linear:
+    """The layer with these output channels alone."""
+    epilogue = op.epilogue
+    assert isinstance(epilogue, Requant)
+    return replace(
+        op,
+        out=replace(op.out, shape=(op.out.shape[0], len(columns))),
+        weight=np.ascontiguousarray(op.weight[:, columns]),
+        weight_zero=op.weight_zero[columns],
+        bias=op.bias[columns],
+        epilogue=Requant(epilogue.multiplier[columns], epilogue.shift[columns], epilogue.zero[columns]),
+    )

@@ -1,0 +1,1 @@
+"""Float models, from timm and from files."""

@@ -1,0 +1,93 @@
+"""The float ViT as one short function over plain parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from reference.models.layers import (
+    Attend,
+    Block,
+    Dense,
+    Layer,
+    Norm,
+    Pixels,
+    Request,
+    Site,
+    Steps,
+    keep,
+    layers_of,
+    run,
+    softmax,
+    sources_of,
+    with_layers_of,
+)
+from reference.models.maps import Maps
+
+
+@dataclass(frozen=True, eq=False)
+class Vit:
+    """All parameters of a plain ViT.
+
+    patch_embed takes pixels in the order (row, column, channel) of a patch; prefix [1, channels] is the class token with its
+    position, position [patches, channels] that of the patches.
+    """
+
+    pixels: Pixels
+    patch_embed: Dense
+    prefix: Tensor
+    position: Tensor
+    blocks: tuple[Block, ...]
+    norm: Norm
+    head: Dense
+
+    @property
+    def maps(self) -> tuple[Maps, ...]:
+        """The attention maps of every block: one for each head."""
+        tokens = len(self.prefix) + len(self.position)
+        return tuple(Maps((block.heads, tokens, tokens)) for block in self.blocks)
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """Every layer under the name of its output value."""
+        return {"patch_embed": self.patch_embed, **layers_of(self.blocks), "norm": self.norm, "head": self.head}
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The site whose value each linear layer reads."""
+        return {"patch_embed": "input", **sources_of(self.blocks), "head": "norm"}
+
+    def with_layers(self, changed: Mapping[str, Layer]) -> Vit:
+        """The same network with other layers under the names in `changed`."""
+        layers = self.layers | dict(changed)
+        outer = {name: layers[name] for name in ("patch_embed", "norm", "head")}
+        return replace(self, blocks=with_layers_of(self.blocks, layers), **outer)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, site: Site = keep, attend: Attend = softmax) -> Tensor:
+        """Logits float64 [batch, classes] of uint8 images [batch, height, width, 3].
+
+        `site` is called with every value a quantiser may stand at, and with the residual stream, in the order of execution:
+        input, patch_embed, embed, then per block norm1, attn.q, attn.k, attn.v, attn, attn.proj, norm2, mlp.fc1, mlp.fc2, then norm.
+        """
+        return run(self.steps(images, site, attend), self.layers)
+
+    def steps(self, images: Tensor, site: Site, attend: Attend) -> Steps:
+        """`__call__` with a stop at every linear layer."""
+        x = site("patch_embed", (yield Request("patch_embed", site("input", self.pixels.patches(images)))))
+        x = site("embed", torch.cat([self.prefix.expand(len(x), 1, -1), x + self.position], dim=1))
+        for i, block in enumerate(self.blocks):
+            x = yield from block.steps(f"block{i}", x, site, lambda normalised, i=i: self._context(i, normalised, site, attend))
+        return (yield Request("head", site("norm", self.norm(x[:, 0]))))
+
+    def _context(self, i: int, x: Tensor, site: Site, attend: Attend) -> Steps:
+        """The heads' outputs A V side by side (Eq. 1-3): [batch, tokens, channels]."""
+        batch, tokens, channels = x.shape
+        heads = self.blocks[i].heads
+        qkv = (yield Request(f"block{i}.attn.qkv", x)).reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = (site(f"block{i}.attn.{part}", value) for part, value in zip("qkv", qkv, strict=True))
+        context = attend(i, q @ k.transpose(2, 3) * q.shape[-1] ** -0.5) @ v
+        return context.transpose(1, 2).reshape(batch, tokens, channels)

@@ -1,0 +1,1 @@
+"""Quantisers, their calibration and the repair of what they lose."""

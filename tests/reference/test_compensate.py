@@ -1,0 +1,162 @@
+"""Compensation: what it promises layer by layer, on a small ViT and a small Swin."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
+
+from eamsim.errors import UserError  # noqa: E402
+from reference.models.layers import run  # noqa: E402
+from reference.models.load import as_model  # noqa: E402
+from reference.quantisation import compensate as subject  # noqa: E402
+from reference.quantisation.compensate import compensate, most_images  # noqa: E402
+from reference.quantisation.fakequant import predict  # noqa: E402
+from reference.quantisation.repq import calibrate  # noqa: E402
+from reference.quantisation.rounding import DAMPING, inverse_factor, round_weights  # noqa: E402
+
+VIT = ("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5})
+SWIN = (
+    "swin_tiny_patch4_window7_224",
+    {"img_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "num_classes": 5},
+)
+
+
+@pytest.fixture(scope="module", params=[VIT, SWIN], ids=["vit", "swin"])
+def model(request):
+    name, settings = request.param
+    torch.manual_seed(0)
+    module = timm.create_model(name, **settings)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return as_model(module.eval(), "small")
+
+
+@pytest.fixture(scope="module")
+def images():
+    coarse = np.random.default_rng(1).integers(0, 256, (48, 8, 8, 3), dtype=np.uint8)
+    return coarse.repeat(2, axis=1).repeat(2, axis=2)
+
+
+@pytest.fixture(scope="module")
+def calibrated(model, images):
+    return calibrate(model, images[:8])
+
+
+def compensated_in(calibrated, images, batch):
+    return compensate(calibrated, [images[start : start + batch] for start in range(0, len(images), batch)], lambda steps: None)
+
+
+@pytest.fixture(scope="module")
+def compensated(calibrated, images):
+    return compensated_in(calibrated, images, 16)
+
+
+def moments_of(seed, channels, rows=200):
+    inputs = np.random.default_rng(seed).normal(size=(rows, channels)) @ np.random.default_rng(seed + 1).normal(size=(channels, channels))
+    return np.cov(inputs.T, bias=True).reshape(channels, channels)
+
+
+@given(st.integers(0, 1000), st.integers(1, 12))
+def test_the_factor_is_of_the_inverse(seed, channels):
+    moments = moments_of(seed, channels) + np.eye(channels)
+    factor = inverse_factor(moments)
+
+    np.testing.assert_array_equal(np.tril(factor, -1), 0)
+    np.testing.assert_allclose(factor.T @ factor @ moments, np.eye(channels), atol=1e-9)  # floats: an inverse has no exact digits
+
+
+@given(st.integers(0, 1000), st.integers(1, 12), st.integers(2, 4))
+def test_no_code_could_move_for_the_better(seed, channels, bits):
+    """The end of the coordinate descent, or its last sweep: with so few channels it ends."""
+    moments, weight = moments_of(seed, channels), np.random.default_rng(seed + 2).normal(size=(3, channels))
+    codes, scale, zero = round_weights(weight, moments, bits)
+    damped = moments + np.eye(channels) * DAMPING * moments.diagonal().mean()
+
+    def errors(codes):
+        left = weight - (codes - zero[:, None]) * scale[:, None]
+        return (left @ damped * left).sum(axis=1)
+
+    assert codes.min() >= 0
+    assert codes.max() < 1 << bits
+    np.testing.assert_array_equal(codes, codes.round())
+    for channel in range(channels):
+        for step in (-1, 1):
+            moved = codes.copy()
+            moved[:, channel] = np.clip(moved[:, channel] + step, 0, (1 << bits) - 1)
+            assert (errors(moved) >= errors(codes) * (1 - 1e-9)).all()  # floats, summed in another order
+
+
+def test_rounding_together_beats_rounding_alone(calibrated):
+    """On the layer's own moments the error is below that of the codes that calibration found."""
+    moments = moments_of(3, 24)
+    weight = calibrated.denses["block0.attn.proj"].weight[:, :16].numpy()
+    moments = moments[:16, :16]
+    alone = calibrated.weights["block0.attn.proj"](torch.from_numpy(weight)).numpy() - weight
+    codes, scale, zero = round_weights(weight, moments, 4)
+    together = (codes - zero[:, None]) * scale[:, None] - weight
+
+    assert ((together @ moments) * together).sum() < 0.8 * ((alone @ moments) * alone).sum()
+
+
+def test_every_output_has_the_mean_of_the_float_network(calibrated, compensated, images):
+    """Of the images it was compensated on, to half a unit of the accumulator, in which the bias is stored."""
+    wanted, found = predict(calibrated.model, images).mean(axis=0), predict(compensated, images).mean(axis=0)
+    unit = compensated.acc_scales("head").numpy()
+
+    assert (np.abs(found - wanted) <= 0.5001 * unit).all()
+    before = np.abs(predict(calibrated, images).mean(axis=0) - wanted)
+    assert before.max() > unit.max()
+
+
+def test_the_quantised_network_is_the_one_that_was_walked(compensated):
+    """Weights and biases pass through the codes unchanged: what was fitted is what is lowered."""
+    for name, dense in compensated.denses.items():
+        np.testing.assert_array_equal(compensated.weights[name](dense.weight), dense.weight)
+
+
+def test_codes_do_not_depend_on_the_batches(calibrated, compensated, images):
+    other = compensated_in(calibrated, images, 7)
+
+    for name, dense in compensated.denses.items():
+        np.testing.assert_array_equal(compensated.weights[name].codes(dense.weight), other.weights[name].codes(other.denses[name].weight))
+        np.testing.assert_array_equal(compensated.bias_codes(name), other.bias_codes(name))
+
+
+def test_sums_are_those_of_integers(calibrated, images):
+    """The covariance of the codes is exact: as Python's integers have it."""
+    moments, codes = subject._Moments(3), np.random.default_rng(4).integers(-7, 9, (100, 3))
+    for part in (codes[:40], codes[40:]):
+        moments.add(torch.from_numpy(part).double(), torch.from_numpy(part).double(), 4)
+    exact = [[100 * sum(a * b for a, b in zip(x, y, strict=True)) - sum(x) * sum(y) for y in codes.T.tolist()] for x in codes.T.tolist()]
+
+    np.testing.assert_array_equal(moments.covariance, np.array(exact) / 100**2)
+
+
+def test_a_network_that_stops_at_its_layers_is_the_network(model, images):
+    pixels = torch.from_numpy(images[:3])
+    asked = []
+
+    class Layers(dict):
+        def __getitem__(self, name):
+            asked.append(name)
+            return super().__getitem__(name)
+
+    with torch.inference_mode():
+        steps = model.network.steps(pixels, lambda name, x: x, lambda block, scores: scores.softmax(-1))
+        found = run(steps, Layers(model.network.layers))
+    np.testing.assert_array_equal(found, model.network(pixels))
+    assert sorted(asked) == sorted(model.network.sources)
+
+
+def test_memory_bounds_the_images(model, images, monkeypatch):
+    assert most_images(model.network, images[0]) == subject.IMAGES
+    monkeypatch.setattr(subject, "HELD_BYTES", 1 << 20)
+    assert 1 <= most_images(model.network, images[0]) < subject.IMAGES
+
+
+def test_the_published_form_has_nothing_to_compensate(model, images):
+    with pytest.raises(UserError, match="hardware"):
+        compensate(calibrate(model, images[:4], "published"), [images[:4]], lambda steps: None)
