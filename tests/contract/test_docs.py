@@ -1,0 +1,85 @@
+"""The documentation: it builds strictly as a book, names files that exist, and its lists are complete."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DEVELOP = (ROOT / "docs/develop.md").read_text(encoding="utf-8")
+OPERATIONS = {"InputQuant", "Gather", "Embed", "LayerNorm", "Linear", "Attention", "Pool"}
+
+
+def section(title: str) -> str:
+    return DEVELOP.partition(f"## {title}")[2].partition("\n## ")[0]
+
+
+def sources(*rooms: str) -> dict[str, str]:
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py")}
+
+
+def named(text: str, path: str) -> bool:
+    """Whether a list has the file, or the folder that it lies in."""
+    return any(f"`{place}`" in text for place in (path, *(f"{parent}/" for parent in Path(path).parents)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page: Path):
+    """In the present tense: `results` may name what measured them then."""
+    names = re.findall(r"`((?:eamsim|reference|cost_model|tests|docs|traces)/[\w./-]*\w/?)`", page.read_text(encoding="utf-8"))
+    assert [name for name in names if not (ROOT / name).exists() and not (ROOT / f"{name}.py").exists()] == []
+
+
+def test_the_book_builds_strictly(tmp_path: Path):
+    pytest.importorskip("mkdocs", reason="the extra 'docs' is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site/spec/datapath/index.html").exists()
+
+
+def tells_operations_apart(text: str) -> bool:
+    """Whether a module matches on two or more kinds of operation."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.MatchClass) and isinstance(node.cls, ast.Name):
+            found.add(node.cls.id)
+    return len(found & OPERATIONS) > 1
+
+
+def test_the_files_of_an_operation_are_all_that_tell_operations_apart():
+    listed = section("An operation")
+    touched = [path for path, text in sources("eamsim", "cost_model", "reference").items() if tells_operations_apart(text)]
+    assert len(touched) > 10
+    assert [path for path in touched if not named(listed, path)] == []
+
+
+def test_the_files_of_an_instruction_set_are_all_that_name_one():
+    listed = section("An instruction set")
+    touched = [path for path, text in sources("eamsim").items() if re.search(r"\bavx512vnni\b", text)]
+    assert touched
+    assert [path for path in touched if not named(listed, path)] == []
+
+
+def test_the_files_of_an_exporter_are_all_that_execute_one():
+    listed = section("An exporter")
+    touched = [path for path, text in sources("eamsim").items() if re.search(r"from eamsim\.exports import", text)]
+    assert touched
+    assert [path for path in touched if not named(listed, path) and not path.startswith("eamsim/exports/")] == []
+
+
+def test_the_files_of_a_freezing_order_are_all_that_tell_orders_apart():
+    listed = section("A freezing order")
+    touched = [path for path, text in sources("reference", "eamsim").items() if re.search(r"match freezing\.order|Order = Literal", text)]
+    assert touched
+    assert [path for path in touched if not named(listed, path)] == []
+
+
+def test_no_folder_has_more_modules_than_one_can_look_over():
+    """Fifteen."""
+    rooms = [path for name in ("eamsim", "reference", "cost_model") for path in (ROOT / name, *(ROOT / name).rglob("*")) if path.is_dir()]
+    assert [str(room) for room in rooms if len([path for path in room.glob("*.py") if path.name != "__init__.py"]) > 15] == []
