@@ -26,10 +26,12 @@ from eamsim.errors import BadFile
 from eamsim.files.container import Refused, canonical, parse_json, replacing
 from eamsim.files.hdf5 import Tables
 from eamsim.files.packing import BITS, DTYPES, narrowest, pack, packed_bytes, stored_form, unpack
-from eamsim.files.tensor_file import FORMAT, Form, from_bytes, to_bytes
-from eamsim.program import Frozen, Program
+from eamsim.files.tensor_file import FORMAT, VERSIONS, Form, from_bytes, to_bytes
+from eamsim.program import Frozen, Linear, Program
 
 VERSION_1, HDF5_SIGNATURE = 1, b"\x89HDF\r\n\x1a\n"
+LATER_FIELDS: dict[type, dict[str, int]] = {Linear: {"levels": 3}}
+"""Fields with the version that brought them: left out where they are None, so that programs without them stay what they were."""
 LIMITS_BYTES = {"manifest": 16 << 20, "data": 2 << 30, "provenance": 16 << 20}
 DECODED_LIMIT_BYTES = 2 << 30
 MAX_AXES = 4
@@ -57,7 +59,7 @@ def write(path: PathLike, program: Verified, provenance: dict[str, Any]) -> None
             raise ArtifactError(f"{path}: {name}: expected at most {LIMITS_BYTES[name]} bytes, got {len(stream)}; use a smaller model")
     try:
         with replacing(Path(path)) as temporary:
-            temporary.write_bytes(to_bytes(encoder.manifest, provenance, encoder.tensors()))
+            temporary.write_bytes(to_bytes(encoder.version, encoder.manifest, provenance, encoder.tensors()))
     except OSError as error:
         reason = error.strerror or error
         raise ArtifactError(f"{path}: expected a writable file in an existing folder, got '{reason}'; choose another path") from None
@@ -94,7 +96,7 @@ def _digest(data: bytes | bytearray) -> str:
 
 
 def _read(path: Path) -> tuple[Program, dict[str, Any]]:
-    """Of either version."""
+    """Of any version."""
     if not path.is_file():
         raise Refused("file", "an .eam file", "a folder or device" if path.exists() else "no such file", "check the path")
     try:
@@ -107,8 +109,8 @@ def _read(path: Path) -> tuple[Program, dict[str, Any]]:
         raise Refused("file", f"at most {limit} bytes", "more")
     if content.startswith(HDF5_SIGNATURE):
         return _read_version_1(path)
-    manifest, provenance, forms, data = from_bytes(content)
-    program, expected = _decode({"format": FORMAT, "version": VERSION_1} | manifest, data)
+    version, manifest, provenance, forms, data = from_bytes(content)
+    program, expected = _decode({"format": FORMAT, "version": VERSION_1} | manifest, data, version)
     if forms != expected:
         wrong = next(name for name in forms | expected if forms.get(name) != expected.get(name))
         raise Refused(f"tensor {wrong}", expected.get(wrong, "no such tensor"), forms.get(wrong, "none"))
@@ -119,7 +121,7 @@ def _read_version_1(path: Path) -> tuple[Program, dict[str, Any]]:
     with Tables(path, "an .eam file") as tables:
         tables.expect(LIMITS_BYTES)
         streams = {name: tables.take_bytes(name, limit) for name, limit in LIMITS_BYTES.items()}
-    program, _ = _decode(parse_json(streams["manifest"], "/manifest"), streams["data"])
+    program, _ = _decode(parse_json(streams["manifest"], "/manifest"), streams["data"], VERSION_1)
     return program, parse_json(streams["provenance"], "/provenance")
 
 
@@ -137,9 +139,10 @@ def _tensor_forms(program: Program, arrays: list[Array]) -> dict[str, Form]:
 
 
 class _Encoder:
-    """The manifest and the data of a program, and its arrays in them."""
+    """The manifest and the data of a program, its arrays in them, and the first version that has all its fields."""
 
     def __init__(self, program: Program):
+        self.version = VERSIONS[0]
         self.data, self.arrays, self._program = bytearray(1), list[Array](), program
         tree = self.item(program, "program")
         self.manifest = {"data_bytes": len(self.data), "data_sha256": _digest(self.data), "program": tree}
@@ -172,13 +175,16 @@ class _Encoder:
             item = dataclasses.replace(item, codes=item.codes[item.mask])
         if dataclasses.is_dataclass(item):
             kind: Any = Program if isinstance(item, Program) else type(item)  # the proof is not stored: who reads proves
-            fields = {field.name: self.item(getattr(item, field.name), f"{where}.{field.name}") for field in dataclasses.fields(kind)}
-            return {"kind": kind.__name__, **fields}
+            later = LATER_FIELDS.get(kind, {})
+            fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(kind)}
+            fields = {name: part for name, part in fields.items() if part is not None or name not in later}
+            self.version = max(self.version, *(later.get(name, 0) for name in fields), 0)
+            return {"kind": kind.__name__, **{name: self.item(part, f"{where}.{name}") for name, part in fields.items()}}
         return item
 
 
-def _decode(tree: dict[str, Any], data: bytes) -> tuple[Program, dict[str, Form]]:
-    """The program of a manifest, and the tensors that version 2 holds of it."""
+def _decode(tree: dict[str, Any], data: bytes, version: int) -> tuple[Program, dict[str, Form]]:
+    """The program of a manifest in a file of this version, and the tensors that one which is no HDF5 file holds of it."""
     if tree.get("format") != FORMAT:
         raise Refused("/manifest format", repr(FORMAT), tree.get("format"))
     if tree.get("version") != VERSION_1:
@@ -188,6 +194,9 @@ def _decode(tree: dict[str, Any], data: bytes) -> tuple[Program, dict[str, Form]
     if (head["data_bytes"], head["data_sha256"]) != (len(data), _digest(data)):
         raise Refused("/data", "the length and SHA-256 that the manifest states", f"{len(data)} bytes, {_digest(data)}")
     program = decoder.item(Program, program_tree, "program")
+    needed = max(decoder.version, min(version, VERSIONS[0]))
+    if version != needed:
+        raise Refused("the version", f"{needed}, the first with all fields of its program", version)
     if decoder.offset != len(data):
         raise Refused("/data", f"{decoder.offset} bytes of arrays", len(data))
     return program, _tensor_forms(program, decoder.arrays)
@@ -203,6 +212,7 @@ class _Decoder:
 
     def __init__(self, data: bytes):
         self.data, self.offset, self.decoded_bytes, self.arrays = data, 1, 0, list[Array]()
+        self.version = VERSION_1
 
     def item(self, hint: Any, tree: Any, where: str) -> Any:
         """A value of the annotated type: a tuple, a literal, or one of a union's classes."""
@@ -242,7 +252,15 @@ class _Decoder:
         return {name: self.item(hint, tree[name], f"{where}.{name}") for name, hint in hints.items()}
 
     def dataclass(self, kind: type, tree: dict[str, Any], where: str) -> Any:
-        fields = self.fields({"kind": str, **_field_hints(kind)}, tree, where)
+        hints = {"kind": str, **_field_hints(kind)}
+        for name, version in LATER_FIELDS.get(kind, {}).items():
+            if name not in tree:
+                del hints[name]
+            elif tree[name] is None:
+                raise Refused(f"{where}.{name}", "to be left out where it is null", None)
+            else:
+                self.version = max(self.version, version)
+        fields = self.fields(hints, tree, where)
         del fields["kind"]
         return self.spread_codes(kind(**fields), where) if kind is Frozen else kind(**fields)
 

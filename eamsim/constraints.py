@@ -42,6 +42,7 @@ Bounds = dict[str, Bound]
 TAPS = {"variance", "reciprocal", "normalised", "acc", "index", "scores", "exponents", "log_sum", "codes", "even", "odd"}
 """What operations publish besides their outputs, after the output's name and a dot (docs/spec/datapath.md section 4)."""
 MAX_SHIFT = 62
+LEVEL_BITS = 8
 MAX_ELEMENTS = 1 << 31
 INT64_LIMIT = 1 << 63
 PROVED: WeakKeyDictionary[Operation, tuple[tuple[Datapath | Value, ...], Bounds]] = WeakKeyDictionary()
@@ -288,6 +289,7 @@ def verify_linear(check: Check, op: Linear, x: Value, values: dict[str, Value]) 
     check.array("C5", "weight_zero", op.weight_zero, np.uint8, (out_channels,), code_bound)
     check.number("C6", "x_zero", op.x_zero, 0, x.high)
     check.array("C7", "bias", op.bias, np.int32, (out_channels,))
+    verify_levels(check, op, x)
     bound = linear_bound(op, x)
     acc = check.accumulator("C8", "acc", bound)
     epilogue = op.epilogue
@@ -298,10 +300,19 @@ def verify_linear(check: Check, op: Linear, x: Value, values: dict[str, Value]) 
     return {f"{op.out.name}.acc": bound}
 
 
+def verify_levels(check: Check, op: Linear, x: Value) -> None:
+    if op.levels is None:
+        return
+    check.that(x.bits <= LEVEL_BITS, "C16", f"levels need codes of at most {LEVEL_BITS} bits, got {x}")
+    half = 1 << (LEVEL_BITS - 1)
+    check.array("C16", f"levels (i{LEVEL_BITS})", op.levels, np.int32, (1 << x.bits,), (-half, half - 1))
+    check.number("C16", "x_zero beside levels", op.x_zero, 0, 0)
+
+
 def linear_bound(op: Linear, x: Value) -> Bound:
     """Least and greatest accumulator over all inputs and output channels, exact, from the actual weights."""
     weight = op.weight.astype(np.int16) - op.weight_zero
-    above, below = x.high - op.x_zero, -op.x_zero
+    below, above = (-op.x_zero, x.high - op.x_zero) if op.levels is None else extent(op.levels)
     positive, negative = (limit(weight, 0).sum(axis=0, dtype=np.int64) for limit in (np.maximum, np.minimum))
     high = above * positive + below * negative + op.bias
     low = below * positive + above * negative + op.bias

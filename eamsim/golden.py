@@ -106,7 +106,8 @@ def layer_norm(op: LayerNorm, x: np.ndarray, datapath: Datapath, tap: Tap) -> np
 
 def linear(op: Linear, x: np.ndarray, values: Values, datapath: Datapath, tap: Tap) -> np.ndarray:
     weight = op.weight.astype(np.int64) - op.weight_zero
-    acc = narrow((x - op.x_zero) @ weight + op.bias, datapath.accumulator_bits, datapath.overflow)
+    operand = x - op.x_zero if op.levels is None else op.levels.astype(np.int64)[x]
+    acc = narrow(operand @ weight + op.bias, datapath.accumulator_bits, datapath.overflow)
     tap(f"{op.out.name}.acc", acc)
     epilogue = op.epilogue
     multiplier, shift = epilogue.multiplier.astype(np.int64), epilogue.shift.astype(np.int64)

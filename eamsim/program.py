@@ -176,7 +176,8 @@ class Linear:
     """`acc[t, n] = bias[n] + sum_k (x[t, k] - x_zero) * (weight[k, n] - weight_zero[n])`, then one epilogue.
 
     weight: uint8 codes [in_channels, out_channels] of `weight_bits`; weight_zero: uint8 [out_channels];
-    bias: int32 [out_channels], in units of the accumulator.
+    bias: int32 [out_channels], in units of the accumulator. levels: int32 [2^bits of x] or None, 8-bit integers which the codes
+    of x stand for: `levels[x[t, k]]` in place of `x[t, k] - x_zero`.
     """
 
     x: str
@@ -187,6 +188,7 @@ class Linear:
     x_zero: int
     bias: np.ndarray
     epilogue: Epilogue
+    levels: np.ndarray | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -321,7 +323,8 @@ def describe(op: Operation) -> str:
     call = f"{type(op).__name__}({', '.join(op.inputs)})"
     match op:
         case Linear():
-            return f"{call} w{op.weight_bits}{list(op.weight.shape)} -> {type(op.epilogue).__name__}"
+            fitted = f" of {len(op.levels)} levels" if op.levels is not None else ""
+            return f"{call} w{op.weight_bits}{list(op.weight.shape)}{fitted} -> {type(op.epilogue).__name__}"
         case Attention():
             frozen = f", {op.frozen.mask.mean():.1%} frozen" if op.frozen is not None else ""
             return f"{call} {op.windows} x {op.heads} heads of {op.head_dim}, {op.softmax}{frozen}"

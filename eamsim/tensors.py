@@ -10,7 +10,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from eamsim.constraints import Bound, Verified, expect_verified
+from eamsim.constraints import LEVEL_BITS, Bound, Verified, expect_verified
 from eamsim.errors import UserError
 from eamsim.files.packing import BITS, limits
 from eamsim.program import (
@@ -128,7 +128,7 @@ def constants(op: Operation, program: Verified) -> dict[str, tuple[Value, np.nda
         case LayerNorm():
             widths = {"gain": -32, "offset": -64}
         case Linear():
-            widths = {"weight": op.weight_bits, "weight_zero": op.weight_bits, "bias": -32}
+            widths = {"weight": op.weight_bits, "weight_zero": op.weight_bits, "bias": -32, "levels": -LEVEL_BITS}
             widths |= epilogue_widths(op.epilogue, out, program.datapath)
         case Attention():
             frozen_bits = 0 if op.frozen is None else op.frozen.bits

@@ -40,7 +40,7 @@ from eamsim.program import (
     Value,
 )
 
-FORMAT = 1  # of program.bin; the one in stream.h
+FORMAT = 2  # of program.bin; the one in stream.h
 SOURCES = ("model.c", "arithmetic.h", "stream.h", "sha256.h")
 COMPILER_OPTIONS = ("-std=c99", "-O2")
 
@@ -135,7 +135,8 @@ def _operation(op: Operation, indices: dict[str, int]) -> list[Number]:
         case LayerNorm():
             return [3, op.gain, op.offset, op.shift, op.variance_offset, op.fraction_bits, op.reciprocal_bits]
         case Linear():
-            return [4, op.weight, op.weight_zero, op.x_zero, op.bias, *_epilogue(op.epilogue, indices)]
+            levels = [0] if op.levels is None else [len(op.levels), op.levels]
+            return [4, op.weight, op.weight_zero, op.x_zero, op.bias, *levels, *_epilogue(op.epilogue, indices)]
         case Attention():
             return [5, *_attention(op)]
         case Pool():

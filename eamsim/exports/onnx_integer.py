@@ -212,7 +212,8 @@ def layer_norm(graph: Graph, op: LayerNorm, x: Tensor) -> Tensor:
 
 def linear(graph: Graph, op: Linear, x: Tensor, values: dict[str, Tensor]) -> Tensor:
     weight = graph.packed("weight", op.weight) - op.weight_zero
-    acc = graph.tap("acc", narrow((x - op.x_zero) @ weight + op.bias, graph.datapath), op.out.shape)
+    operand = x - op.x_zero if op.levels is None else graph.constant(op.levels)[x]
+    acc = graph.tap("acc", narrow(operand @ weight + op.bias, graph.datapath), op.out.shape)
     epilogue, rounding = op.epilogue, graph.datapath.rounding
     scaled, power = acc * epilogue.multiplier, POWERS[epilogue.shift]
     match epilogue:

@@ -81,6 +81,8 @@ def translate(graph: Graph, op: Operation, program: Verified, values: dict[str, 
             gain, offset = op.gain * 2.0 ** (op.fraction_bits - op.shift), op.offset * 2.0**-op.shift
             return graph.node("LayerNormalization", x, gain, offset, axis=-1, epsilon=epsilon)
         case Linear():
+            if op.levels is not None:
+                return linear(graph, op, looked_up(graph, op.levels, graph.node("Cast", x, to=TensorProto.INT64)), values)
             codes, zero = Tensor(graph, f"{op.x}.codes"), code_constant(graph, program.values[op.x], op.x_zero)
             return linear(graph, op, graph.node("DequantizeLinear", codes, 1.0, zero), values)
         case Attention():
@@ -96,7 +98,7 @@ def looked_up(graph: Graph, table: np.ndarray, index: Tensor) -> Tensor:
 
 
 def linear(graph: Graph, op: Linear, x: Tensor, values: dict[str, Tensor]) -> Tensor:
-    """x: less its zero point."""
+    """x: less its zero point, or the levels of its codes."""
     epilogue = op.epilogue
     scale = epilogue.multiplier * 2.0**-epilogue.shift
     product = x @ weight_of(graph, op, scale) + op.bias * scale

@@ -2,7 +2,7 @@
 
 Its header has one metadata key, `eam` (several would come in another order at every run), whose text is canonical JSON:
 
-    {"format": "eam", "version": 2, "data_bytes", "data_sha256", "program", "provenance", "sha256"}
+    {"format": "eam", "version": 2 or 3, "data_bytes", "data_sha256", "program", "provenance", "sha256"}
 
 `sha256` is that of the same JSON without it, and `data_sha256` that of a zero byte and all tensors in the order of their names'
 numbers, which were one stream in version 1: so a program keeps its SHA-256 (`eamsim.artifact.program_sha256`).
@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from eamsim.files.container import Refused, canonical, parse_json
 
-FORMAT, VERSION = "eam", 2
+FORMAT, VERSIONS = "eam", (2, 3)
 METADATA = "__metadata__"
 LENGTH_BYTES = 8
 HEADER_LIMIT_BYTES = 48 << 20
@@ -29,20 +29,20 @@ Form = tuple[str, tuple[int, ...]]
 """dtype, as NumPy writes it, and shape of a tensor."""
 
 
-def to_bytes(manifest: dict[str, Any], provenance: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
+def to_bytes(version: int, manifest: dict[str, Any], provenance: dict[str, Any], tensors: dict[str, np.ndarray]) -> bytes:
     """The file; manifest: `data_bytes`, `data_sha256` and `program`; tensors: little endian, names beginning with their numbers."""
-    head = manifest | {"format": FORMAT, "version": VERSION, "provenance": provenance}
+    head = manifest | {"format": FORMAT, "version": version, "provenance": provenance}
     head["sha256"] = head_sha256(head)
     return save(tensors, {FORMAT: canonical(head).decode()})
 
 
-def from_bytes(content: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Form], bytes]:
+def from_bytes(content: bytes) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, Form], bytes]:
     """What `to_bytes` was given, but the tensors: their forms, in order, and the stream of their bytes. Refused otherwise."""
     head = parse_json(_metadata(content), "the metadata")
-    if (head.get("format"), head.get("version")) != (FORMAT, VERSION):
-        found = (head.get("format"), head.get("version"))
-        advice = "use the eamsim that wrote it, or rebuild it with this one"
-        raise Refused("the metadata's format and version", (FORMAT, VERSION), found, advice)
+    found = head.get("format"), head.get("version")
+    if found not in [(FORMAT, version) for version in VERSIONS]:
+        expected = f"{FORMAT!r} and one of {list(VERSIONS)}"
+        raise Refused("the metadata's format and version", expected, found, "use the eamsim that wrote it, or rebuild it with this one")
     sha256, provenance = head.pop("sha256", None), head.get("provenance")
     if sha256 != head_sha256(head):
         raise Refused("the metadata's sha256", head_sha256(head), sha256)
@@ -55,7 +55,7 @@ def from_bytes(content: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str
     names = sorted(tensors, key=_number)
     manifest = {name: item for name, item in head.items() if name not in ("format", "version", "provenance")}
     forms = {name: (tensors[name].dtype.str, tensors[name].shape) for name in names}
-    return manifest, provenance, forms, b"\0" + b"".join(tensors[name].tobytes() for name in names)
+    return head["version"], manifest, provenance, forms, b"\0" + b"".join(tensors[name].tobytes() for name in names)
 
 
 def head_sha256(head: dict[str, Any]) -> str:

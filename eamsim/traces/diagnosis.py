@@ -108,6 +108,8 @@ def zero_points(op: Operation) -> Iterator[tuple[str, Operation]]:
                 yield "missing zero point of the output", replace(op, epilogue=replace(op.epilogue, zero=op.epilogue.zero * 0))
             if isinstance(op.epilogue, Gelu):
                 yield "missing index_zero", replace(op, epilogue=replace(op.epilogue, index_zero=0))
+            if op.levels is not None:
+                yield "codes themselves in place of their levels", replace(op, levels=None)
         case Attention():
             for name in ("q_zero", "k_zero", "v_zero", "out_zero", "log2_scale"):
                 yield f"missing {name}", replace(op, **{name: 0})
@@ -161,6 +163,8 @@ def signs(op: Operation) -> Iterator[tuple[str, Operation]]:
         half = 1 << (op.weight_bits - 1)
         weight = (op.weight.astype(np.int64) ^ half) - half
         yield f"weights sign-extended from {op.weight_bits} bits, which are unsigned", replace(op, weight=weight)
+        if op.levels is not None:
+            yield "levels taken for unsigned, which are signed", replace(op, levels=op.levels & 255)
 
 
 def swapped(codes: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from eamsim.constraints import ProgramError, Verified
 from eamsim.program import Attention, Epilogue, InputQuant, LayerNorm, Linear, Operation, Value
 
 VIT = Shape(1, freeze="scattered", softmax="renormalised", last_code_is_zero=True)
+FITTED = dataclasses.replace(VIT, fitted=True, depth=3)
 SWIN = Shape(2, windows=2, freeze="rows", biased=True, pooled=True, prefix=0)
 PROVENANCE = {"command": "eamsim build ö", "scales": [0.1, 1e-300], "seed": None}
 FORMAT_PAGE = Path(__file__).parents[2] / "docs" / "spec" / "format.md"
@@ -63,7 +64,7 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shape", [VIT, SWIN, dataclasses.replace(VIT, freeze="empty"), dataclasses.replace(VIT, freeze="all", softmax="paper")]
+    "shape", [VIT, FITTED, SWIN, dataclasses.replace(VIT, freeze="empty"), dataclasses.replace(VIT, freeze="all", softmax="paper")]
 )
 def test_a_program_and_its_provenance_come_back_as_they_were(tmp_path, shape):
     program = random_program(shape)
@@ -104,9 +105,21 @@ def test_each_array_is_a_tensor_of_its_own_named_after_what_it_makes(tmp_path):
                 np.testing.assert_array_equal(shift, op.epilogue.shift)
 
 
-def test_the_two_shapes_above_hold_every_operation_epilogue_and_optional_field():
-    operations = [op for shape in (VIT, SWIN) for op in random_program(shape).operations]
+def test_levels_make_version_3_and_every_other_program_stays_as_it_was(tmp_path):
+    for name, shape in (("plain", VIT), ("fitted", FITTED)):
+        write(tmp_path / f"{name}.eam", random_program(shape), {})
+    (plain, _), (fitted, _) = parts(tmp_path / "plain.eam"), parts(tmp_path / "fitted.eam")
 
+    assert (plain["version"], fitted["version"]) == (2, 3)
+    linears = [[op for op in head["program"]["operations"] if op["kind"] == "Linear"] for head in (plain, fitted)]
+    assert not any("levels" in op for op in linears[0])
+    assert 0 < sum("levels" in op for op in linears[1]) < len(linears[1])
+
+
+def test_the_shapes_above_hold_every_operation_epilogue_and_optional_field():
+    operations = [op for shape in (VIT, FITTED, SWIN) for op in random_program(shape).operations]
+
+    assert {op.levels is None for op in operations if isinstance(op, Linear)} == {False, True}
     assert {type(op) for op in operations} == set(get_args(Operation))
     assert {type(op.epilogue) for op in operations if isinstance(op, Linear)} == set(get_args(Epilogue))
     attentions = [op for op in operations if isinstance(op, Attention)]

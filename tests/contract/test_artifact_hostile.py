@@ -1,6 +1,7 @@
 """A file that `write` did not make is refused with one line that says where, what was expected and what came."""
 
 import hashlib
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from eamsim.files import hdf5_index
 from eamsim.files.container import canonical
 
 PROGRAM = Shape(1, freeze="scattered")
+FITTED = replace(PROGRAM, fitted=True, depth=3)
 
 
 @pytest.fixture
@@ -159,8 +161,8 @@ def set_item(*keys_and_value):
 OPERATIONS = ("program", "operations")
 TABLE = (*OPERATIONS, 0, "table")
 TAMPERED = {
-    "format": (set_item("format", "onnx"), r"the metadata's format and version: expected \('eam', 2\), got \('onnx', 2\)"),
-    "version": (set_item("version", 3), r"format and version: expected .*, got \('eam', 3\); use the eamsim that wrote it, or rebuild"),
+    "format": (set_item("format", "onnx"), r"the metadata's format and version: expected 'eam' and one of \[2, 3\], got \('onnx', 2\)"),
+    "version": (set_item("version", 4), r"format and version: expected .*, got \('eam', 4\); use the eamsim that wrote it, or rebuild"),
     "length of the data": (set_item("data_bytes", 5), "/data: expected the length and SHA-256 that the manifest states"),
     "provenance": (set_item("provenance", []), r"the metadata's provenance: expected an object, got \[\]"),
     "extra head field": (set_item("more", 1), "/manifest: expected the fields .*'more'"),
@@ -363,3 +365,38 @@ def test_the_size_limits_hold_for_both_sides(path, old, monkeypatch):
         monkeypatch.setitem(artifact.LIMITS_BYTES, name, 100)
     with pytest.raises(ArtifactError, match="file: expected at most 300 bytes, got 'more'"):
         read(path)
+
+
+def first_linear(head: dict, fitted: bool) -> dict:
+    return next(op for op in head["program"]["operations"] if op["kind"] == "Linear" and ("levels" in op) == fitted)
+
+
+LEVELS = {
+    "of an older version": (
+        lambda head: head.update(version=2),
+        "the version: expected 3, the first with all fields of its program, got 2",
+    ),
+    "null": (lambda head: first_linear(head, False).update(levels=None), r"levels: expected to be left out where it is null, got None"),
+    "a list": (lambda head: first_linear(head, True).update(levels=[1] * 16), r"levels: expected ndarray or NoneType, got \[1"),
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_are_refused_where_the_format_has_none(tmp_path, name):
+    change, message = LEVELS[name]
+    artifact.write(tmp_path / "a.eam", random_program(FITTED), {})
+    edit(tmp_path / "a.eam", change)
+
+    with pytest.raises(ArtifactError, match=message):
+        read(tmp_path / "a.eam")
+
+
+def test_version_3_without_levels_and_version_1_with_them_are_refused(tmp_path):
+    artifact.write(tmp_path / "a.eam", random_program(PROGRAM), {})
+    edit(tmp_path / "a.eam", lambda head: head.update(version=3))
+    write_version_1(tmp_path / "old.eam", random_program(FITTED), {})
+
+    with pytest.raises(ArtifactError, match="the version: expected 2, the first with all fields of its program, got 3"):
+        read(tmp_path / "a.eam")
+    with pytest.raises(ArtifactError, match="the version: expected 3, the first with all fields of its program, got 1"):
+        read(tmp_path / "old.eam")

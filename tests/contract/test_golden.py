@@ -68,11 +68,31 @@ def test_wrap_differs_from_saturate_exactly_where_a_sum_overflows():
     assert saturate.tolist() == [[60], [127]]
 
 
+def test_levels_that_are_codes_less_the_zero_point_mean_the_same():
+    program = random_program(Shape(seed=5, depth=2))
+    images = random_images(program, 2, 5)
+    operations = [
+        replace(op, levels=np.arange(1 << program.values[op.x].bits, dtype=np.int32) - op.x_zero, x_zero=0)
+        if isinstance(op, Linear) and op.x != "patches"  # whose 8 bits have no room for a zero point
+        else op
+        for op in program.operations
+    ]
+    fitted = replace(program, operations=tuple(operations))
+    assert verify(fitted) == verify(program)
+    for image in images:
+        taps, expected = {}, {}
+        golden.run(fitted, image, taps)
+        golden.run(program, image, expected)
+        assert list(taps) == list(expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(taps[name], array, err_msg=name)
+
+
 @settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), wide=st.booleans())
 def test_values_stay_in_their_width_and_bounds_hold(seed, wide):
     """Also for widths that only the golden interpreter takes: 8-bit weights, 6-bit attention, 48-bit accumulators."""
-    shape = Shape(seed=seed, biased=bool(seed % 2), windows=1 + seed % 2 * 3, prefix=0, extreme=bool(seed % 3))
+    shape = Shape(seed=seed, biased=bool(seed % 2), windows=1 + seed % 2 * 3, prefix=0, extreme=bool(seed % 3), fitted=bool(seed % 5 % 2))
     if wide:
         shape = replace(shape, weight_bits=8, attention_bits=6, frozen_bits=5, freeze="scattered", datapath=Datapath(accumulator_bits=48))
     program = random_program(shape)

@@ -35,6 +35,7 @@ def value(program: Program, of: str, **fields) -> Value:
 QKV, PROJ, FC1, HEAD = "block0.attn.qkv", "block0.attn.proj", "block0.mlp.fc1", "head"
 ATTN, NORM = "block0.attn", "block0.norm1"
 TOKENS, CHANNELS = PLAIN.values[NORM].shape
+LEVELS = np.arange(-8, 8, dtype=np.int32)
 FROZEN = operation(PLAIN, ATTN, Attention).frozen
 assert FROZEN is not None
 
@@ -105,6 +106,24 @@ VIOLATIONS = [
     (changed(PLAIN, PROJ, epilogue={"operand": "patches"}), "block0.attn.proj Linear [C13]: patches must be signed"),
     (changed(PLAIN, PROJ, epilogue={"shift": np.full(8, 60, np.int32)}), "block0.attn.proj Linear [C14]: aligned sum may reach"),
     (changed(PLAIN, HEAD, out=Value("head", (1, 5), 16)), "head Linear [C15]: head must be signed"),
+    (changed(PLAIN, QKV, levels=LEVELS), "block0.attn.qkv Linear [C16]: x_zero beside levels must be an integer in [0, 0], got"),
+    (
+        changed(PLAIN, QKV, levels=LEVELS[:15], x_zero=0),
+        "block0.attn.qkv Linear [C16]: levels (i8) must be int32 (16,), got int32 (15,)",
+    ),
+    (
+        changed(PLAIN, QKV, levels=LEVELS.astype(np.int64), x_zero=0),
+        "block0.attn.qkv Linear [C16]: levels (i8) must be int32 (16,), got int64 (16,)",
+    ),
+    (
+        changed(PLAIN, QKV, levels=LEVELS * 17, x_zero=0),
+        "block0.attn.qkv Linear [C16]: levels (i8) must lie in [-128, 127], got [-136, 119]",
+    ),
+    (changed(PLAIN, QKV, levels=LEVELS * 16 - 1, x_zero=0), "[C16]: levels (i8) must lie in [-128, 127], got [-129, 111]"),
+    (
+        changed(changed(PLAIN, NORM, out=value(PLAIN, NORM, bits=9)), QKV, levels=np.zeros(512, np.int32), x_zero=0),
+        "block0.attn.qkv Linear [C16]: levels need codes of at most 8 bits, got block0.norm1: u9[5, 8]",
+    ),
     (changed(PLAIN, ATTN, x=NORM), "block0.attn Attention [C1]: block0.norm1 must have shape (5, 24), got (5, 8)"),
     (changed(PLAIN, ATTN, out=value(PLAIN, ATTN, signed=True)), "block0.attn Attention [C2]: block0.attn must be unsigned codes"),
     (changed(PLAIN, ATTN, windows=2), "block0.attn Attention [C3]: windows 2 and heads 2 must divide out (5, 8)"),
@@ -174,9 +193,11 @@ def test_accumulator_too_narrow_is_refused_unless_it_wraps():
     assert verify(unproved(PLAIN, datapath=replace(narrow, overflow="wrap"))).bounds == PLAIN.bounds
 
 
-def test_linear_bound_is_attained():
+@pytest.mark.parametrize("levels", [None, LEVELS, LEVELS + 100, LEVELS - 100, LEVELS * 0 - 128])
+def test_linear_bound_is_attained(levels: np.ndarray | None):
     op = operation(PLAIN, QKV, Linear)
-    x, weight = PLAIN.values[op.x], op.weight.astype(np.int64) - op.weight_zero
-    worst = np.where(weight > 0, x.high, 0) - op.x_zero
-    low = (np.where(weight > 0, 0, x.high) - op.x_zero) * weight
-    assert PLAIN.bounds[f"{QKV}.acc"] == ((low.sum(axis=0) + op.bias).min(), ((worst * weight).sum(axis=0) + op.bias).max())
+    operands = np.arange(16) - op.x_zero if levels is None else levels
+    program = PLAIN if levels is None else changed(PLAIN, QKV, levels=levels, x_zero=0)
+    products = operands[:, None, None].astype(np.int64) * (op.weight.astype(np.int64) - op.weight_zero)
+    low, high = (limit(axis=0).sum(axis=0) + op.bias for limit in (products.min, products.max))
+    assert verify(program).bounds[f"{QKV}.acc"] == (low.min(), high.max())

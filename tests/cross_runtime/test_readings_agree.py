@@ -68,6 +68,7 @@ def shapes(draw) -> Shape:
         last_code_is_zero=draw(st.booleans()),
         biased=draw(st.booleans()),
         pooled=draw(st.booleans()),
+        fitted=draw(st.booleans()),
         extreme=draw(st.booleans()),
         datapath=draw(datapaths()),
     )

@@ -38,7 +38,7 @@ def test_every_operation(seed: int):
     windows = 1 + 3 * (seed % 2)
     shape = Shape(
         seed=seed, windows=windows, prefix=2 - min(windows, 2), freeze=FREEZES[seed], softmax=("renormalised", "paper")[seed % 2],
-        biased=seed > 2, pooled=seed % 3 == 0, weight_bits=2 + seed, activation_bits=2 + seed,
+        biased=seed > 2, pooled=seed % 3 == 0, fitted=seed % 3 == 1, weight_bits=2 + seed, activation_bits=2 + seed,
     )  # fmt: skip
     program = random_program(shape)
     image = random_images(program, 2, seed)[1]

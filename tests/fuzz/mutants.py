@@ -32,7 +32,7 @@ from eamsim.tensors import taps
 from eamsim.traces.file import reading, recording
 
 SLOW_SECONDS = 5
-PROGRAM = random_program(Shape(1, freeze="scattered"))
+PROGRAM = random_program(Shape(1, freeze="scattered", fitted=True))
 STATISTICS_IMAGES = 40
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
 

@@ -50,6 +50,7 @@ def shapes(draw, roundings: tuple[str, ...]) -> Shape:
         last_code_is_zero=draw(st.booleans()),
         biased=draw(st.booleans()),
         pooled=draw(st.booleans()),
+        fitted=draw(st.booleans()),
         extreme=draw(st.booleans()),
         datapath=Datapath(
             rounding=draw(st.sampled_from(roundings)),

@@ -34,6 +34,7 @@ SHAPES = st.builds(
     softmax=st.sampled_from(["paper", "renormalised"]),
     biased=st.booleans(),
     pooled=st.booleans(),
+    fitted=st.booleans(),
     extreme=st.booleans(),
     datapath=st.builds(Datapath, multiplier_bits=st.sampled_from([12, 16, 30])),
 )

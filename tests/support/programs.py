@@ -60,6 +60,7 @@ class Shape:
     biased: bool = False
     pooled: bool = False
     detour: str = "none"
+    fitted: bool = False
     extreme: bool = False
     datapath: Datapath = field(default_factory=Datapath)
 
@@ -101,11 +102,21 @@ class Builder:
         zero = self.integers(0, high, channels, np.uint8)
         if self.shape.extreme and self.rng.integers(4) == 0:
             weight = np.broadcast_to(zero, weight.shape).copy()
-        reach = int(np.sqrt(x.shape[1]) * x.high * high / 4) + 1
+        levels = self.levels(x) if self.shape.fitted and self.rng.integers(3) else None
+        reach = int(np.sqrt(x.shape[1]) * (x.high if levels is None else 64) * high / 4) + 1
         bias = self.integers(-reach, reach, channels)
-        x_zero = int(self.integers(0, x.high))
+        x_zero = int(self.integers(0, x.high)) if levels is None else 0
         assert out.shape[0] == tokens
-        return self.add(Linear(x.name, out, weight, self.shape.weight_bits, zero, x_zero, bias, epilogue_of(channels, reach)))
+        epilogue = epilogue_of(channels, reach)
+        return self.add(Linear(x.name, out, weight, self.shape.weight_bits, zero, x_zero, bias, epilogue, levels))
+
+    def levels(self, x: Value) -> np.ndarray:
+        """Of all codes of x, in no order: few apart, all equal when extreme, or with both ends of their range among them."""
+        low, high = self.rng.choice([(-128, 127), (-20, 127), (-128, -100), (3, 9)])
+        levels = self.integers(int(low), int(high), 1 << x.bits)
+        if self.rng.integers(3) == 0:
+            levels[self.rng.permutation(len(levels))[:2]] = -128, 127
+        return levels
 
     def codes(self, name: str, channels: int) -> Value:
         return Value(name, (self.last.shape[0], channels), self.shape.activation_bits)

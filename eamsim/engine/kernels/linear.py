@@ -16,6 +16,8 @@ from eamsim.engine.memory import Constants, keep, refuse, store_row, tap_fields
 from eamsim.program import Epilogue, Gelu, Linear, Raw, Requant, Residual, Value
 
 FIELDS = (
+    "levels",
+    "entries",
     "weight",
     "bias",
     "steps",
@@ -32,6 +34,7 @@ FIELDS = (
     *tap_fields("acc", "index"),
 )
 TOKENS, CHANNELS = 8 * ROWS, 16 * PANEL  # one block of accumulators: 48 KB
+LOOK_UP = 16  # entries that a table is made of
 
 
 def plan_linear(op: Linear, x: Value, operand: Value | None, place: int, reach: int, constants: Constants) -> dict[str, Any]:
@@ -40,23 +43,41 @@ def plan_linear(op: Linear, x: Value, operand: Value | None, place: int, reach: 
     if low < -128 or high > 127:
         refuse(f"{op.out.name} Linear", f"weight - weight_zero reaches [{low}, {high}], beyond int8")
     weight = (op.weight - op.weight_zero).view(np.int8)  # modulo 256: the difference is what fits
-    bias = op.bias - op.x_zero * weight.sum(axis=0, dtype=np.int64)
+    zero, greatest, levels = plan_levels(op, x, constants)
+    bias = op.bias - zero * weight.sum(axis=0, dtype=np.int64)
     epilogue = op.epilogue
-    return {
-        "units": op.out.shape[0],
-        "block": TOKENS,
-        "grain": ROWS,
-        "words": TOKENS * CHANNELS,
-        "weight": constants.add(pack(weight)),
-        "bias": constants.add(padded(bias.astype(np.int32), PANEL)),  # modulo 2^32: the finished sum is what fits
-        "steps": -(-x.shape[1] // STEP),
-        "safe_steps": safe_steps(x.high, max(-low, high)),
-        "multiplier": constants.add(epilogue.multiplier),
-        "shift": constants.add(epilogue.shift),
-        "narrow": is_narrow(epilogue, reach, operand),
-        "short": is_short(epilogue, reach),
-        "operand": place,
-    } | plan_epilogue(epilogue, op.out, constants)
+    return (
+        {
+            "units": op.out.shape[0],
+            "block": TOKENS,
+            "grain": ROWS,
+            "words": TOKENS * CHANNELS,
+            "weight": constants.add(pack(weight)),
+            "bias": constants.add(padded(bias.astype(np.int32), PANEL)),  # modulo 2^32: the finished sum is what fits
+            "steps": -(-x.shape[1] // STEP),
+            "safe_steps": safe_steps(greatest, max(-low, high)),
+            "multiplier": constants.add(epilogue.multiplier),
+            "shift": constants.add(epilogue.shift),
+            "narrow": is_narrow(epilogue, reach, operand),
+            "short": is_short(epilogue, reach),
+            "operand": place,
+        }
+        | levels
+        | plan_epilogue(epilogue, op.out, constants)
+    )
+
+
+def plan_levels(op: Linear, x: Value, constants: Constants) -> tuple[int, int, dict[str, int]]:
+    """What is to be taken off each left operand, the greatest of them, and where codes become operands if they are none themselves.
+
+    Levels are signed and left operands are not: the table holds by how much each exceeds the least.
+    """
+    if op.levels is None:
+        return op.x_zero, x.high, {}
+    least = int(op.levels.min())
+    table = padded((op.levels - least).astype(np.uint8), LOOK_UP)
+    fields = {"levels": constants.add(table), "entries": len(table), "bytes": (TOKENS + ROWS) * x.shape[1] + STEP}
+    return -least, int(op.levels.max()) - least, fields
 
 
 def is_narrow(epilogue: Epilogue, reach: int, operand: Value | None) -> bool:
@@ -121,10 +142,14 @@ def safe_steps(left: int, right: int) -> int:
 
 @njit
 def linear(isa, rounding, op, first, last, batch, memory):
-    whole = op.narrow and last - first >= ROWS and (op.tap_acc < 0 or op.item_acc in (2, 4))
-    done = fused(isa, rounding, op, first, last, batch, memory) if whole else 0
-    acc = memory.words[: TOKENS * CHANNELS]
     x = memory.codes[op.x * batch + first * op.in_channels :]
+    if op.entries > 0:
+        codes = x[: (last - first) * op.in_channels]
+        x = memory.bytes
+        look_up(isa, memory.tables[op.levels :], op.entries, codes, x[: len(codes)])
+    whole = op.narrow and last - first >= ROWS and (op.tap_acc < 0 or op.item_acc in (2, 4))
+    done = fused(isa, rounding, op, first, last, x, batch, memory) if whole else 0
+    acc = memory.words[: TOKENS * CHANNELS]
     for left in range(done, op.channels, CHANNELS):
         width = min(CHANNELS, op.channels - left)
         panels = (width + PANEL - 1) // PANEL
@@ -135,12 +160,12 @@ def linear(isa, rounding, op, first, last, batch, memory):
 
 
 @njit
-def tile_operands(op, first, batch, memory):
-    """Product and Finish of the tiles from row `first` on, column 0."""
+def tile_operands(op, first, x, batch, memory):
+    """Product and Finish of the tiles from row `first` on, whose left operands are x, column 0."""
     ints, values, codes = memory.ints.ctypes.data, memory.values.ctypes.data, memory.codes.ctypes.data
     offset, channels = first * op.channels, op.channels
     product = Product(
-        codes + op.x * batch + first * op.in_channels,
+        x.ctypes.data,
         op.in_channels,
         memory.weights.ctypes.data + op.weight,
         op.steps * STEP_BYTES,
@@ -167,24 +192,24 @@ def tile_operands(op, first, batch, memory):
     return product, finish
 
 
-def fused(isa, rounding, op, first, last, batch, memory):
+def fused(isa, rounding, op, first, last, x, batch, memory):
     """Whole panels of rows [first, last), finished before they leave the registers; returns the channels done."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(fused)
-def _fused(isa, rounding, op, first, last, batch, memory):
+def _fused(isa, rounding, op, first, last, x, batch, memory):
     if isa.instance_class is Portable:
-        return lambda isa, rounding, op, first, last, batch, memory: 0
+        return lambda isa, rounding, op, first, last, x, batch, memory: 0
 
     # An integer added before or after rounding half up is the same; with the other two ties depend on the sum.
     separable = rounding.instance_class in (HalfUp, Floor)
 
-    def in_tiles(isa, rounding, op, first, last, batch, memory):
+    def in_tiles(isa, rounding, op, first, last, x, batch, memory):
         if op.safe_steps == 0:
             return 0
         channels, rows, count = op.channels, last - first, op.channels // PANEL
-        product, finish = tile_operands(op, first, batch, memory)
+        product, finish = tile_operands(op, first, x, batch, memory)
         if op.operand >= 0 and op.short and separable:
             tiles(isa, rounding, AddShortResidual(), count, rows, product, finish, 4)
         elif op.operand >= 0:

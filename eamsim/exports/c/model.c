@@ -86,15 +86,20 @@ static int64_t *accumulate(const struct value *x, const struct value *out)
     const int64_t *weight_zero = take_array(channels);    /* [C5] */
     const int64_t x_zero = take_number();                 /* [C6] */
     const int64_t *bias = take_array(channels);           /* [C7] */
+    const int64_t entries = take_number();                /* [C16] */
+    const int64_t *levels = entries ? take_array(entries) : NULL;
     int64_t *acc = integers(out->size);
     for (int64_t i = 0; i < in_channels * channels; i++)
         weight[i] -= weight_zero[i % channels];
     for (int64_t t = 0; t < tokens; t++) {
         int64_t *sums = acc + t * channels;
         memcpy(sums, bias, (size_t)channels * sizeof *bias);
-        for (int64_t k = 0; k < in_channels; k++)
+        for (int64_t k = 0; k < in_channels; k++) {
+            const int64_t code = x->data[t * in_channels + k];
+            const int64_t operand = levels ? levels[code] : code - x_zero;
             for (int64_t n = 0; n < channels; n++)
-                sums[n] += (x->data[t * in_channels + k] - x_zero) * weight[k * channels + n];
+                sums[n] += operand * weight[k * channels + n];
+        }
         for (int64_t n = 0; n < channels; n++)
             sums[n] = narrow(sums[n]); /* [C8] */
     }

@@ -10,7 +10,7 @@
 
 #include "sha256.h"
 
-enum { FORMAT = 1 };
+enum { FORMAT = 2 };
 
 struct value {
     char *name;
