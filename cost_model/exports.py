@@ -83,7 +83,7 @@ def zigzag_yaml(program: Verified) -> str:
                 "loop_dims": list(sizes),
                 "loop_sizes": list(sizes.values()),
                 "operand_precision": {
-                    "I": gemm.left_bits,
+                    "I": gemm.number_bits if gemm.levels else gemm.left_bits,
                     "W": gemm.right_bits,
                     "O": ACCUMULATOR_BITS,
                     "O_final": layer.result_bits,

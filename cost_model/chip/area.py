@@ -9,7 +9,9 @@ Left out: vector unit, wires, control, pads. All of it is an estimate:
 """
 
 from cost_model.chip.hardware import Array
+from eamsim.constraints import LEVEL_BITS
 
+LEVELS = 16
 MULTIPLY_UM2, ADD_UM2, REGISTER_UM2, SRAM_UM2 = 6350 / 32**2, 278 / 32, 5.98, 0.5
 """Per bit x bit, and per bit."""
 
@@ -20,5 +22,6 @@ def element_um2(compute: Array, accumulator_bits: int):
 
 
 def area_mm2(compute: Array, sram_bytes: int):
-    """Of the array and its SRAM; an array of areas if the sides are arrays."""
-    return (compute.macs_per_cycle * element_um2(compute, compute.accumulator_bits) + 8 * sram_bytes * SRAM_UM2) / 1e6
+    """Of the array, the levels at its port and its SRAM; an array of areas if the sides are arrays."""
+    tables_um2 = compute.rows * LEVELS * LEVEL_BITS * REGISTER_UM2 if compute.looks_up_levels else 0
+    return (compute.macs_per_cycle * element_um2(compute, compute.accumulator_bits) + tables_um2 + 8 * sram_bytes * SRAM_UM2) / 1e6

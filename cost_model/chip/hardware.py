@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -38,7 +38,9 @@ class Array(_Strict):
 
     skip: what it does with products that no result needs (docs/spec/cost.md). skips_zero_codes: frozen codes that mean zero count
     as such in A.V. shifts_codes: A.V multiplies by shifting, so that an attention code is as wide as it is stored; otherwise
-    it is decoded to a power of two first. accumulator_bits: width of a partial sum in the SRAM.
+    it is decoded to a power of two first. looks_up_levels: each row has a table of 16 levels at its left port, so that fitted codes
+    are read as they are stored; otherwise the vector unit writes the levels into the SRAM first. accumulator_bits: width of a partial
+    sum in the SRAM.
     """
 
     kind: Literal["array"]
@@ -48,6 +50,7 @@ class Array(_Strict):
     skip: Skip
     skips_zero_codes: bool = False
     shifts_codes: bool
+    looks_up_levels: bool = False
     left_bits: Bits
     right_bits: Bits
     accumulator_bits: Bits = 32
@@ -73,6 +76,7 @@ class Simd(_Strict):
     """
 
     kind: Literal["simd"]
+    looks_up_levels: ClassVar[bool] = False
     lanes: Side
     left_bits: Bits
     right_bits: Bits

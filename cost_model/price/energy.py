@@ -20,8 +20,8 @@ from cost_model.chip.technology import Energy
 from cost_model.price.traffic import Placement, Traffic, operation_fetches, operation_moves, place
 from cost_model.work.encodings import Stored, row_mass_bits, store
 from cost_model.work.gemms import Gemm, gemms
-from cost_model.work.ledger import Primitives, operation_work, primitives
-from eamsim.constraints import Verified, expect_verified
+from cost_model.work.ledger import Primitives, Work, operation_work, primitives
+from eamsim.constraints import LEVEL_BITS, Verified, expect_verified
 from eamsim.program import Attention, Linear, Operation
 
 Runs = tuple[tuple[Gemm, Run], ...]
@@ -154,7 +154,7 @@ def workload(program: Verified, compute: Array | Simd, encoding: str = "auto") -
     for op in program.operations:
         if (key := _work_key(program, op)) not in counted:
             masked = gemms(program, op, 1, compute.skips_zero_codes) if isinstance(op, Attention) else ()
-            counted[key] = tuple((gemm, compute_run(gemm, compute)) for gemm in masked), primitives(operation_work(program, op))
+            counted[key] = tuple((gemm, compute_run(gemm, compute)) for gemm in masked), primitives(vector_work(program, op, compute))
     found = {op.out.name: counted[_work_key(program, op)] for op in program.operations}
     return Workload(
         program,
@@ -186,7 +186,7 @@ def _work_key(program: Verified, op: Operation) -> tuple:
     key = (type(op), *((value.shape, value.bits) for value in values))
     match op:
         case Linear():
-            return (*key, op.weight_bits, type(op.epilogue))
+            return (*key, op.weight_bits, type(op.epilogue), op.levels is None)
         case Attention():
             masks = (op.frozen, id(op.excluded), op.logit_bias is None)
             return (*key, *masks, op.windows, op.heads, op.score_heads, op.attention_bits, op.softmax, op.last_code_is_zero)
@@ -200,28 +200,43 @@ def operation_cost(work: Workload, op: Operation, hardware: Hardware, placement:
     if isinstance(op, Attention):
         runs = tuple((replace(gemm, repeats=batch * gemm.repeats), done * batch) for gemm, done in work.runs[op.out.name])
     else:
-        runs = tuple((gemm, compute_run(gemm, compute)) for gemm in gemms(program, op, batch))
+        fed = [gemm.as_numbers if gemm.levels and not compute.looks_up_levels else gemm for gemm in gemms(program, op, batch)]
+        runs = tuple((gemm, compute_run(gemm, compute)) for gemm in fed)
     steps, map_bits = work.steps[op.out.name], work.map_bits.get(op.out.name, 0)
     accumulator_bits = compute.accumulator_bits if isinstance(compute, Array) else 32
     fetches = operation_fetches(program, op, placement, batch, map_bits)
     moves = operation_moves(program, op, runs, placement, batch, map_bits, accumulator_bits)
+    port_lookups = 0
+    if isinstance(op, Linear) and op.levels is not None:
+        codes = batch * program.values[op.x].size
+        if compute.looks_up_levels:
+            port_lookups = sum(done.left_reads for _, done in runs)
+        else:  # the vector unit reads codes and writes levels, which the product reads
+            moves += Traffic(sram_read_bits=codes * program.values[op.x].bits, sram_write_bits=codes * LEVEL_BITS)
     cycles = {"compute": sum(done.cycles for _, done in runs), "vector": ceil_div(batch * steps.total, hardware.vector.lanes)}
     cycles |= {level: ceil_div(sum((fetches + moves).of(level)), memory.bits_per_cycle) for level, memory in memories.items()}
     serial = isinstance(compute, Simd)
     total = reduce(larger, cycles.values(), cycles["compute"] + cycles["vector"] if serial else 0)
     macs = sum(done.macs for _, done in runs)
-    energy = mac_energy(compute) * macs + vector_energy(hardware, batch * steps.multiplies, batch * steps.simple, batch * steps.lookups)
+    lookups = batch * steps.lookups + port_lookups
+    energy = mac_energy(compute) * macs + vector_energy(hardware, batch * steps.multiplies, batch * steps.simple, lookups)
     moved, fetched = (sum((memory.energy(*t.of(level)) for level, memory in memories.items()), Energy()) for t in (moves, fetches))
     return OperationCost(op.out.name, runs, cycles, total, fetches, moves, energy + moved, fetched)
 
 
+def vector_work(program: Verified, op: Operation, compute: Array | Simd) -> Work:
+    """One operation, one image: without the look-ups of levels that an array has at its port."""
+    work = operation_work(program, op)
+    return replace(work, level_lookups=0) if compute.looks_up_levels else work
+
+
 def compute_run(gemm: Gemm, compute: Array | Simd) -> Run:
     """What the hardware does for a product; operands wider than the multipliers take several passes, each with its cycles and reads."""
-    left_bits = gemm.left_bits if gemm.decoded_bits is None else gemm.decoded_bits
+    left_bits = gemm.number_bits
     if isinstance(compute, Simd):
         done = simd_run(gemm, compute.lanes, compute.cycles_per_step, compute.register_tile, compute.skip == "pair")
     else:
-        left_bits = gemm.left_bits if compute.shifts_codes else left_bits
+        left_bits = gemm.left_bits if compute.shifts_codes and not gemm.levels else left_bits
         done = run(gemm, compute.dataflow, compute.rows, compute.columns, compute.skip)
     passes = ceil_div(left_bits, compute.left_bits) * ceil_div(gemm.right_bits, compute.right_bits)
     return done * passes

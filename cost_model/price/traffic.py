@@ -16,7 +16,7 @@ from cost_model.chip.arrays import Run, ceil_div
 from cost_model.chip.hardware import Hardware, Level
 from cost_model.work.gemms import Gemm
 from cost_model.work.memory import live_bytes
-from eamsim.constraints import Verified
+from eamsim.constraints import LEVEL_BITS, Verified
 from eamsim.errors import UserError
 from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Requant, Residual
 
@@ -98,13 +98,14 @@ def weight_bits(op: Operation) -> int:
 
 
 def constant_bits(program: Verified, op: Operation) -> int:
-    """Bits of biases, ratios and zero points at the widths of the datapath; tables sit in the units that use them."""
+    """Bits of biases, ratios, zero points and levels at the widths of the datapath; other tables sit in the units that use them."""
     datapath = program.datapath
     match op:
         case Linear():
             ratio_bits = datapath.multiplier_bits + SHIFT_BITS
             zero_bits = op.weight_bits + (op.out.bits if isinstance(op.epilogue, Requant) else 0)
-            return op.out.shape[1] * (32 + ratio_bits + zero_bits)
+            level_bits = 0 if op.levels is None else op.levels.size * LEVEL_BITS
+            return op.out.shape[1] * (32 + ratio_bits + zero_bits) + level_bits
         case LayerNorm():
             return op.gain.size * (32 + 64)
         case Embed():

@@ -18,7 +18,7 @@ from cost_model.chip.hardware import Array, Hardware
 from cost_model.chip.technology import Energy
 from cost_model.price.energy import evaluate, mac_energy
 from cost_model.work.ledger import operation_work
-from eamsim.constraints import Verified
+from eamsim.constraints import LEVEL_BITS, Verified
 from eamsim.errors import UserError
 from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Residual
 
@@ -122,6 +122,8 @@ def steps(program: Verified, op: Operation) -> dict[str, Step]:
                 found["gelu_lookups"] = Step(lookups=((op.epilogue.index_bits, out),))
             if isinstance(op.epilogue, Residual):
                 found["residual_adds"] = Step(simple=(product + 1,) * 2)
+            if op.levels is not None:
+                found["level_lookups"] = Step(lookups=((x.bits, LEVEL_BITS),))
             return found
         case Attention():
             return attention_steps(op, bits, multiplier)

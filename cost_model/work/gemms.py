@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from eamsim.constraints import Verified
+from eamsim.constraints import LEVEL_BITS, Verified
 from eamsim.program import Attention, Linear, Operation
 
 
@@ -17,7 +17,8 @@ class Gemm:
 
     needed: bool [products, rows, columns or depth], the axis named by `over`: what some result depends on; None for one
     product that needs everything. decoded_bits: width of the left operand as a number, where that is not how it is stored (an
-    attention code c is 2^(7 - c // 2)). sums: accumulators per result, 2 for the even and the odd product.
+    attention code c is 2^(7 - c // 2)). levels: the left operand's codes are looked up. sums: accumulators per result, 2 for the even
+    and the odd product.
     """
 
     rows: int
@@ -29,7 +30,18 @@ class Gemm:
     needed: np.ndarray | None = None
     over: Literal["columns", "depth"] = "columns"
     decoded_bits: int | None = None
+    levels: bool = False
     sums: int = 1
+
+    @property
+    def number_bits(self) -> int:
+        """Width of the left operand as a number."""
+        return self.left_bits if self.decoded_bits is None else self.decoded_bits
+
+    @property
+    def as_numbers(self) -> Gemm:
+        """The same products of a left operand that is stored as the numbers it stands for."""
+        return replace(self, left_bits=self.number_bits)
 
     @property
     def products(self) -> int:
@@ -62,7 +74,8 @@ def gemms(program: Verified, op: Operation, batch: int = 1, skips_zero_codes: bo
     match op:
         case Linear():
             tokens, channels = op.out.shape
-            return [Gemm(batch * tokens, channels, len(op.weight), program.values[op.x].bits, op.weight_bits)]
+            fitted = {} if op.levels is None else {"decoded_bits": LEVEL_BITS, "levels": True}
+            return [Gemm(batch * tokens, channels, len(op.weight), program.values[op.x].bits, op.weight_bits, **fitted)]
         case Attention():
             bits = program.values[op.x].bits
             scored, heads = list(op.score_heads), list(range(op.heads))

@@ -23,8 +23,9 @@ SQUARE_ROOT_STEPS, DIVISION_STEPS = 31, 16  # one bit of the result each: V is b
 class Work:
     """Integer operations that are no multiply-accumulate, by what they are for.
 
-    exponents: one score through scaling, the power-of-two table and the sum; logarithms: one row's; attention_codes: one rounded
-    to a code; mask_decodes: one pair looked up in a frozen map; frozen_codes: one taken from it.
+    level_lookups: one code of a Linear that has levels; exponents: one score through scaling, the power-of-two table and the sum;
+    logarithms: one row's; attention_codes: one rounded to a code; mask_decodes: one pair looked up in a frozen map; frozen_codes: one
+    taken from it.
     """
 
     input_lookups: int = 0
@@ -35,6 +36,7 @@ class Work:
     requantised: int = 0
     gelu_lookups: int = 0
     residual_adds: int = 0
+    level_lookups: int = 0
     logit_biases: int = 0
     exponents: int = 0
     logarithms: int = 0
@@ -70,6 +72,7 @@ STEPS = {
     "requantised": Primitives(multiplies=1, simple=3),
     "gelu_lookups": Primitives(lookups=1),
     "residual_adds": Primitives(simple=2),
+    "level_lookups": Primitives(lookups=1),
     "logit_biases": Primitives(simple=1),
     "exponents": Primitives(multiplies=1, simple=5, lookups=1),
     "logarithms": Primitives(simple=6, lookups=1),
@@ -111,7 +114,8 @@ def operation_work(program: Verified, op: Operation) -> Work:
             return Work(normalised=size, normalised_tokens=op.out.shape[0])
         case Linear():
             gelu, residual = isinstance(op.epilogue, Gelu), isinstance(op.epilogue, Residual)
-            return Work(requantised=size, gelu_lookups=size * gelu, residual_adds=size * residual)
+            levels = 0 if op.levels is None else program.values[op.x].size
+            return Work(requantised=size, gelu_lookups=size * gelu, residual_adds=size * residual, level_lookups=levels)
         case Attention():
             return attention_work(op)
         case Pool():

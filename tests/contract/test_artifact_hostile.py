@@ -376,7 +376,7 @@ LEVELS = {
         lambda head: head.update(version=2),
         "the version: expected 3, the first with all fields of its program, got 2",
     ),
-    "null": (lambda head: first_linear(head, False).update(levels=None), r"levels: expected to be left out where it is null, got None"),
+    "null": (lambda head: first_linear(head, False).update(levels=None), "to be left out where it is null, got None"),
     "a list": (lambda head: first_linear(head, True).update(levels=[1] * 16), r"levels: expected ndarray or NoneType, got \[1"),
 }
 

@@ -189,6 +189,25 @@ def test_wide_operands_take_several_passes(small, dense):
     assert decoded["block0.attn"].macs - by_name["block0.attn"].macs == values  # codes as 8-bit powers of two
 
 
+def test_levels_are_bytes_that_are_looked_up_at_the_port_or_written_by_the_vector_unit(small, dense):
+    name, codes = "block0.mlp.fc2", 197 * 768
+    operations = [replace(op, levels=np.zeros(16, np.int32)) if op.out.name == name else op for op in dense.operations]
+    fitted, at_port = replace(dense, operations=tuple(operations)), changed(small, looks_up_levels=True)
+    cases = (dense, small), (fitted, at_port), (fitted, small), (fitted, changed(at_port, left_bits=8))
+    plain, port, written, wide = (next(op for op in evaluate(*case).operations if op.name == name) for case in cases)
+    assert port.macs == written.macs == 2 * plain.macs == 2 * wide.macs  # 8-bit levels on 4-bit multipliers
+    reads = port.runs[0][1].left_reads
+    assert written.moves.sram_read_bits - port.moves.sram_read_bits == 4 * reads + 4 * codes
+    assert written.moves.sram_write_bits - port.moves.sram_write_bits == 8 * codes
+    assert port.cycles["vector"] == plain.cycles["vector"]
+    assert written.cycles["vector"] == plain.cycles["vector"] + codes // 32
+    lookup, bit = small.vector.lookup_pj.energy, small.memories.sram.energy
+    looked_up = lookup * reads + bit(*port.moves.of("sram"))
+    by_vector = lookup * codes + bit(*written.moves.of("sram"))
+    assert written.energy.nominal_pj - port.energy.nominal_pj == pytest.approx(by_vector.nominal_pj - looked_up.nominal_pj)
+    assert port.fetches.dram_read_bits - plain.fetches.dram_read_bits == 16 * 8
+
+
 def test_a_batch_fetches_once(small, dense):
     one, many = evaluate(dense, small), evaluate(dense, small, batch=4)
     assert many.fetch_energy.nominal_pj == pytest.approx(one.fetch_energy.nominal_pj / 4)

@@ -51,11 +51,17 @@ class Lean:
                 values[op.out.name] = self.attention(op, values[op.x])
             else:
                 self.count_before(op, values)
-                watched = values[op.x].view(Counting)
-                watched.counts = self.now
+                watched = self.watched(values[op.x])
+                if isinstance(op, Linear) and op.levels is not None:
+                    op = replace(op, levels=self.watched(op.levels))
                 result = golden.execute(op, values | {op.x: watched}, program.datapath, self.tap)
                 values[op.out.name] = np.asarray(result)
         self.values = values
+
+    def watched(self, array: np.ndarray) -> np.ndarray:
+        seen = array.view(Counting)
+        seen.counts = self.now
+        return seen
 
     def tap(self, name: str, array: np.ndarray) -> None:
         """What golden shows of the inside of an operation tells how much it did there."""
@@ -76,6 +82,7 @@ class Lean:
                 self.now["requantised"] += op.out.size
             case "Linear":
                 self.now["residual_adds"] += op.out.size if len(op.inputs) == 2 else 0
+                self.now["level_lookups"] += 0 if op.levels is None else op.levels[values[op.x]].size
 
     def attention(self, op: Attention, x: np.ndarray) -> np.ndarray:
         """Row by row, with the pairs that are needed, and no other, multiplied, exponentiated and rounded."""
@@ -153,6 +160,7 @@ shapes = st.builds(
     last_code_is_zero=st.booleans(),
     biased=st.booleans(),
     pooled=st.booleans(),
+    fitted=st.booleans(),
 )
 
 

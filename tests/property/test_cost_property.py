@@ -56,6 +56,7 @@ def programs(draw) -> Verified:
         last_code_is_zero=draw(st.booleans()),
         biased=draw(st.booleans()),
         pooled=draw(st.booleans()),
+        fitted=draw(st.booleans()),
         detour=detour,
     )
     program = random_program(shape)
@@ -92,6 +93,8 @@ def multiplied(program: Verified, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     values, found = {program.image.name: image.astype(np.int64)}, {}
     for op in program.operations:
         Seen.products, seen = [], {name: value.view(Seen) for name, value in values.items()}
+        if isinstance(op, Linear) and op.levels is not None:
+            op = replace(op, levels=op.levels.view(Seen))
         values[op.out.name] = np.asarray(golden.execute(op, seen, program.datapath, lambda name, value: None))
         macs = 0
         for number, (left, right) in enumerate(Seen.products):

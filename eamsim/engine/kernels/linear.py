@@ -46,25 +46,22 @@ def plan_linear(op: Linear, x: Value, operand: Value | None, place: int, reach: 
     zero, greatest, levels = plan_levels(op, x, constants)
     bias = op.bias - zero * weight.sum(axis=0, dtype=np.int64)
     epilogue = op.epilogue
-    return (
-        {
-            "units": op.out.shape[0],
-            "block": TOKENS,
-            "grain": ROWS,
-            "words": TOKENS * CHANNELS,
-            "weight": constants.add(pack(weight)),
-            "bias": constants.add(padded(bias.astype(np.int32), PANEL)),  # modulo 2^32: the finished sum is what fits
-            "steps": -(-x.shape[1] // STEP),
-            "safe_steps": safe_steps(greatest, max(-low, high)),
-            "multiplier": constants.add(epilogue.multiplier),
-            "shift": constants.add(epilogue.shift),
-            "narrow": is_narrow(epilogue, reach, operand),
-            "short": is_short(epilogue, reach),
-            "operand": place,
-        }
-        | levels
-        | plan_epilogue(epilogue, op.out, constants)
-    )
+    return {
+        "units": op.out.shape[0],
+        "block": TOKENS,
+        "grain": ROWS,
+        "words": TOKENS * CHANNELS,
+        "weight": constants.add(pack(weight)),
+        "bias": constants.add(padded(bias.astype(np.int32), PANEL)),  # modulo 2^32: the finished sum is what fits
+        "steps": -(-x.shape[1] // STEP),
+        "safe_steps": safe_steps(greatest, max(-low, high)),
+        "multiplier": constants.add(epilogue.multiplier),
+        "shift": constants.add(epilogue.shift),
+        "narrow": is_narrow(epilogue, reach, operand),
+        "short": is_short(epilogue, reach),
+        "operand": place,
+        **levels,
+    } | plan_epilogue(epilogue, op.out, constants)
 
 
 def plan_levels(op: Linear, x: Value, constants: Constants) -> tuple[int, int, dict[str, int]]:
