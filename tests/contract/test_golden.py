@@ -78,7 +78,7 @@ def test_levels_that_are_codes_less_the_zero_point_mean_the_same():
         for op in program.operations
     ]
     fitted = replace(program, operations=tuple(operations))
-    assert verify(fitted) == verify(program)
+    assert fitted.bounds == program.bounds
     for image in images:
         taps, expected = {}, {}
         golden.run(fitted, image, taps)
