@@ -15,7 +15,7 @@ def test_worked_examples():
 
 
 def test_every_constraint_of_the_page_is_enforced():
-    text, code = PAGE.read_text(), (ROOT / "eamsim" / "verify.py").read_text()
+    text, code = PAGE.read_text(), (ROOT / "eamsim" / "constraints.py").read_text()
     sections = dict(re.findall(r"### (\w+)\n(.*?)(?=\n##|\Z)", text, re.S))
     functions = dict(re.findall(r"def verify_(\w+)\(.*?\n(.*?)(?=\ndef |\Z)", code, re.S))
     enforced_by = {
