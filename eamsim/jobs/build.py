@@ -14,11 +14,12 @@ from eamsim.jobs.search.budget import Budget, make_rungs
 from eamsim.jobs.search.budget_search import Bench, build_within, logit_scale
 from eamsim.program import Softmax
 from eamsim.progress import Progress
-from reference.attention.collect import BATCH, attention_statistics, calibrate_on, frozen_maps, maps_of, means, parameters_sha256, scores
+from reference.attention.collect import attention_statistics, calibrate_on, frozen_maps, maps_of, means, parameters_sha256, scores
 from reference.attention.freeze import Freezing
 from reference.attention.output_change import OutputChange
 from reference.lowering.program import lower, provenance
 from reference.models.load import Model, load_model
+from reference.quantisation.compensate import BATCH as AT_ONCE
 from reference.quantisation.compensate import SETTINGS, compensate, most_images
 from reference.quantisation.repq import Calibrated
 
@@ -112,5 +113,5 @@ def compensate_on(calibrated: Calibrated, images: ImageSet, progress: Progress) 
     """Compensated on as many of the images, evenly spaced, as memory is meant for; and how, for the provenance."""
     chosen = images.spread(most_images(calibrated.network, next(images.batches(1))[0]))
     with progress("layers compensated", len(calibrated.denses)) as advance:
-        found = compensate(calibrated, chosen.batches(BATCH), advance)
+        found = compensate(calibrated, chosen.batches(AT_ONCE), advance)
     return found, {"images": len(chosen), **SETTINGS}

@@ -96,8 +96,8 @@ class Block:
         """x + MSA(LN(x)), then x + MLP(LN(x)), on x [batch, tokens, channels]; context: LN(x) -> the heads' A V side by side."""
         mixed = site(f"{name}.attn", (yield from context(site(f"{name}.norm1", self.norm1(x)))))
         x = site(f"{name}.attn.proj", x + (yield Request(f"{name}.attn.proj", mixed, x)))
-        hidden = F.gelu((yield Request(f"{name}.mlp.fc1", site(f"{name}.norm2", self.norm2(x)))))
-        return site(f"{name}.mlp.fc2", x + (yield Request(f"{name}.mlp.fc2", site(f"{name}.mlp.fc1", hidden), x)))
+        hidden = site(f"{name}.mlp.fc1", F.gelu((yield Request(f"{name}.mlp.fc1", site(f"{name}.norm2", self.norm2(x))))))
+        return site(f"{name}.mlp.fc2", x + (yield Request(f"{name}.mlp.fc2", hidden, x)))
 
 
 @dataclass(frozen=True, eq=False)

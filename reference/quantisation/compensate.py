@@ -26,6 +26,8 @@ RIDGE = 0.01  # of the mean variance of a layer's inputs
 FLOAT_SHARE = 0.3  # of the float network's output in the target; the rest is the layer's own, in float, on the inputs it has here
 IMAGES = 512
 HELD_BYTES = 4 << 30
+BATCH = 2  # images that are taken through a layer at once: what they need on the way stays in the caches
+EXACT = 1 << 24  # float32 holds integers up to here, and so sums of them in whatever order they are taken
 SETTINGS = {"ridge": RIDGE, "float_share": FLOAT_SHARE, "damping": DAMPING, "shrinks": list(SHRINKS), "sweeps": SWEEPS}
 """For the provenance: all that decides beside the images."""
 
@@ -60,26 +62,54 @@ def most_images(network: Network, image: np.ndarray) -> int:
 
 
 class _Moments:
-    """Sums over the rows of one quantised value, in its steps: q are codes less the zero point, u what they were before they were codes."""
+    """Sums over the rows of one quantised value, in its steps: q are codes less the zero point, u what they were before they were codes.
 
-    def __init__(self, channels: int):
-        self.rows = 0
-        self.q, self.u = (torch.zeros(channels, dtype=torch.float64) for _ in range(2))
-        self.qq, self.qu = (torch.zeros(channels, channels, dtype=torch.float64) for _ in range(2))
+    weight: float64 [out, in], in outputs a step, of the float layer that reads the value.
+    """
+
+    def __init__(self, weight: Tensor):
+        out, channels = weight.shape
+        self._weight, self._outputs_first = weight, 2 * out < channels  # whichever takes fewer multiplications
+        self.rows = self._open = 0
+        self.q = torch.zeros(channels, dtype=torch.float64)
+        self._own_sum = torch.zeros(out if self._outputs_first else channels, dtype=torch.float64)
+        self._own = torch.zeros(channels, len(self._own_sum), dtype=torch.float64)
+        self._qq = torch.zeros(channels, channels, dtype=torch.float64)
+        self._part = torch.zeros(channels, channels)
 
     def add(self, q: Tensor, u: Tensor, bits: int) -> None:
+        """q: float32, integers of at most `bits` bits and a sign; u: float64; both [..., channels]."""
         q, u = q.flatten(0, -2), u.flatten(0, -2)
-        exact = q.float() if len(q) << 2 * bits <= 1 << 24 else q  # integers that float32 holds, in whatever order they are summed
+        wide, most = q.double(), EXACT >> 2 * bits
+        own = u @ self._weight.T if self._outputs_first else u
         self.rows += len(q)
-        self.q += q.sum(0)
-        self.u += u.sum(0)
-        self.qq += (exact.T @ exact).double()
-        self.qu += q.T @ u
+        self.q += wide.sum(0)
+        self._own_sum += own.sum(0)
+        self._own.addmm_(wide.T, own)
+        if len(q) > most:
+            self._qq.addmm_(wide.T, wide)
+            return
+        if self._open + len(q) > most:
+            self._close()
+        self._part.addmm_(q.T, q)
+        self._open += len(q)
+
+    def _close(self) -> None:
+        self._qq += self._part
+        self._part.zero_()
+        self._open = 0
 
     @property
     def covariance(self) -> Tensor:
         """Of q: float64 [channels, channels], equal for equal codes on every processor."""
-        return (self.rows * self.qq - self.q[:, None] * self.q) / self.rows**2
+        self._close()
+        return (self.rows * self._qq - self.q[:, None] * self.q) / self.rows**2
+
+    @property
+    def own(self) -> Tensor:
+        """Covariance of q with the float layer's outputs on u: float64 [channels, out]."""
+        found = self.cross(self._own, self._own_sum)
+        return found if self._outputs_first else found @ self._weight.T
 
     def cross(self, products: Tensor, sums: Tensor) -> Tensor:
         """Covariance of q with what `products` [channels, n] and `sums` [n] were taken of."""
@@ -87,7 +117,7 @@ class _Moments:
 
 
 class _Pair:
-    """One batch in both networks, stopped at the same linear layer."""
+    """One batch in both networks, stopped at the same linear layer; what the student reads there are its codes less the zero point."""
 
     def __init__(self, walk: _Walk, images: Tensor):
         calibrated = walk.calibrated  # whose quantised form gives the student what it has beside linear layers, such as a Swin's biases
@@ -95,8 +125,16 @@ class _Pair:
         self._student = calibrated.quantised.steps(images, walk.site, walk.attend)
         self.teacher, self.student = next(self._teacher), next(self._student)
 
-    def go_on(self, float_output: Tensor, quantised_output: Tensor) -> None:
-        self.teacher, self.student = _next(self._teacher, float_output), _next(self._student, quantised_output)
+    def answer(self, dense: Dense) -> Tensor:
+        """The float layer's output, which takes the place of what the layer reads, and what the quantised one's ought to be."""
+        output, lost = dense(self.teacher.x), 0
+        if self.teacher.stream is not None and self.student.stream is not None:
+            lost = self.teacher.stream - self.student.stream  # by the stream so far: it is made up for here
+        self.teacher = self.teacher._replace(x=output)
+        return output + lost
+
+    def go_on(self, output: Tensor) -> None:
+        self.teacher, self.student = _next(self._teacher, self.teacher.x), _next(self._student, output)
 
 
 def _next(steps: Steps, output: Tensor) -> Request:
@@ -113,19 +151,22 @@ class _Walk:
         self.calibrated = calibrated
         self.denses, self.weights = dict(calibrated.denses), dict(calibrated.weights)
         self._moments: dict[str, _Moments] = {}
-        self._read = set(calibrated.network.sources.values())
+        self._readers = {source: name for name, source in calibrated.network.sources.items()}
         self._pairs = [_Pair(self, images) for images in batches]
 
     def site(self, name: str, x: Tensor) -> Tensor:
+        """Of what a linear layer reads the codes less the zero point, float32; of other values what the quantiser makes of them."""
         quantiser = self.calibrated.activations.get(name)
         if quantiser is None:
             return x
-        if name not in self._read:
+        if name not in self._readers:
             return quantiser(x)
         u, zero = x / quantiser.scale, quantiser.zero
-        q = u.round().clamp_(-zero, (1 << quantiser.bits) - 1 - zero)
-        self._moments.setdefault(name, _Moments(x.shape[-1])).add(q, u, quantiser.bits)
-        return q.mul_(quantiser.scale)
+        q = u.round().clamp_(-zero, (1 << quantiser.bits) - 1 - zero).float()
+        if name not in self._moments:
+            self._moments[name] = _Moments(self.denses[self._readers[name]].weight * quantiser.scale)
+        self._moments[name].add(q, u, quantiser.bits)
+        return q
 
     def attend(self, block: int, scores: Tensor) -> Tensor:
         return self.calibrated.attention[block](scores.softmax(dim=-1))
@@ -134,35 +175,36 @@ class _Walk:
         """Compensate the linear layer at which all batches stand, and go on to the next."""
         name = self._pairs[0].teacher.name
         source = self.calibrated.network.sources[name]
-        moments, scale, dense = self._moments.pop(source), self.calibrated.activations[source].scale, self.denses[name]
-        outputs, products, sums = self._targets(dense)
-        weight = dense.weight * scale
+        moments, read, dense = self._moments.pop(source), self.calibrated.activations[source], self.denses[name]
+        products, sums = self._targets(dense)
+        weight = dense.weight * read.scale
         if name != "head":  # whose inputs are as few as the images
-            own = moments.cross(moments.qu, moments.u) @ weight.T
-            target = FLOAT_SHARE * moments.cross(products / scale, sums) + (1 - FLOAT_SHARE) * own
+            target = FLOAT_SHARE * moments.cross(products, sums) + (1 - FLOAT_SHARE) * moments.own
             weight = ridge(weight, moments.covariance, target)
         bits = self.weights[name].bits
-        found = round_weights((weight / scale).numpy(), moments.covariance.numpy(), bits)
+        found = round_weights((weight / read.scale).numpy(), moments.covariance.numpy(), bits)
         codes, step, zero = (torch.from_numpy(each).reshape(len(weight), -1) for each in found)
-        self.weights[name] = quantiser = Affine(step, zero, bits)
-        rounded = (codes - zero) * step
-        self.denses[name] = Dense(rounded, (sums - rounded @ (moments.q * scale)) / moments.rows)
-        unit = scale * quantiser.scale.flatten()
-        bias = torch.round(self.denses[name].bias / unit) * unit  # as the integers have it
-        for pair, output in zip(self._pairs, outputs, strict=True):
-            pair.go_on(output, F.linear(pair.student.x, rounded, bias))
-
-    def _targets(self, dense: Dense) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Of every batch the float layer's output; and of what the quantised one ought to be, products with its inputs and sums."""
-        outputs, products, sums = [], torch.zeros_like(dense.weight.T), torch.zeros_like(dense.bias)
+        self.weights[name] = Affine(step, zero, bits)
+        unit = read.scale * step.flatten()
+        bias = sums / moments.rows - (codes - zero) @ (moments.q / moments.rows) * unit
+        self.denses[name] = Dense((codes - zero) * step, bias)
         for pair in self._pairs:
-            outputs.append(dense(pair.teacher.x))
-            target = outputs[-1]
-            if pair.teacher.stream is not None and pair.student.stream is not None:  # what the stream has lost so far is made up for here
-                target = target + pair.teacher.stream - pair.student.stream
-            products += pair.student.x.flatten(0, -2).T @ target.flatten(0, -2)
-            sums += target.flatten(0, -2).sum(0)
-        return outputs, products, sums
+            pair.go_on((accumulated(pair.student.x, codes - zero, read.bits + bits) + torch.round(bias / unit)) * unit)
+
+    def _targets(self, dense: Dense) -> tuple[Tensor, Tensor]:
+        """Of what the quantised layer's outputs ought to be the products with its codes and the sums."""
+        products, sums = torch.zeros_like(dense.weight.T), torch.zeros_like(dense.bias)
+        for pair in self._pairs:
+            target = pair.answer(dense).flatten(0, -2)
+            products.addmm_(pair.student.x.flatten(0, -2).double().T, target)
+            sums += target.sum(0)
+        return products, sums
+
+
+def accumulated(q: Tensor, codes: Tensor, bits: int) -> Tensor:
+    """Sums over the channels of q [..., in] (float32) by codes [out, in], integers of less than `bits` bits together: float64, exact."""
+    exact = torch.float32 if q.shape[-1] << bits <= EXACT else torch.float64
+    return F.linear(q.to(exact), codes.to(exact)).double()
 
 
 def ridge(weight: Tensor, covariance: Tensor, target: Tensor) -> Tensor:

@@ -125,14 +125,38 @@ def test_codes_do_not_depend_on_the_batches(calibrated, compensated, images):
         np.testing.assert_array_equal(compensated.bias_codes(name), other.bias_codes(name))
 
 
-def test_sums_are_those_of_integers(calibrated, images):
-    """The covariance of the codes is exact: as Python's integers have it."""
-    moments, codes = subject._Moments(3), np.random.default_rng(4).integers(-7, 9, (100, 3))
-    for part in (codes[:40], codes[40:]):
-        moments.add(torch.from_numpy(part).double(), torch.from_numpy(part).double(), 4)
-    exact = [[100 * sum(a * b for a, b in zip(x, y, strict=True)) - sum(x) * sum(y) for y in codes.T.tolist()] for x in codes.T.tolist()]
+@pytest.mark.parametrize(("bits", "parts"), [(4, (40, 60)), (8, (200, 200, 100)), (8, (400, 100))], ids=["few", "flushed", "wide"])
+def test_sums_are_those_of_integers(bits, parts):
+    """The covariance of the codes is exact, as Python's integers have it: also of more rows than float32 can add."""
+    top, rng = (1 << bits) - 1, np.random.default_rng(4)
+    moments, codes = subject._Moments(torch.ones(3, 3)), rng.integers(-top, top, (sum(parts), 3), endpoint=True)
+    for part in map(torch.from_numpy, np.split(codes, np.cumsum(parts)[:-1])):
+        moments.add(part.float(), part.double(), bits)
+    n, columns = len(codes), codes.T.tolist()
+    exact = [[n * sum(a * b for a, b in zip(x, y, strict=True)) - sum(x) * sum(y) for y in columns] for x in columns]
 
-    np.testing.assert_array_equal(moments.covariance, np.array(exact) / 100**2)
+    np.testing.assert_array_equal(moments.covariance, np.array(exact) / n**2)
+
+
+@pytest.mark.parametrize("out", [1, 7], ids=["outputs first", "inputs first"])
+def test_the_layers_own_outputs(out):
+    """Whichever product is taken first."""
+    rng = np.random.default_rng(5)
+    codes, values, weight = rng.integers(-7, 9, (50, 4)), rng.normal(size=(50, 4)), rng.normal(size=(out, 4))
+    moments = subject._Moments(torch.from_numpy(weight))
+    moments.add(torch.from_numpy(codes).float(), torch.from_numpy(values), 4)
+
+    expected = np.cov(codes.T, weight @ values.T, bias=True)[:4, 4:]
+    np.testing.assert_allclose(moments.own, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_accumulated_sums_are_exact():
+    """In float32 or, where that could not hold them, in float64."""
+    rng = np.random.default_rng(6)
+    for channels in (8, 300):
+        q, codes = rng.integers(-255, 256, (5, channels)), rng.integers(-255, 256, (3, channels))
+        found = subject.accumulated(torch.from_numpy(q).float(), torch.from_numpy(codes).double(), 16)
+        np.testing.assert_array_equal(found, q @ codes.T)
 
 
 def test_a_network_that_stops_at_its_layers_is_the_network(model, images):
