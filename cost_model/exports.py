@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
 import yaml
 
 from cost_model.work.gemms import Gemm, gemms
 from eamsim.constraints import Verified, expect_verified
-from eamsim.program import Attention, Linear
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Pool
 
 ACCUMULATOR_BITS = 32
 
@@ -45,8 +46,10 @@ def layers(program: Verified) -> Iterator[Layer]:
                     yield Layer(scores, products[0].dense, ACCUMULATOR_BITS, source, source)
                 yield Layer(f"{name}.context", products[-1].dense, op.out.bits, scores, source)
                 makers[name] = f"{name}.context"
-            case _:
+            case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
                 makers[name] = source
+            case _:
+                assert_never(op)
 
 
 def scalesim_csv(program: Verified) -> str:

@@ -113,12 +113,14 @@ def value_drops(program: Verified, widths: Widths) -> dict[str, int]:
     """By value, how many low bits it loses: its scale grows by as many powers of two, its reach stays. Codes lose none."""
     drops = {program.image.name: 0}
     for op in program.operations:
-        if isinstance(op, Gather | Embed):  # these keep the scale of what they move
-            drops[op.out.name] = drops[op.x]
-        elif op.out is program.output:
-            drops[op.out.name] = output_drop(op, widths.multiplier_bits)
-        else:
-            drops[op.out.name] = max(op.out.bits - widths.residual_bits, 0) if op.out.signed else 0
+        match op:
+            case Gather() | Embed():  # these keep the scale of what they move
+                drops[op.out.name] = drops[op.x]
+            case InputQuant() | LayerNorm() | Linear() | Attention() | Pool():
+                to_stream = max(op.out.bits - widths.residual_bits, 0) if op.out.signed else 0
+                drops[op.out.name] = output_drop(op, widths.multiplier_bits) if op.out is program.output else to_stream
+            case _:
+                assert_never(op)
     return drops
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -192,7 +192,13 @@ class Linear:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return (self.x, self.epilogue.operand) if isinstance(self.epilogue, Residual) else (self.x,)
+        match self.epilogue:
+            case Residual(operand=operand):
+                return self.x, operand
+            case Requant() | Gelu() | Raw():
+                return (self.x,)
+            case _:
+                assert_never(self.epilogue)
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,5 +334,7 @@ def describe(op: Operation) -> str:
         case Attention():
             frozen = f", {op.frozen.mask.mean():.1%} frozen" if op.frozen is not None else ""
             return f"{call} {op.windows} x {op.heads} heads of {op.head_dim}, {op.softmax}{frozen}"
-        case _:
+        case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
             return call
+        case _:
+            assert_never(op)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from math import ceil
+from typing import assert_never
 
 from cost_model.chip.arrays import Run, ceil_div, larger, row_balance, run
 from cost_model.chip.hardware import Array, Hardware, Simd
@@ -22,7 +23,7 @@ from cost_model.work.encodings import Stored, row_mass_bits, store
 from cost_model.work.gemms import Gemm, gemms
 from cost_model.work.ledger import Primitives, Work, operation_work, primitives
 from eamsim.constraints import LEVEL_BITS, Verified, expect_verified
-from eamsim.program import Attention, Linear, Operation
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool
 
 Runs = tuple[tuple[Gemm, Run], ...]
 
@@ -190,8 +191,10 @@ def _work_key(program: Verified, op: Operation) -> tuple:
         case Attention():
             masks = (op.frozen, id(op.excluded), op.logit_bias is None)
             return (*key, *masks, op.windows, op.heads, op.score_heads, op.attention_bits, op.softmax, op.last_code_is_zero)
-        case _:
+        case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
             return key
+        case _:
+            assert_never(op)
 
 
 def operation_cost(work: Workload, op: Operation, hardware: Hardware, placement: Placement, batch: int) -> OperationCost:

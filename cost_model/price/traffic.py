@@ -18,7 +18,22 @@ from cost_model.work.gemms import Gemm
 from cost_model.work.memory import live_bytes
 from eamsim.constraints import LEVEL_BITS, Verified
 from eamsim.errors import UserError
-from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Requant, Residual
+from eamsim.program import (
+    Attention,
+    Embed,
+    Epilogue,
+    Gather,
+    Gelu,
+    InputQuant,
+    LayerNorm,
+    Linear,
+    Operation,
+    Pool,
+    Raw,
+    Requant,
+    Residual,
+    Value,
+)
 
 SHIFT_BITS = 6  # shifts of ratios are 0..62
 
@@ -103,9 +118,8 @@ def constant_bits(program: Verified, op: Operation) -> int:
     match op:
         case Linear():
             ratio_bits = datapath.multiplier_bits + SHIFT_BITS
-            zero_bits = op.weight_bits + (op.out.bits if isinstance(op.epilogue, Requant) else 0)
             level_bits = 0 if op.levels is None else op.levels.size * LEVEL_BITS
-            return op.out.shape[1] * (32 + ratio_bits + zero_bits) + level_bits
+            return op.out.shape[1] * (32 + ratio_bits + op.weight_bits + zero_bits(op.epilogue, op.out)) + level_bits
         case LayerNorm():
             return op.gain.size * (32 + 64)
         case Embed():
@@ -114,6 +128,17 @@ def constant_bits(program: Verified, op: Operation) -> int:
             return 0
         case _:
             assert_never(op)
+
+
+def zero_bits(epilogue: Epilogue, out: Value) -> int:
+    """Bits of the zero point that a channel has of its own."""
+    match epilogue:
+        case Requant():
+            return out.bits
+        case Gelu() | Residual() | Raw():
+            return 0
+        case _:
+            assert_never(epilogue)
 
 
 def fetched(level: Level, bits: int) -> Traffic:
@@ -156,13 +181,16 @@ def operation_moves(
     partial = sum((run.result_writes - run.results) * gemm.sums for gemm, run in runs) * accumulator_bits
     inputs = {name: batch * _bits(program, name) for name in op.inputs}
     written = batch * op.out.size * op.out.bits
-    if isinstance(op, Attention):
-        written += batch * op.windows * op.heads * op.tokens**2 * op.attention_bits
-        reads += batch * map_bits * (op.windows // op.frozen.mask.shape[0]) if op.frozen is not None else 0
-    elif isinstance(op, Linear):
-        reads += inputs[op.epilogue.operand] if isinstance(op.epilogue, Residual) else 0
-    else:
-        reads += sum(inputs.values())
+    match op:
+        case Attention():
+            written += batch * op.windows * op.heads * op.tokens**2 * op.attention_bits
+            reads += batch * map_bits * (op.windows // op.frozen.mask.shape[0]) if op.frozen is not None else 0
+        case Linear():
+            reads += sum(inputs[operand] for operand in op.inputs[1:])
+        case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
+            reads += sum(inputs.values())
+        case _:
+            assert_never(op)
     traffic = Traffic(sram_read_bits=reads + partial, sram_write_bits=written + partial)
     for name, bits in inputs.items():
         if name in placement.spilled:

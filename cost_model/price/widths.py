@@ -20,7 +20,7 @@ from cost_model.price.energy import evaluate, mac_energy
 from cost_model.work.ledger import operation_work
 from eamsim.constraints import LEVEL_BITS, Verified
 from eamsim.errors import UserError
-from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Residual
+from eamsim.program import Attention, Embed, Epilogue, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Raw, Requant, Residual
 
 MULTIPLY_PJ, ADD_PJ = 3.1 / 32**2, 0.1 / 32
 """Per bit x bit and per bit: Horowitz, ISSCC 2014, 45 nm. They split the figure of a multiply-accumulate into its two parts."""
@@ -117,14 +117,8 @@ def steps(program: Verified, op: Operation) -> dict[str, Step]:
         case LayerNorm():
             return norm_steps(op, x.bits, x.shape[1], multiplier)
         case Linear():
-            found = {"requantised": Step(((bits, multiplier),), (product,) * 3)}
-            if isinstance(op.epilogue, Gelu):
-                found["gelu_lookups"] = Step(lookups=((op.epilogue.index_bits, out),))
-            if isinstance(op.epilogue, Residual):
-                found["residual_adds"] = Step(simple=(product + 1,) * 2)
-            if op.levels is not None:
-                found["level_lookups"] = Step(lookups=((x.bits, LEVEL_BITS),))
-            return found
+            levels = {} if op.levels is None else {"level_lookups": Step(lookups=((x.bits, LEVEL_BITS),))}
+            return {"requantised": Step(((bits, multiplier),), (product,) * 3)} | epilogue_steps(op.epilogue, product, out) | levels
         case Attention():
             return attention_steps(op, bits, multiplier)
         case Pool():
@@ -132,6 +126,19 @@ def steps(program: Verified, op: Operation) -> dict[str, Step]:
             return {"pooled": Step(simple=(total,)), "requantised": Step(((total, multiplier),), (total + multiplier,) * 3)}
         case _:
             assert_never(op)
+
+
+def epilogue_steps(epilogue: Epilogue, product_bits: int, out_bits: int) -> dict[str, Step]:
+    """Those beside the requantisation of the sums of a Linear."""
+    match epilogue:
+        case Requant() | Raw():
+            return {}
+        case Gelu():
+            return {"gelu_lookups": Step(lookups=((epilogue.index_bits, out_bits),))}
+        case Residual():
+            return {"residual_adds": Step(simple=(product_bits + 1,) * 2)}
+        case _:
+            assert_never(epilogue)
 
 
 def norm_steps(op: LayerNorm, bits: int, channels: int, gain_bits: int) -> dict[str, Step]:

@@ -213,6 +213,10 @@ def linear_layers(program: Verified) -> dict[str, str]:
                 return "patch_embedding"
             case LayerNorm(x=merged) if isinstance(made.get(merged), Gather) and op is not source[program.output.name]:
                 return "patch_merging"
+            case Linear() | Gather() | Embed() | LayerNorm() | Pool():
+                pass
+            case unknown:
+                assert_never(unknown)
         return "head" if op is source[program.output.name] else "other"
 
     return {op.out.name: layer(op) for op in program.operations if isinstance(op, Linear)}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 
 from eamsim.constraints import LEVEL_BITS, Verified
-from eamsim.program import Attention, Linear, Operation
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,10 @@ def gemms(program: Verified, op: Operation, batch: int = 1, skips_zero_codes: bo
             shape = {"rows": op.tokens, "columns": op.head_dim, "depth": op.tokens, "left_bits": op.attention_bits, "right_bits": bits}
             audible = _instances(op, heads, batch, audible_pairs(op) if skips_zero_codes else None)
             return [*scores, Gemm(**shape, **audible, over="depth", decoded_bits=op.top_power + 1, sums=2)]
-        case _:
+        case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
             return []
+        case _:
+            assert_never(op)
 
 
 def _instances(op: Attention, heads: list[int], batch: int, needed: np.ndarray | None) -> dict:

@@ -6,7 +6,7 @@ multiplies, simple steps (add, compare, shift, clip) and table lookups; `STEPS` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import add
 from typing import assert_never
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from cost_model.work.gemms import audible_pairs, frozen_pairs, needed_codes, needed_scores
 from eamsim.constraints import Verified, expect_verified
-from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Residual
+from eamsim.program import Attention, Embed, Epilogue, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Raw, Requant, Residual
 
 SQUARE_ROOT_STEPS, DIVISION_STEPS = 31, 16  # one bit of the result each: V is below 2^62, the reciprocal has 16 bits
 
@@ -113,15 +113,27 @@ def operation_work(program: Verified, op: Operation) -> Work:
         case LayerNorm():
             return Work(normalised=size, normalised_tokens=op.out.shape[0])
         case Linear():
-            gelu, residual = isinstance(op.epilogue, Gelu), isinstance(op.epilogue, Residual)
             levels = 0 if op.levels is None else program.values[op.x].size
-            return Work(requantised=size, gelu_lookups=size * gelu, residual_adds=size * residual, level_lookups=levels)
+            return replace(epilogue_work(op.epilogue, size), level_lookups=levels)
         case Attention():
             return attention_work(op)
         case Pool():
             return Work(pooled=program.values[op.x].size, requantised=size)
         case _:
             assert_never(op)
+
+
+def epilogue_work(epilogue: Epilogue, size: int) -> Work:
+    """What makes so many results of the sums of a Linear."""
+    match epilogue:
+        case Requant() | Raw():
+            return Work(requantised=size)
+        case Gelu():
+            return Work(requantised=size, gelu_lookups=size)
+        case Residual():
+            return Work(requantised=size, residual_adds=size)
+        case _:
+            assert_never(epilogue)
 
 
 def attention_work(op: Attention) -> Work:

@@ -7,7 +7,7 @@ from typing import assert_never
 import numpy as np
 
 from eamsim.constraints import Verified, expect_verified
-from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Residual
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool
 
 
 def read_elements(program: Verified) -> dict[str, np.ndarray]:
@@ -19,8 +19,8 @@ def read_elements(program: Verified) -> dict[str, np.ndarray]:
     read[program.output.name][:] = True
     for op in reversed(program.operations):
         read[op.x] |= _read_of_input(program, op, read[op.out.name])
-        if isinstance(op, Linear) and isinstance(op.epilogue, Residual):
-            read[op.epilogue.operand] |= read[op.out.name]
+        for operand in op.inputs[1:]:  # of a residual sum, element by element
+            read[operand] |= read[op.out.name]
     return read
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from eamsim.compiled.compiler import compile_kernel, logged, require_compiler, sources_digest, typeof
 from eamsim.constraints import Verified, expect_verified
-from eamsim.engine.forward import SOURCES, forward
+from eamsim.engine.forward import NONE, SOURCES, forward
 from eamsim.engine.isa import ISAS, select
 from eamsim.engine.kernels.digest import FOUND_BYTES, LANES_BYTES, hash_address
 from eamsim.engine.kernels.fixedpoint import ROUNDINGS
@@ -160,7 +160,9 @@ class Engine:
 
     def _call(self, records: np.ndarray, batch: int, memory: list[Memory]) -> None:
         def part(team: np.ndarray, thread: int) -> None:
-            forward(ISAS[self.isa], ROUNDINGS[self._rounding], records, batch, thread, self.threads, team, memory[thread])
+            unknown = forward(ISAS[self.isa], ROUNDINGS[self._rounding], records, batch, thread, self.threads, team, memory[thread])
+            if unknown != NONE:
+                raise AssertionError(f"engine: no kernel runs operations of kind {records['kind'][unknown]}")
 
         together(self.threads, len(records), part)
 

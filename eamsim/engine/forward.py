@@ -14,6 +14,7 @@ from eamsim.engine.kernels.movement import embed, gather, input_quant, pool, pub
 from eamsim.engine.plan import ATTEND, DIGEST, EMBED, GATHER, INPUT_QUANT, LAYER_NORM, LINEAR, PACK_HEADS, POOL, PUBLISH
 from eamsim.engine.team import claim, finish, wait_for
 
+NONE = -1
 SOURCES = Path(__file__).parent
 """What the machine code of all kernels depends on."""
 
@@ -26,7 +27,7 @@ def share_of(units, largest, threads):
 
 @njit
 def run_task(isa, rounding, records, index, first, last, batch, memory):
-    """Units [first, last) of all images' units of one operation."""
+    """Units [first, last) of all images' units of one operation; whether it is one of a known kind."""
     op = records[index]
     if op.kind == LINEAR:
         linear(isa, rounding, op, first, last, batch, memory)
@@ -51,6 +52,9 @@ def run_task(isa, rounding, records, index, first, last, batch, memory):
         publish(op, first, last, batch, memory)
     elif op.kind == DIGEST:
         digest(op, first, last, batch, memory)
+    else:
+        return False
+    return True
 
 
 @kept(SOURCES)
@@ -59,8 +63,10 @@ def forward(isa, rounding, records, batch, thread, threads, team, memory):
     """Called by each of `threads` threads with the same `team` (see team.py) and a memory with its own scratch.
 
     A thread takes its own share of every operation first, the rows whose operands its cache has from the operation before, then what
-    others have left. Digests are waited for by those operations alone that need their room.
+    others have left. Digests are waited for by those operations alone that need their room. Returns the index of an operation that this
+    thread has no kernel for, or NONE: raising here would leave the others waiting.
     """
+    unknown = NONE
     for index in range(len(records)):
         op = records[index]
         for taken in range(op.awaited, op.awaited_end):
@@ -75,9 +81,10 @@ def forward(isa, rounding, records, batch, thread, threads, team, memory):
             while number < share:
                 task = owner * share + number
                 first, last = task * grains // tasks * op.grain, (task + 1) * grains // tasks * op.grain
-                if first < last:
-                    run_task(isa, rounding, records, index, first, min(last, units), batch, memory)
+                if first < last and not run_task(isa, rounding, records, index, first, min(last, units), batch, memory):
+                    unknown = index
                 finish(team, threads, index, tasks)
                 number = claim(team, threads, index, owner)
         if op.kind != DIGEST:
             wait_for(team, threads, index, tasks)
+    return unknown

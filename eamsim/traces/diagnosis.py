@@ -95,7 +95,7 @@ def mistakes(op: Operation, datapath: Datapath) -> Iterator[Variant]:
     for overflow in ("wrap", "saturate"):
         if overflow != datapath.overflow:
             yield f"accumulator: {overflow} instead of {datapath.overflow}", op, replace(datapath, overflow=overflow)
-    for cause, variant in [*zero_points(op), *shifts(op), *orders(op), *signs(op)]:
+    for cause, variant in [*zero_points(op), *shifts(op), *orders(op)]:
         yield cause, variant, datapath
 
 
@@ -104,10 +104,15 @@ def zero_points(op: Operation) -> Iterator[tuple[str, Operation]]:
         case Linear():
             for name in ("x_zero", "weight_zero", "bias"):
                 yield f"missing {name}", replace(op, **{name: getattr(op, name) * 0})
-            if isinstance(op.epilogue, Requant):
-                yield "missing zero point of the output", replace(op, epilogue=replace(op.epilogue, zero=op.epilogue.zero * 0))
-            if isinstance(op.epilogue, Gelu):
-                yield "missing index_zero", replace(op, epilogue=replace(op.epilogue, index_zero=0))
+            match op.epilogue:
+                case Requant():
+                    yield "missing zero point of the output", replace(op, epilogue=replace(op.epilogue, zero=op.epilogue.zero * 0))
+                case Gelu():
+                    yield "missing index_zero", replace(op, epilogue=replace(op.epilogue, index_zero=0))
+                case Residual() | Raw():
+                    pass
+                case _:
+                    assert_never(op.epilogue)
             if op.levels is not None:
                 yield "codes themselves in place of their levels", replace(op, levels=None)
         case Attention():
@@ -145,26 +150,28 @@ def shifts(op: Operation) -> Iterator[tuple[str, Operation]]:
 
 
 def orders(op: Operation) -> Iterator[tuple[str, Operation]]:
-    """Weights read from memory in another order."""
-    if isinstance(op, Linear):
-        if op.weight.size % 2 == 0:
-            yield "nibble order of the weights (each pair swapped)", replace(op, weight=swapped(op.weight))
-        transposed = np.ascontiguousarray(op.weight.T).reshape(op.weight.shape)
-        yield "transposed weights", replace(op, weight=transposed)
-    if isinstance(op, Attention) and op.frozen is not None and op.frozen.codes.size % 2 == 0:
-        frozen = replace(op.frozen, codes=swapped(op.frozen.codes))
-        yield "nibble order of the frozen codes (each pair swapped)", replace(op, frozen=frozen)
-    if isinstance(op, InputQuant):
-        yield "channels in the order BGR", replace(op, table=op.table[::-1])
-
-
-def signs(op: Operation) -> Iterator[tuple[str, Operation]]:
-    if isinstance(op, Linear):
-        half = 1 << (op.weight_bits - 1)
-        weight = (op.weight.astype(np.int64) ^ half) - half
-        yield f"weights sign-extended from {op.weight_bits} bits, which are unsigned", replace(op, weight=weight)
-        if op.levels is not None:
-            yield "levels taken for unsigned, which are signed", replace(op, levels=op.levels & 255)
+    """Constants read from memory in another order, or with a sign."""
+    match op:
+        case Linear():
+            if op.weight.size % 2 == 0:
+                yield "nibble order of the weights (each pair swapped)", replace(op, weight=swapped(op.weight))
+            transposed = np.ascontiguousarray(op.weight.T).reshape(op.weight.shape)
+            yield "transposed weights", replace(op, weight=transposed)
+            half = 1 << (op.weight_bits - 1)
+            weight = (op.weight.astype(np.int64) ^ half) - half
+            yield f"weights sign-extended from {op.weight_bits} bits, which are unsigned", replace(op, weight=weight)
+            if op.levels is not None:
+                yield "levels taken for unsigned, which are signed", replace(op, levels=op.levels & 255)
+        case Attention():
+            if op.frozen is not None and op.frozen.codes.size % 2 == 0:
+                frozen = replace(op.frozen, codes=swapped(op.frozen.codes))
+                yield "nibble order of the frozen codes (each pair swapped)", replace(op, frozen=frozen)
+        case InputQuant():
+            yield "channels in the order BGR", replace(op, table=op.table[::-1])
+        case Gather() | Embed() | LayerNorm() | Pool():
+            return
+        case _:
+            assert_never(op)
 
 
 def swapped(codes: np.ndarray) -> np.ndarray:
@@ -282,10 +289,13 @@ def attention_operands(op: Attention, inner: str, index: tuple[int, ...], taps: 
             return found | {"log2_scale": op.log2_scale, "S": op.fraction_bits, **frozen_operands(op, index)}
         case "even" | "odd":
             return {"v_zero": op.v_zero, "terms": op.tokens}
-    window, token = divmod(index[0], op.tokens)
-    head, channel = divmod(index[1], op.head_dim)
-    sums = {part: at(taps, f"{name}.{part}", (window, head, token, channel)) for part in ("even", "odd")}
-    return sums | {"M_even": op.multiplier_even, "M_odd": op.multiplier_odd, "S": op.out_shift, "zero": op.out_zero}
+        case "":
+            window, token = divmod(index[0], op.tokens)
+            head, channel = divmod(index[1], op.head_dim)
+            sums = {part: at(taps, f"{name}.{part}", (window, head, token, channel)) for part in ("even", "odd")}
+            return sums | {"M_even": op.multiplier_even, "M_odd": op.multiplier_odd, "S": op.out_shift, "zero": op.out_zero}
+        case _:
+            raise AssertionError(f"Attention has no tap .{inner}")
 
 
 def frozen_operands(op: Attention, index: tuple[int, ...]) -> dict[str, Any]:
@@ -305,5 +315,8 @@ def layer_norm_operands(op: LayerNorm, inner: str, index: tuple[int, ...], taps:
             return {"variance": at(taps, f"{name}.variance", row), "reciprocal_bits": op.reciprocal_bits}
         case "normalised":
             return {"reciprocal": at(taps, f"{name}.reciprocal", row), "x": at(taps, op.x, index), "fraction_bits": op.fraction_bits}
-    found = {"normalised": at(taps, f"{name}.normalised", index), "gain": op.gain[index[1]], "offset": op.offset[index[1]]}
-    return found | {"S": op.shift}
+        case "":
+            found = {"normalised": at(taps, f"{name}.normalised", index), "gain": op.gain[index[1]], "offset": op.offset[index[1]]}
+            return found | {"S": op.shift}
+        case _:
+            raise AssertionError(f"LayerNorm has no tap .{inner}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eamsim.constraints import Verified
 from eamsim.errors import BadFile, UserError
-from eamsim.program import Attention, Gelu, LayerNorm, Linear, Operation, Requant, Softmax
+from eamsim.program import Attention, Gelu, LayerNorm, Linear, Operation, Raw, Requant, Residual, Softmax
 from reference.attention.freeze import FrozenMap
 from reference.lowering.constants import gelu_index
 from reference.models.layers import Dense, Norm, Site, keep
@@ -155,8 +155,10 @@ class _Reader:
             case Gelu():
                 codes = self.activations[name]
                 return gelu_index(codes.scale.item(), int(codes.zero), codes.bits, op.epilogue.index_bits)[0]
-            case _:
+            case Residual() | Raw():
                 return self.streams[name]
+            case _:
+                assert_never(op.epilogue)
 
 
 def qkv_channels(op: Attention, channels: Tensor) -> Tensor:

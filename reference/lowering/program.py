@@ -90,15 +90,13 @@ def stream_remarks(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) ->
 
 def _stream_exponents(calibrated: Calibrated, config: LoweringConfig) -> dict[str, int]:
     """log2 of the scale of every signed value: large enough for `headroom` times its calibrated maximum, never below its operand's."""
-    largest = dict(calibrated.stream_max)
-    if isinstance(calibrated.network, Vit):  # Embed adds in one scale
+    largest, network = dict(calibrated.stream_max), calibrated.network
+    if isinstance(network, Vit):  # Embed adds in one scale
         largest["patch_embed"] = largest["embed"] = max(largest["patch_embed"], largest["embed"])
     limit = (1 << (config.residual_bits - 1)) - 1
-    exponents, current = {}, LEAST_EXPONENT
+    residuals, exponents = network.residuals, {}
     for name, maximum in largest.items():
-        if name.endswith(".merge.reduction"):
-            exponents[name.removesuffix(".reduction")] = current  # the neighbours that are reduced
-        operand = current if name.endswith((".attn.proj", ".mlp.fc2")) else LEAST_EXPONENT
+        operand = exponents[residuals[name]] if name in residuals else LEAST_EXPONENT
         needed = math.ceil(math.log2(config.headroom * maximum / limit)) if maximum > 0 else operand
-        current = exponents[name] = max(operand, needed)
-    return exponents | ({"cls": current} if isinstance(calibrated.network, Vit) else {})
+        exponents[name] = max(operand, needed)
+    return exponents | {name: exponents[source] for name, source in network.moved.items()}

@@ -138,3 +138,13 @@ def with_layers_of(blocks: Sequence[Block], layers: Mapping[str, Layer]) -> tupl
 def sources_of(blocks: Sequence[Block]) -> dict[str, str]:
     """The site whose value each linear layer of the blocks reads."""
     return {f"block{i}.{name}": f"block{i}.{source}" for i in range(len(blocks)) for name, source in BLOCK_SOURCES.items()}
+
+
+def residuals_of(blocks: Sequence[Block], entries: Mapping[int, str]) -> dict[str, str]:
+    """The value of the residual stream that each sum of the blocks is made with; entries: what a block reads if not the one before it."""
+    found, last = {}, ""
+    for i in range(len(blocks)):
+        middle, out = f"block{i}.attn.proj", f"block{i}.mlp.fc2"
+        found |= {middle: entries.get(i, last), out: middle}
+        last = out
+    return found

@@ -20,6 +20,7 @@ from reference.models.layers import (
     Steps,
     keep,
     layers_of,
+    residuals_of,
     run,
     softmax,
     sources_of,
@@ -109,6 +110,16 @@ class Swin:
         """The site whose value each linear layer reads."""
         merging = {f"block{i}.merge.reduction": f"block{i}.merge.norm" for i in self.mergings}
         return {"patch_embed": "input", "head": "pool"} | sources_of(self.blocks) | merging
+
+    @property
+    def residuals(self) -> dict[str, str]:
+        """The value of the residual stream that each of its sums is made with."""
+        return residuals_of(self.blocks, {0: "embed"} | {i: f"block{i}.merge.reduction" for i in self.mergings})
+
+    @property
+    def moved(self) -> dict[str, str]:
+        """The value of the residual stream that each value that a program has besides is a part of: the neighbours that are reduced."""
+        return {f"block{i}.merge": f"block{i - 1}.mlp.fc2" for i in self.mergings}
 
     def with_layers(self, changed: Mapping[str, Layer]) -> Swin:
         """The same network with other layers under the names in `changed`."""

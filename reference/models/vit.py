@@ -20,6 +20,7 @@ from reference.models.layers import (
     Steps,
     keep,
     layers_of,
+    residuals_of,
     run,
     softmax,
     sources_of,
@@ -59,6 +60,16 @@ class Vit:
     def sources(self) -> dict[str, str]:
         """The site whose value each linear layer reads."""
         return {"patch_embed": "input", **sources_of(self.blocks), "head": "norm"}
+
+    @property
+    def residuals(self) -> dict[str, str]:
+        """The value of the residual stream that each of its sums is made with."""
+        return residuals_of(self.blocks, {0: "embed"})
+
+    @property
+    def moved(self) -> dict[str, str]:
+        """The value of the residual stream that each value that a program has besides is a part of."""
+        return {"cls": f"block{len(self.blocks) - 1}.mlp.fc2"}
 
     def with_layers(self, changed: Mapping[str, Layer]) -> Vit:
         """The same network with other layers under the names in `changed`."""

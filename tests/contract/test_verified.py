@@ -60,7 +60,7 @@ READERS: dict[str, Callable] = {
 @pytest.mark.parametrize("reader", READERS)
 def test_a_reader_refuses_a_program_that_nobody_proved(reader: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ProgramError, match=r"^program: expected eamsim\.verify\.Verified, got Program; pass verify\(program\)$"):
+    with pytest.raises(ProgramError, match=r"^program: expected eamsim\.constraints\.Verified, got Program; pass verify\(program\)$"):
         READERS[reader](unproved(PLAIN))
     assert not list(tmp_path.iterdir())
 
@@ -71,7 +71,7 @@ def test_no_function_takes_an_unproved_program_but_those_that_prove_or_write_it(
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.arg) and node.annotation is not None and re.search(r"\bProgram\b", ast.unparse(node.annotation)):
                 takes.add(path.name)
-    assert takes == {"verify.py", "artifact.py", "lower_frozen.py"}
+    assert takes == {"constraints.py", "artifact.py", "frozen.py"}
 
 
 @pytest.mark.parametrize("remade", [replace, copy.copy, copy.deepcopy, lambda program: pickle.loads(pickle.dumps(program))])
