@@ -92,7 +92,7 @@ FAULTS = {
         "patch_embed.acc",
         "nibble order of the weights (each pair swapped)",
     ),
-    "missing zero point": ("(x - op.x_zero) @", "x @", "patch_embed.acc", "missing x_zero"),
+    "missing zero point": ("operand = x - op.x_zero", "operand = x", "patch_embed.acc", "missing x_zero"),
     "missing zero point of keys": ("(k - op.k_zero)", "k", "block0.attn.scores", "missing k_zero"),
     "wrong shift": ("op.out_shift, datapath", "op.out_shift + 1, datapath", "block0.attn", "out_shift wrong by +1"),
     "wrong shift of a residual": (
