@@ -189,7 +189,13 @@ class PlainProgress:
     def _beat(self) -> None:
         while not self.finished.wait(max(0.0, self.told + self._patience() - perf_counter())):
             if perf_counter() >= self.told + self._patience():
-                self._tell(f"{perf_counter() - self.start:.0f} s")
+                self._tell(self._times())
+
+    def _times(self) -> str:
+        """How long it has taken, and will take at this pace."""
+        past = perf_counter() - self.start
+        left = f", {past * (self.total - self.done) / self.done:.0f} s left" if self.done else ""
+        return f"{past:.0f} s{left}"
 
     def _patience(self) -> float:
         return patience(perf_counter() - self.start, QUIET_SECONDS)

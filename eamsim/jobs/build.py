@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +16,14 @@ from eamsim.jobs.search.budget_search import Bench, build_within, logit_scale
 from eamsim.program import Softmax
 from eamsim.progress import Progress
 from reference.attention.collect import attention_statistics, calibrate_on, frozen_maps, maps_of, means, parameters_sha256, scores
-from reference.attention.freeze import Freezing
+from reference.attention.freeze import Freezing, FrozenMap
 from reference.attention.output_change import OutputChange
 from reference.lowering.program import lower, provenance
 from reference.models.load import Model, load_model
 from reference.quantisation.compensate import BATCH as AT_ONCE
 from reference.quantisation.compensate import SETTINGS, compensate, most_images
 from reference.quantisation.repq import Calibrated
+from reference.tuning.tune import Start, Tuning, tune_on
 
 
 def build_program(
@@ -40,45 +42,70 @@ def build_program(
     share_windows: bool = False,
     compensated: bool = False,
     labels: str | None = None,
+    tuning: Tuning | None = None,
 ) -> tuple[Verified, dict[str, Any]]:
     """The integer program of a float model, its attention weights frozen as chosen or as a budget allows, and its provenance.
 
     spec, weights, random_init, allow_pickle: as `reference.models.load.load_model`; calib: as
     `eamsim.inputs.images.open_images`, of which at most `limit` images give the entropies and `range_images` the quantisers' ranges;
     share_windows: of a Swin, one map for all windows of a block instead of one for each; compensated: with weights and biases re-fitted
-    by `reference.quantisation.compensate`; labels: as `Labelling.choice`, for a budget. Raises UserError and BadFile.
+    by `reference.quantisation.compensate`; labels: as `Labelling.choice`, for a budget; tuning: by `reference.tuning`, not with a
+    budget. Raises UserError and BadFile.
     """
     model = load_model(spec, weights, random_init, allow_pickle)
     if isinstance(freezing, Budget):
         freezing.check(sum(block.heads for block in model.network.blocks))
-    maps = maps_of(model.network, share_windows)
+    maps_of(model.network, share_windows)  # or refuse them before the work
     judging = labelling(model, labels, required=False) if isinstance(freezing, Budget) else None  # else labels decide nothing
     images = open_images(calib, model.preprocessing, limit, judging)
     range_images = min(range_images, len(images))
-    calibrated = calibrate_on(model, images, range_images, progress)
-    compensation = None
-    if compensated:
-        calibrated, compensation = compensate_on(calibrated, images, progress)
-    source = model if entropy_from == "float" else calibrated
-    if isinstance(freezing, Budget):
-        judged = open_images(freezing.validation, model.preprocessing, None, labelling(model, labels)) if freezing.validation else images
-        program, choice = _within(freezing, calibrated, source, images, judged, progress, share_windows)
-    else:
-        change = OutputChange(source.network, maps) if freezing.order == "output" else None
-        statistics = attention_statistics(source, images, progress, change, share_windows) if freezing.tau else None
-        frozen = frozen_maps(statistics, freezing, change) if statistics else None
-        program, choice = lower(calibrated, frozen, softmax), asdict(freezing) | {"softmax": softmax}
-    origin = choice | {
+    quantise = partial(_quantised, model, images, range_images, compensated, progress)
+    sources = {
         "entropy_from": entropy_from,
         "share_windows": share_windows,
-        "compensation": compensation,
         "random_init": random_init,
         "model_sha256": parameters_sha256(model.module),
         "calibration_images": len(images),
         "calibration_sha256": images.sha256,
-        "data": images.summary.json(),
     }
+    if isinstance(freezing, Budget):
+        calibrated, compensation = quantise()
+        source = model if entropy_from == "float" else calibrated
+        judged = open_images(freezing.validation, model.preprocessing, None, labelling(model, labels)) if freezing.validation else images
+        program, choice = _within(freezing, calibrated, source, images, judged, progress, share_windows)
+    else:
+
+        def start() -> Start:
+            calibrated, compensation = quantise()
+            source = model if entropy_from == "float" else calibrated
+            return Start(calibrated, _frozen(freezing, source, images, progress, share_windows), compensation)
+
+        choice = asdict(freezing) | {"softmax": softmax}
+        identity = choice | sources | {"range_images": range_images, "compensated": compensated}
+        found = tune_on(tuning, model, images, softmax, start, identity, progress) if tuning else start()
+        choice["tuning"] = tuning and tuning.settings
+        calibrated, compensation = found.calibrated, found.compensation
+        program = lower(calibrated, found.frozen, softmax)
+    origin = choice | sources | {"compensation": compensation, "data": images.summary.json()}
     return program, provenance(calibrated) | origin
+
+
+def _quantised(
+    model: Model, images: ImageSet, range_images: int, compensated: bool, progress: Progress
+) -> tuple[Calibrated, dict[str, Any] | None]:
+    """Calibrated, and what `compensate_on` did to it, if it was to."""
+    calibrated = calibrate_on(model, images, range_images, progress)
+    return compensate_on(calibrated, images, progress) if compensated else (calibrated, None)
+
+
+def _frozen(
+    freezing: Freezing, source: Model | Calibrated, images: ImageSet, progress: Progress, share_windows: bool
+) -> list[FrozenMap] | None:
+    """The chosen attention weights of `source`, whose maps are measured, unless nothing is to be frozen."""
+    if not freezing.tau:
+        return None
+    change = OutputChange(source.network, maps_of(source.network, share_windows)) if freezing.order == "output" else None
+    return frozen_maps(attention_statistics(source, images, progress, change, share_windows), freezing, change)
 
 
 def _within(

@@ -35,20 +35,15 @@ def predict(
     among them; the network goes on with what it returns.
     """
     network, site, quantise = _parts(model)
-    maps = None if frozen is None else [_Frozen(layer, each.shape[0]) for layer, each in zip(frozen, network.maps, strict=True)]
+    maps = [] if frozen is None else frozen_weights(frozen, network)
 
     def attend(block: int, scores: Tensor) -> Tensor:
         return see(f"block{block}.attn.codes", weigh(block, scores))
 
     def weigh(block: int, scores: Tensor) -> Tensor:
-        if maps is None:
+        if not maps:
             return quantise(block, scores.softmax(dim=-1))
-        layer = maps[block]
-        if softmax == "renormalised":
-            weights = scores.masked_fill(layer.mask, -torch.inf).softmax(dim=-1) * layer.remaining
-        else:
-            weights = scores.softmax(dim=-1)
-        return torch.where(layer.mask, layer.values, quantise(block, weights))
+        return maps[block].among(scores, lambda weights: quantise(block, weights), softmax)
 
     return network(torch.from_numpy(images), lambda name, x: see(name, site(name, x)), attend).numpy()
 
@@ -101,13 +96,27 @@ def frozen_mass(frozen: FrozenMap) -> np.ndarray:
     return np.where(frozen.mask, frozen.mean, 0).sum(axis=2).clip(max=MAX_FROZEN_MASS)
 
 
-class _Frozen:
+class FrozenWeights:
     """A block's frozen maps as tensors [maps, tokens, tokens], repeated for every window where windows share them."""
 
-    def __init__(self, frozen: FrozenMap, maps: int):
+    def __init__(self, frozen: FrozenMap, maps: int, dtype: torch.dtype = torch.float64):
         remaining = (1 - frozen_mass(frozen))[:, :, None]
-        each = (frozen.mask, frozen.mean, remaining)
-        self.mask, self.values, self.remaining = (torch.tensor(array).repeat(maps // len(array), 1, 1) for array in each)
+        mask, values, remaining = (torch.tensor(each).repeat(maps // len(each), 1, 1) for each in (frozen.mask, frozen.mean, remaining))
+        self.mask, self.values, self.remaining = mask, values.to(dtype), remaining.to(dtype)
+
+    def among(self, scores: Tensor, quantise: Callable[[Tensor], Tensor], softmax: Softmax) -> Tensor:
+        """The attention weights of `scores` [batch, maps, tokens, tokens], quantised where they are not frozen."""
+        if softmax == "paper":
+            return torch.where(self.mask, self.values, quantise(scores.softmax(dim=-1)))
+        scores = scores.masked_fill(self.mask, -torch.inf)
+        nothing_left = (scores == -torch.inf).all(dim=-1, keepdim=True)  # of a row: its softmax would be, and pass back, NaN
+        weights = scores.masked_fill(nothing_left, 0).softmax(dim=-1) * self.remaining
+        return torch.where(self.mask, self.values, quantise(weights))
+
+
+def frozen_weights(frozen: Sequence[FrozenMap], network: Network, dtype: torch.dtype = torch.float64) -> list[FrozenWeights]:
+    """One per block, for the maps that the network has."""
+    return [FrozenWeights(layer, each.shape[0], dtype) for layer, each in zip(frozen, network.maps, strict=True)]
 
 
 def _parts(model: Model | Calibrated) -> tuple[Network, Site, Attend]:

@@ -12,7 +12,7 @@ from cost_model.work.counts import constant_share, count, frozen_share
 from eamsim import __version__, artifact
 from eamsim.cli.extras import import_reference
 from eamsim.cli.inputs import Labels
-from eamsim.cli.manifest import VERSIONED, check_output, front_path, manifest_path, write_manifest
+from eamsim.cli.manifest import VERSIONED, check_output, check_writable, front_path, manifest_path, write_manifest
 from eamsim.cli.output import Json, Limit, progress, table
 from eamsim.cli.shares import parse_share, points_of, share_of
 from eamsim.cli.untrained import emit_measured
@@ -47,7 +47,7 @@ def build(
         Order | None,
         typer.Option(help="What is frozen first: least entropy, variance or change of the output, or at random. [default: entropy]"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the order random. [default: 0]", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order random, and of what --tune sees. [default: 0]", min=0)] = None,
     softmax: Annotated[
         Softmax | None,
         typer.Option(help="What freezing means: Eq. 15 to the letter, or over unfrozen pairs alone. [default: paper; not for a budget]"),
@@ -77,6 +77,11 @@ def build(
     compensate: Annotated[
         bool, typer.Option("--compensate", help="Re-fit weights and biases, layer by layer, to what quantisation has lost (minutes).")
     ] = False,
+    tune: Annotated[
+        int | None,
+        typer.Option(metavar="STEPS", help="Compensate, then let the float model teach so many steps: 100 do most (minutes).", min=1),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted --tune, from X.eam.tuning.")] = False,
     share_windows: Annotated[bool, typer.Option("--share-windows", help="Of a Swin: one map for all windows of a block.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -87,8 +92,14 @@ def build(
     if labels and not isinstance(freezing, Budget):
         raise UserError("--labels: belongs to a budget, which judges by labels; leave it out")
     check_output(out)
+    check_tuning(out, tune, resume, freezing)
     build_program = import_reference("eamsim build")
 
+    tuning = None
+    if tune and isinstance(freezing, Freezing):
+        from reference.tuning.tune import Tuning
+
+        tuning = Tuning(tune, freezing.seed, tuning_path(out), resume)
     program, provenance = build_program(
         model,
         calib,
@@ -102,8 +113,9 @@ def build(
         range_images=calib_images,
         entropy_from=entropy_from,
         share_windows=share_windows,
-        compensated=compensate,
+        compensated=compensate or tuning is not None,
         labels=labels,
+        tuning=tuning,
     )
     artifact.write(out, program, provenance)
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
@@ -111,6 +123,8 @@ def build(
     shares = {"tau": frozen_share(program), "tau_with_excluded": constant_share(program)}
     manifest = {"command": public_command(), "versions": versions, **provenance, "frozen": shares, "output": output}
     front_path(out).unlink(missing_ok=True)  # of a budget built to this name before
+    if tuning:
+        tuning.file.unlink(missing_ok=True)
     found = write_trials(out, provenance["budget"]) if isinstance(freezing, Budget) else ()
     write_manifest(manifest_path(out), manifest)
     emit_measured(
@@ -173,3 +187,24 @@ def write_trials(out: Path, found: dict[str, Any]) -> tuple[str | Table, ...]:
         f"top-1: {top1}, on the {judged['images']} images that judged; nothing frozen: {nothing.top1:.2%}; on others it will differ",
         f"{path}: {len(trials)} trials; eamsim plot front {path}",
     )
+
+
+def check_tuning(out: Path, tune: int | None, resume: bool, freezing: Freezing | Budget) -> None:
+    """UserError where --tune and --resume do not go with the rest, or with what is beside `out`."""
+    path = tuning_path(out)
+    if resume and tune is None:
+        raise UserError("--resume: continues an interrupted --tune; give --tune with the same number of steps, or leave it out")
+    if tune is None:
+        return
+    if isinstance(freezing, Budget):
+        raise UserError("--tune: expected --tau, got a budget, whose frozen maps are known only at its end; leave --tune out")
+    check_writable("--tune", path)
+    if resume and not path.exists():
+        raise UserError(f"--resume: {path} does not exist, so there is nothing to continue; leave it out")
+    if path.exists() and not resume:
+        raise UserError(f"--tune: {path} holds an interrupted tuning; continue it with --resume, or remove it")
+
+
+def tuning_path(out: Path) -> Path:
+    """X.eam.tuning beside X.eam, while it is tuned."""
+    return out.with_name(out.name + ".tuning")

@@ -1,0 +1,1 @@
+"""The float network teaches the quantised one."""
