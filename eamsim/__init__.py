@@ -1,3 +1,40 @@
-"""eamsim: 4-bit Vision Transformers with frozen attention maps, executed in integers."""
+"""4-bit Vision Transformers with frozen attention maps, executed bit-exactly in integers.
+
+    model = eamsim.load("x.eam")                     # model.program, model.images(...), model.labelling, model.provenance
+    engine = eamsim.Engine(model.program)            # compiles once for a machine
+    logits = engine.run(images)                      # uint8 [batch, height, width, 3] -> int32 [batch, classes]
+    eamsim.verify(model.program, images)             # engine == golden at every tap, on every instruction set here
+    eamsim.save("y.eam", program, provenance)
+
+`reference` makes such programs of float models, `cost_model` says what they cost on a chip. docs/start.md is the way in.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eamsim.artifact import write as save
+    from eamsim.engine import Engine
+    from eamsim.jobs.agreement import verify
+    from eamsim.jobs.load import read_model as load
 
 __version__ = "0.1.0"
+__all__ = ["Engine", "__version__", "load", "save", "verify"]
+
+_PLACES = {  # imported when asked for: `eamsim --version` needs no Numba
+    "Engine": ("eamsim.engine", "Engine"),
+    "load": ("eamsim.jobs.load", "read_model"),
+    "save": ("eamsim.artifact", "write"),
+    "verify": ("eamsim.jobs.agreement", "verify"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'eamsim' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module, attribute = _PLACES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,10 +20,10 @@ Isa = Annotated[str | None, typer.Option(help="Instruction set of the engine (se
 
 
 def load_engine(program: Verified, threads: int | None, isa: str | None) -> Engine:
-    """`eamsim.engine.load`, imported late as Numba takes its time, which shows a first compilation."""
+    """`eamsim.engine.Engine`, imported late as Numba takes its time, which shows a first compilation."""
     from eamsim import engine
 
-    return engine.load(program, threads=threads, isa=isa, progress=progress)
+    return engine.Engine(program, threads=threads, isa=isa, progress=progress)
 
 
 Data = Annotated[list[Path], typer.Option("--data", help="Labelled images: a folder with one folder a class, or an .npz. May be repeated.")]

@@ -28,7 +28,15 @@ REPEATS = 16
 class Engine:
     """A loaded program, of which it holds its packed weights and nothing else; `run` may be called from any thread, one call at a time."""
 
-    def __init__(self, program: Verified, threads: int, isa: str, progress: Progress):
+    def __init__(self, program: Verified, threads: int | None = None, isa: str | None = None, progress: Progress = logged):
+        """Pack and place a program, and compile what runs it: a minute or so, once for a machine, a version and a rounding.
+
+        threads: all processors that this process may use by default; isa: see `eamsim.engine.isa.select`; progress: shown where
+        functions are compiled, as lines of the logger `eamsim.engine` by default. Raises UserError for a program without its proof, for
+        what the engine does not support, for a thread count or an instruction set that is not available, and where Numba must not compile.
+        """
+        threads, isa = usable_threads() if threads is None else threads, select(isa)
+        check_threads(threads)
         expect_verified(program)
         self._image, self._output, self._rounding = program.image, program.output, program.datapath.rounding
         self.threads = threads
@@ -171,18 +179,6 @@ def tap_of(space: np.ndarray, offset: int, tap: Tap, batch: int) -> np.ndarray:
     """[batch, ...]: the tap that lies at the offset of one image's bytes."""
     size = tap.declared.value.size * tap.dtype.itemsize
     return space[offset * batch :][: size * batch].view(tap.dtype).reshape(batch, *tap.shape)
-
-
-def load(program: Verified, threads: int | None = None, isa: str | None = None, progress: Progress = logged) -> Engine:
-    """Pack and place a program, and compile what runs it: a minute or so, once for a machine, a version and a rounding.
-
-    threads: all processors that this process may use by default; isa: see `eamsim.engine.isa.select`; progress: shown where functions are
-    compiled, as lines of the logger `eamsim.engine` by default. Raises UserError for a program without its proof, for what the
-    engine does not support, for a thread count or an instruction set that is not available, and where Numba must not compile.
-    """
-    threads, isa = usable_threads() if threads is None else threads, select(isa)
-    check_threads(threads)
-    return Engine(program, threads, isa, progress)
 
 
 def check_threads(threads: int) -> None:

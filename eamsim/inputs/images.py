@@ -153,6 +153,15 @@ class ImageSet:
         return digest.hexdigest()
 
 
+def in_memory(pixels: np.ndarray, labels: np.ndarray | None = None) -> ImageSet:
+    """Images that are prepared already, as a set: uint8 [n, height, width, 3], and int64 [n] classes of the model; UserError."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not len(pixels):
+        raise UserError(f"images: expected uint8 [n, height, width, 3], got {pixels.dtype} {list(pixels.shape)}")
+    as_they_are = Preprocessing(*pixels.shape[1:3], crop_pct=1.0, interpolation="bicubic")
+    names = tuple(f"image {index}" for index in range(len(pixels)))
+    return ImageSet(tuple(pixels), names, as_they_are, labels, labels, Summary(len(pixels), len(pixels), LeftOut(), {"how": "given"}))
+
+
 def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
     """UserError where a thin image would be resized beyond memory, since its long side grows with the short one, or to nothing."""
     if not 0 < resized[0] * resized[1] <= MOST_PIXELS:

@@ -7,20 +7,18 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from eamsim import golden
+from eamsim import engine, golden
 from eamsim.constraints import Verified
+from eamsim.engine.isa import detect
 from eamsim.errors import MissingExtra, UserError
 from eamsim.exports import c99 as c_export
-from eamsim.inputs.images import ImageSet
-from eamsim.progress import Advance, Progress
+from eamsim.inputs.images import ImageSet, in_memory
+from eamsim.progress import Advance, Progress, silent
 from eamsim.traces.difference import Taps, first_difference
-
-if TYPE_CHECKING:
-    from eamsim.engine import Engine
 
 UNTAPPED = "logits without taps"
 Run = Callable[[np.ndarray], Taps]
@@ -41,7 +39,29 @@ def load_reader(name: str, program: Verified, folder: Path) -> Run:
         raise MissingExtra("onnx", f"eamsim verify --with {name}") from error
 
 
-def compare(
+def verify(
+    program: Verified,
+    images: ImageSet | np.ndarray,
+    isas: Sequence[str | None] | None = None,
+    threads: Sequence[int | None] = (None,),
+    batches: Sequence[int] = (1, 3, 8),
+    progress: Progress = silent,
+    others: Mapping[str, Run] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Engine == golden at every tap of every image: golden runs once an image, the engine for each of the settings.
+
+    images: opened ones, or uint8 [n, height, width, 3] as the program takes them; isas: all that this machine has unless given;
+    others: more interpreters by name, compared too. Keys of the result: bit_exact, interpreters, taps, images, and
+    first_difference, None or where and what.
+    """
+    if isinstance(images, np.ndarray):
+        images = in_memory(images)
+    isas = detect() if isas is None else isas
+    with progress("runs compared", len(images) * (1 + len(others) + len(isas) * len(threads) * len(batches))) as advance:
+        return _compared(program, images, isas, threads, batches, advance, progress, others)
+
+
+def _compared(
     program: Verified,
     images: ImageSet,
     isas: Sequence[str | None],
@@ -49,12 +69,9 @@ def compare(
     batches: Sequence[int],
     advance: Advance,
     progress: Progress,
-    others: Mapping[str, Run] = MappingProxyType({}),
-) -> dict:
-    """Keys bit_exact, interpreters, taps, images, first_difference (None, or where and what); golden runs once per image."""
-    from eamsim import engine
-
-    engines = {(isa, count): engine.load(program, threads=count, isa=isa, progress=progress) for isa, count in product(isas, threads)}
+    others: Mapping[str, Run],
+) -> dict[str, Any]:
+    engines = {(isa, count): engine.Engine(program, count, isa, progress) for isa, count in product(isas, threads)}
     result = {"bit_exact": True, "interpreters": ["engine", *others], "taps": 0, "images": len(images), "first_difference": None}
     done = 0
     for chunk in images.batches(max(batches)):
@@ -72,11 +89,11 @@ def compare(
 
 
 def runs(
-    engines: Mapping[tuple[str | None, int | None], Engine], others: Mapping[str, Run], images: np.ndarray, batches: Sequence[int]
+    engines: Mapping[tuple[str | None, int | None], engine.Engine], others: Mapping[str, Run], images: np.ndarray, batches: Sequence[int]
 ) -> Iterator[tuple[dict, int, Taps]]:
     """What ran, the image's index and its taps, for every engine and batch size and for every other interpreter."""
-    for ((isa, count), engine), batch in product(engines.items(), batches):
-        for index, found in enumerate(engine_taps(engine, images, batch)):
+    for ((isa, count), runner), batch in product(engines.items(), batches):
+        for index, found in enumerate(engine_taps(runner, images, batch)):
             yield {"interpreter": "engine", "isa": isa, "threads": count, "batch": batch}, index, found
     for name, run in others.items():
         for index, image in enumerate(images):
@@ -96,10 +113,10 @@ def golden_taps(program: Verified, image: np.ndarray, advance: Advance) -> Taps:
     return taps | {UNTAPPED: logits}
 
 
-def engine_taps(engine: Engine, images: np.ndarray, batch: int) -> Iterator[Taps]:
+def engine_taps(runner: engine.Engine, images: np.ndarray, batch: int) -> Iterator[Taps]:
     """The same of the engine, image by image, from calls of at most `batch` images."""
     for start in range(0, len(images), batch):
         called = images[start : start + batch]
-        untapped, (_, taps) = engine.run(called), engine.run(called, taps=True)
+        untapped, (_, taps) = runner.run(called), runner.run(called, taps=True)
         for index, logits in enumerate(untapped):
             yield {name: integers[index] for name, integers in taps.items()} | {UNTAPPED: logits}

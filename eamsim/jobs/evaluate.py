@@ -47,8 +47,8 @@ def evaluate(
 
 
 def evaluate_program(program: Verified, batches: Iterable[np.ndarray], labels: np.ndarray, threads: int | None = None) -> Accuracy:
-    """Accuracy of the integer engine over batches of uint8 images [batch, height, width, 3]; threads: as `engine.load`."""
-    run = engine.load(program, threads).run
+    """Accuracy of the integer engine over batches of uint8 images [batch, height, width, 3]; threads: as `engine.Engine`."""
+    run = engine.Engine(program, threads).run
     return _accuracy([run(images) for images in batches], labels)
 
 

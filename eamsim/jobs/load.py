@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eamsim import artifact
 from eamsim.constraints import Verified
 from eamsim.errors import BadFile, UserError
-from eamsim.inputs.images import Preprocessing
+from eamsim.inputs.images import ImageSet, Preprocessing, open_images
 from eamsim.inputs.labels import Labelling
 
 
-def read_model(path: Path) -> tuple[Verified, Preprocessing, Labelling, dict[str, Any]]:
-    """The program of an .eam file, how its images are prepared, what its classes are called, and its provenance.
+class Loaded(NamedTuple):
+    """A proved program, how its images are prepared, what its classes are called, and where it comes from."""
 
-    BadFile if any of it is unusable.
-    """
+    program: Verified
+    preprocessing: Preprocessing
+    labelling: Labelling
+    provenance: dict[str, Any]
+
+    def images(self, *sources: str | Path, limit: int | None = None, labelled: bool = False) -> ImageSet:
+        """Image files, folders and .npz files as the program takes them; labelled: with the class of each. UserError, BadFile."""
+        return open_images([Path(source) for source in sources], self.preprocessing, limit, self.labelling if labelled else None)
+
+
+def read_model(path: str | Path) -> Loaded:
+    """The model of an .eam file; BadFile if any of it is unusable."""
     program, provenance = artifact.read(path)
     try:
         preprocessing = Preprocessing(**provenance["preprocessing"])
@@ -37,7 +47,7 @@ def read_model(path: Path) -> tuple[Verified, Preprocessing, Labelling, dict[str
         )
     if labels is not None and len(labels) != program.output.size:
         raise BadFile(f"{path}: expected {program.output.size} labels, got {len(labels)}")
-    return program, preprocessing, Labelling(program.output.size, labels, descriptions), provenance
+    return Loaded(program, preprocessing, Labelling(program.output.size, labels, descriptions), provenance)
 
 
 def is_untrained(provenance: Mapping[str, Any]) -> bool:

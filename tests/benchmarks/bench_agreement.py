@@ -67,7 +67,7 @@ def test_agreement_of_the_engine_with_fake_quantisation():
     calibrated = calibrate(load_model(f"local-dir:{SHARED / 'models/swin_cifar10'}"), photographs[RANGES])
     double = codes_of(calibrated.quantised, calibrated.activations, calibrated.attention, images)
     single = codes_of(in_single(calibrated.quantised), in_single(calibrated.activations), calibrated.attention, images)
-    taps = [engine.load(lower(calibrated, config=config)).run(images, taps=True)[1] for config in (LoweringConfig(), FINE)]
+    taps = [engine.Engine(lower(calibrated, config=config)).run(images, taps=True)[1] for config in (LoweringConfig(), FINE)]
 
     print("\nvalue                    engine              finer               float32")
     for name, expected in double.items():

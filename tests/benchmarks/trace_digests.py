@@ -22,7 +22,7 @@ BATCH = 8
 
 def main(model: Path, rounds: int) -> None:
     program, _ = artifact.read(model)
-    loaded, declared = engine.load(program), taps(program)
+    loaded, declared = engine.Engine(program), taps(program)
     images = np.random.default_rng(0).integers(0, 256, (BATCH, *program.image.shape), np.uint8)
     names = [name for name in declared if name != program.image.name]
     outputs = [name for name in names if name in program.values]

@@ -102,7 +102,7 @@ def test_verify_claims_no_batch_that_it_had_no_images_for(case: Case):
 
 
 def test_verify_names_the_first_difference(case: Case, monkeypatch: pytest.MonkeyPatch):
-    load = engine.load
+    load = engine.Engine
 
     class Wrong:
         """An engine with one wrong integer in one image."""
@@ -115,7 +115,7 @@ def test_verify_names_the_first_difference(case: Case, monkeypatch: pytest.Monke
             found["block0.norm1"][np.all(images == case.images[4], axis=(1, 2, 3)), 2, 1] += 1
             return (logits, found) if taps else logits
 
-    monkeypatch.setattr(engine, "load", Wrong)
+    monkeypatch.setattr(engine, "Engine", Wrong)
     arguments = ("verify", case.model, "--data", case.data, "--images", "9", "--isa", isa.detect()[0], "--threads", "1", "--batch", "3")
     done = eamsim(*arguments, "--json")
     assert done.code == 1
@@ -215,7 +215,7 @@ def test_interruption_exits_with_130(case: Case, monkeypatch: pytest.MonkeyPatch
     def interrupt(*arguments: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "load", interrupt)
+    monkeypatch.setattr(engine, "Engine", interrupt)
     assert eamsim("run", case.model, case.data).code == 130
 
 
@@ -236,7 +236,7 @@ def test_an_error_that_nobody_caught_is_never_a_mismatch(
     def fail(*arguments: object, **settings: object) -> None:
         raise error
 
-    monkeypatch.setattr(engine, "load", fail)
+    monkeypatch.setattr(engine, "Engine", fail)
     done = eamsim("run", case.model, case.data)
     assert (done.code, done.out) == (code, "")
     assert done.err.splitlines()[-1].startswith(text)
@@ -259,7 +259,7 @@ def test_an_error_made_of_an_interruption_is_one(case: Case, monkeypatch: pytest
             error.add_note("half of it is kept")
             raise ImportError("initialisation of a module failed") from error
 
-    monkeypatch.setattr(engine, "load", interrupt)
+    monkeypatch.setattr(engine, "Engine", interrupt)
     done = eamsim("run", case.model, case.data)
     assert (done.code, done.err.splitlines()[-1]) == (130, "interrupted: half of it is kept")
     assert "ImportError" not in done.err

@@ -37,7 +37,7 @@ DIGITS = Path(__file__).parents[2] / "eamsim/data/digits/digits.eam"
 
 READERS: dict[str, Callable] = {
     "golden": lambda program: golden.run(program, IMAGE),
-    "engine": engine.load,
+    "engine": engine.Engine,
     "tensors": tensors.taps,
     "onnx": onnx_export.export,
     "qdq": onnx_qdq.export,

@@ -128,7 +128,8 @@ def test_every_preset_counts_a_model(chip):
 
 def test_every_published_model_is_counted_without_heavy_libraries():
     script = (
-        "import sys; from cost_model import energy, hardware, skeleton; from cost_model.models.architectures import ARCHITECTURES\n"
+        "import sys; from cost_model.chip import hardware; from cost_model.models import skeleton; from cost_model.price import energy\n"
+        "from cost_model.models.architectures import ARCHITECTURES\n"
         "chip = hardware.load('large-npu')\n"
         "assert all(energy.evaluate(skeleton.skeleton(model), chip).cycles_per_image > 0 for model in ARCHITECTURES.values())\n"
         "print({'torch', 'numba', 'eamsim.golden', 'eamsim.engine'} & set(sys.modules))"

@@ -71,7 +71,7 @@ def test_groups_hold_each_row_once_with_all_it_needs_at_no_greater_cost_than_one
 @given(seed=st.integers(0, 2**32 - 1), byte=st.sampled_from([0x7F, 0x80, 0xFF]))
 def test_what_stands_for_scores_that_are_not_computed_changes_nothing(head_dim, seed, byte):
     program = random_program(Shape(seed, side=22, heads=2, head_dim=head_dim, freeze="units", softmax="renormalised"))
-    images, loaded = random_images(program, 1, 3), engine.load(program, threads=1)
+    images, loaded = random_images(program, 1, 3), engine.Engine(program, threads=1)
     _, expected = loaded.run(images, taps=True)
     for scratch in (loaded._memory[0].words.view(np.uint8), loaded._memory[0].bytes):
         scratch[:] = byte

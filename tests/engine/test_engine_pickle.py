@@ -22,7 +22,7 @@ with open(sys.argv[1], "wb") as file:
 
 def test_digests_are_taken_by_the_code_of_their_own_process(tmp_path):
     program = random_program(Shape(seed=5, side=8, depth=1, freeze="scattered"))
-    images, loaded = random_images(program, 2, 1), engine.load(program)
+    images, loaded = random_images(program, 2, 1), engine.Engine(program)
     logits, taps = loaded.run(images, taps=True)
     names = list(taps)
     digests, extremes = loaded.digests(images, names)
@@ -42,6 +42,6 @@ def test_digests_are_taken_by_the_code_of_their_own_process(tmp_path):
     [("sources", "0", "another's"), ("isa", "mmx", "instruction set .* got 'mmx'"), ("threads", 4096, "engine threads: .* got 4096")],
 )
 def test_what_this_process_cannot_run_is_refused(field: str, value: object, reason: str):
-    loaded = engine.load(random_program(Shape(seed=5, side=8, depth=1)))
+    loaded = engine.Engine(random_program(Shape(seed=5, side=8, depth=1)))
     with pytest.raises(UserError, match=reason):
         type(loaded).__new__(type(loaded)).__setstate__(loaded.__getstate__() | {field: value})

@@ -33,11 +33,11 @@ def with_operation(program: Verified, changed: Operation) -> Verified:
 
 def test_the_result_does_not_depend_on_batch_or_threads(program):
     images = random_images(program, 2 * engine.MAX_BATCH + 3, 1)
-    single = engine.load(program, threads=1)
+    single = engine.Engine(program, threads=1)
     one_by_one = np.concatenate([single.run(images[i : i + 1]) for i in range(len(images))])
     assert one_by_one.dtype == np.int32
     for threads in range(1, team.most_threads() + 1):
-        loaded = engine.load(program, threads=threads)
+        loaded = engine.Engine(program, threads=threads)
         for batch in (3, 8, len(images)):
             parts = [loaded.run(images[start : start + batch]) for start in range(0, len(images), batch)]
             np.testing.assert_array_equal(np.concatenate(parts), one_by_one)
@@ -45,7 +45,7 @@ def test_the_result_does_not_depend_on_batch_or_threads(program):
 
 def test_taps_are_int64_by_name_and_change_nothing(program):
     images = random_images(program, engine.MAX_BATCH + 1, 2)
-    loaded = engine.load(program)
+    loaded = engine.Engine(program)
     logits, taps = loaded.run(images, taps=True)
     np.testing.assert_array_equal(logits, loaded.run(images))
     np.testing.assert_array_equal(taps[program.output.name].reshape(len(images), -1), logits)
@@ -66,7 +66,7 @@ def test_a_value_nobody_reads_lies_apart_from_what_is_written_while_it_is_hashed
 
 
 def test_an_empty_batch_has_no_logits(program):
-    logits, taps = engine.load(program).run(np.empty((0, *program.image.shape), np.uint8), taps=True)
+    logits, taps = engine.Engine(program).run(np.empty((0, *program.image.shape), np.uint8), taps=True)
     assert logits.shape == (0, program.output.size)
     assert taps[program.output.name].shape == (0, *program.output.shape)
 
@@ -76,39 +76,39 @@ def test_a_program_without_scratch_runs_on_any_number_of_threads(threads):
     gather = Gather("image", Value("out", (3, 2), 8), np.array([5, 0, 5], np.int32), granule=2)
     images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
     program = Verified("gather", Value("image", (2, 2, 3), 8), (gather,))
-    np.testing.assert_array_equal(engine.load(program, threads).run(images), [[10, 11, 0, 1, 10, 11], [22, 23, 12, 13, 22, 23]])
+    np.testing.assert_array_equal(engine.Engine(program, threads).run(images), [[10, 11, 0, 1, 10, 11], [22, 23, 12, 13, 22, 23]])
 
 
 @pytest.mark.parametrize("threads", [0, -1, 4096])
 def test_threads_out_of_range_are_refused(program, threads):
     with pytest.raises(UserError, match=f"engine threads: expected 1 to .*, got {threads}"):
-        engine.load(program, threads=threads)
+        engine.Engine(program, threads=threads)
 
 
 @pytest.mark.parametrize("images", [np.zeros((1, 8, 8, 3), np.int32), np.zeros((1, 8, 9, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)])
 def test_images_of_another_kind_are_refused(program, images):
     with pytest.raises(UserError, match=r"images: expected uint8 \[batch, 8, 8, 3\], got"):
-        engine.load(program).run(images)
+        engine.Engine(program).run(images)
 
 
 def test_attention_codes_beyond_four_bits_are_refused(program):
     changed = replace(operation(program, "block0.attn", Attention), attention_bits=5)
     with pytest.raises(UserError, match=r"engine: .*attn.* Attention is not supported: attention_bits is 5.*golden interpreter runs it"):
-        engine.load(with_operation(program, changed))
+        engine.Engine(with_operation(program, changed))
 
 
 def test_weights_beyond_int8_are_refused(program):
     op = operation(program, "block0.mlp.fc1", Linear)
     wide = replace(op, weight_bits=8, weight=np.full_like(op.weight, 200), weight_zero=np.zeros_like(op.weight_zero))
     with pytest.raises(UserError, match=r"engine: .*fc1.* Linear is not supported: .* beyond int8; the golden interpreter runs it"):
-        engine.load(with_operation(program, wide))
+        engine.Engine(with_operation(program, wide))
 
 
 @pytest.mark.parametrize("overflow", ["wrap", "saturate"])
 def test_an_accumulator_that_may_overflow_is_refused(program, overflow):
     narrow = replace(program, datapath=Datapath(accumulator_bits=9, overflow=overflow))
     with pytest.raises(UserError, match=rf"a sum in .* leaves 9 bits \(overflow '{overflow}'\); the golden interpreter runs it"):
-        engine.load(narrow)
+        engine.Engine(narrow)
 
 
 def test_codes_wider_than_a_byte_are_refused(program):
@@ -117,25 +117,26 @@ def test_codes_wider_than_a_byte_are_refused(program):
     wide = with_operation(program, replace(op, out=replace(op.out, bits=9)))
     assert consumer.x == op.out.name
     with pytest.raises(UserError, match="codes of 9 bits do not fit a byte"):
-        engine.load(wide)
+        engine.Engine(wide)
 
 
 CHILD = """
 import sys; sys.path.insert(0, "tests/support")
 from programs import Shape, random_images, random_program
 from eamsim import engine, golden
-from eamsim.engine import linear, softmax
+from eamsim.engine.ir import softmax
+from eamsim.engine.kernels import linear
 from eamsim.engine.kernels.fixedpoint import ROUNDINGS
 from eamsim.engine.memory import Constants
 from eamsim.engine.plan import ATTEND, make_plan, place_values
 program = random_program(Shape(seed=1))
-engine.load(program).run(random_images(program, 1, 1))
+engine.Engine(program).run(random_images(program, 1, 1))
 print(sum(engine.forward.stats.cache_hits.values()), sum(engine.forward.stats.cache_misses.values()))
 """
 
 
 def test_another_process_loads_the_compiled_code_from_disk(program, request):
-    engine.load(program).run(random_images(program, 1, 5))
+    engine.Engine(program).run(random_images(program, 1, 5))
     child = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True, cwd=request.config.rootpath)
     assert child.stdout.split() == ["1", "0"]
 
@@ -149,7 +150,7 @@ def module_of(function) -> str:
 
 
 def test_no_kernel_has_a_floating_point_type_or_instruction(program):
-    engine.load(program).run(random_images(program, 1, 6))
+    engine.Engine(program).run(random_images(program, 1, 6))
     module = module_of(engine.forward)
     assert "define" in module
     assert not [line for line in module.splitlines() if FLOAT.search(line)]
@@ -165,7 +166,7 @@ def test_long_rows_of_tokens_equal_golden_with_taps_and_without(freeze, softmax,
     shape = Shape(seed=len(freeze), side=18, heads=2, head_dim=32, freeze=freeze, softmax=softmax, datapath=Datapath(rounding=rounding))
     program = random_program(replace(shape, side=22) if freeze == "units" else shape)  # two blocks of rows
     images, outputs = random_images(program, 2, 7), {op.out.name for op in program.operations}
-    loaded = engine.load(program)
+    loaded = engine.Engine(program)
     _, untapped = loaded.run(images, taps=outputs.__contains__)
     _, tapped = loaded.run(images, taps=True)
     for number, image in enumerate(images):

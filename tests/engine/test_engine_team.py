@@ -124,7 +124,7 @@ def test_aarch64_keeps_the_order_of_additions_and_looks():
 
 def logits_of_child(seed: int) -> np.ndarray:
     program = random_program(Shape(seed=seed))
-    return engine.load(program, threads=min(2, team.most_threads())).run(random_images(program, 2, seed))
+    return engine.Engine(program, threads=min(2, team.most_threads())).run(random_images(program, 2, seed))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -54,13 +54,13 @@ def test_the_golden_interpreter_means_what_it_meant(trace: Trace, program: Verif
 
 
 def test_the_engine_replays_the_trace(trace: Trace, program: Verified, images: np.ndarray):
-    _, taps = engine.load(program).run(images, taps=True)
+    _, taps = engine.Engine(program).run(images, taps=True)
     for number in range(len(images)):
         assert_replayed(trace, number, {name: integers[number] for name, integers in taps.items()})
 
 
 def test_the_stream_of_the_engine_replays_the_trace(trace: Trace, program: Verified, images: np.ndarray):
-    for step in engine.load(program).stream(images):
+    for step in engine.Engine(program).stream(images):
         for name, integers in step.items():
             for number, part in enumerate(integers):
                 assert digest(part, trace.entries[name][1].packing, trace.header.version).hex() == trace.digest(name, number), name

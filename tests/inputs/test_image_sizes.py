@@ -37,7 +37,7 @@ def test_every_size_is_read_as_timm_reads_it(tmp_path, kind, size):
     golden_logits = golden.run(program, images[0], taps := {})
     patches = calibrated.activations["input"].codes(model.network.pixels.patches(torch.from_numpy(images[:1])))[0]
     assert_array_equal(taps["patches"], patches)
-    logits = engine.load(program).run(images)
+    logits = engine.Engine(program).run(images)
     assert_array_equal(logits[0], golden_logits.ravel())
 
 

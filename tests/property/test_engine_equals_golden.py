@@ -77,7 +77,7 @@ def test_engine_equals_golden_at_every_tap(data: st.DataObject, name: str):
     shape = data.draw(shapes(ROUNDINGS if name == isa.detect()[0] else ROUNDINGS[:1]))
     program = random_program(shape)
     images = random_images(program, data.draw(st.sampled_from([1, 2, 3, engine.MAX_BATCH + 1])), shape.seed)
-    loaded = engine.load(program, threads=data.draw(st.integers(1, min(2, os.cpu_count() or 1))), isa=name)
+    loaded = engine.Engine(program, threads=data.draw(st.integers(1, min(2, os.cpu_count() or 1))), isa=name)
     logits, taps = loaded.run(images, taps=True)
     some = data.draw(st.sets(st.sampled_from(sorted(taps))))
     for wanted in ({op.out.name for op in program.operations}, some):  # what lies between is not asked for: other kernels

@@ -73,7 +73,7 @@ def test_a_narrower_program_is_verified_and_runs_alike(shape, data):
 
     assert all(got <= most for got, most in zip(astuple(widths_of(result)), astuple(widths), strict=True))
     images = random_images(result, 2, shape.seed)
-    logits, taps = engine.load(result, threads=1).run(images, taps=True)
+    logits, taps = engine.Engine(result, threads=1).run(images, taps=True)
     for number, image in enumerate(images):
         expected: dict[str, np.ndarray] = {}
         np.testing.assert_array_equal(logits[number], golden.run(result, image, expected))

@@ -101,7 +101,7 @@ def test_rows_of_the_last_block_that_nothing_reads_are_frozen_for_free(measured)
     assert [layer.mask.mean() for layer in frozen[:-1]] == [0] * (len(frozen) - 1)
     images = np.concatenate(list(open_images([DIGITS / "digits_test.npz"], calibrated.model.preprocessing, 8).batches(8)))
     dense, lighter = lower(calibrated), lower(calibrated, frozen, "renormalised")
-    np.testing.assert_array_equal(engine.load(lighter, threads=1).run(images), engine.load(dense, threads=1).run(images))
+    np.testing.assert_array_equal(engine.Engine(lighter, threads=1).run(images), engine.Engine(dense, threads=1).run(images))
     assert count(lighter).macs.scores < count(dense).macs.scores
 
 
@@ -111,7 +111,7 @@ def test_every_granularity_runs_bit_exactly(measured, choice, softmax):
     calibrated, statistics, change, _ = measured
     program = lower(calibrated, frozen_maps(statistics, choice, change), softmax)
     images = np.concatenate(list(open_images([DIGITS / "digits_test.npz"], calibrated.model.preprocessing, 2).batches(2)))
-    logits, found = engine.load(program, threads=1).run(images, taps=True)
+    logits, found = engine.Engine(program, threads=1).run(images, taps=True)
     for n, image in enumerate(images):
         taps: dict[str, np.ndarray] = {}
         np.testing.assert_array_equal(logits[n], golden.run(program, image, taps))

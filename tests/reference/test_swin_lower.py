@@ -132,7 +132,7 @@ def test_q_is_quantised_after_it_is_scaled(calibrated, program):
 @pytest.mark.parametrize(("softmax", "fraction", "shared"), CASES)
 def test_the_engine_equals_golden_at_every_tap(four_bits, images, softmax, fraction, shared):
     program = lower(four_bits, random_maps(four_bits, fraction, shared), softmax)
-    logits, found = engine.load(program).run(images[:2], taps=True)
+    logits, found = engine.Engine(program).run(images[:2], taps=True)
 
     for n, image in enumerate(images[:2]):
         taps = {}
@@ -236,5 +236,5 @@ def test_a_trained_model_decides_as_its_fake_quantisation_does():
     calibrated = calibrate(model, photographs[:16])
     held_out = photographs[2000:2050]
 
-    decisions = engine.load(lower(calibrated)).run(held_out).argmax(axis=1)
+    decisions = engine.Engine(lower(calibrated)).run(held_out).argmax(axis=1)
     assert np.mean(predict(calibrated, held_out).argmax(axis=1) == decisions) >= 0.8

@@ -38,7 +38,7 @@ import re, sys
 import numpy as np
 from pathlib import Path
 from eamsim import artifact, engine
-runner = engine.load(artifact.read(Path(sys.argv[1]))[0], int(sys.argv[2]), sys.argv[3])
+runner = engine.Engine(artifact.read(Path(sys.argv[1]))[0], int(sys.argv[2]), sys.argv[3])
 for _ in range(2):
     runner.run(np.zeros([int(extent) for extent in sys.argv[4:]], np.uint8))
 print(1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]))

@@ -17,7 +17,6 @@ from eamsim.cli.inputs import load_engine
 from eamsim.cli.output import Json, Threads, emit, progress
 from eamsim.constraints import Verified
 from eamsim.inputs.images import open_images
-from eamsim.jobs.agreement import compare
 from eamsim.jobs.costs.rows import MEANINGS, estimated_rows, own_row
 from eamsim.jobs.load import read_model
 from eamsim.jobs.measure import measure
@@ -63,14 +62,15 @@ def demo(
 
 def run_and_verify(model: Path, data: Path, threads: int | None) -> tuple[dict, Verified]:
     """Accuracy and speed over all of `data`, agreement with golden on some of it, and the program."""
+    from eamsim.jobs.agreement import verify
+
     program, preprocessing, labelling, _ = read_model(model)
     digits = open_images([data], preprocessing, labelling=labelling)
     engine = load_engine(program, threads, None)
     with progress("digits classified", len(digits)) as advance:
         accuracy = measure(engine, digits, BATCH, advance)
     some = digits.spread(VERIFIED_IMAGES)
-    with progress("runs compared", 2 * len(some)) as advance:
-        agreement = compare(program, some, [None], [threads], [BATCH], advance, progress)
+    agreement = verify(program, some, [None], [threads], [BATCH], progress)
     return agreement | {"verified_images": len(some)} | accuracy, program
 
 

@@ -15,7 +15,6 @@ import typer
 from eamsim.cli.inputs import ModelFile, parse_counts
 from eamsim.cli.output import Json, emit, note, progress
 from eamsim.inputs.images import open_images
-from eamsim.jobs.agreement import compare, load_reader
 from eamsim.jobs.load import read_model
 
 THREAD_COUNTS = "1" if os.cpu_count() == 1 else "1,2"
@@ -35,6 +34,7 @@ def verify(
 ) -> None:
     """Engine == golden at every tap. Compares every integer; exit code 1 and the first that differs otherwise."""
     from eamsim.engine import isa as instruction_sets
+    from eamsim.jobs import agreement
 
     thread_counts, asked = parse_counts("--threads", threads), parse_counts("--batch", batch)
     program, preprocessing, *_ = read_model(model)
@@ -44,10 +44,8 @@ def verify(
         note(f"--batch: {max(asked)} is more than the {len(image_set)} images, so calls have {', '.join(map(str, batches))}; see --images")
     names = instruction_sets.detect() if isa == "all" else [isa]
     with tempfile.TemporaryDirectory() as scratch:
-        others = {name: load_reader(name, program, Path(scratch)) for name in with_.split(",") if with_}
-        total = len(image_set) * (1 + len(others) + len(names) * len(thread_counts) * len(batches))
-        with progress("runs compared", total) as advance:
-            result = compare(program, image_set, names, thread_counts, batches, advance, progress, others)
+        others = {name: agreement.load_reader(name, program, Path(scratch)) for name in with_.split(",") if with_}
+        result = agreement.verify(program, image_set, names, thread_counts, batches, progress, others)
     found = result["first_difference"]
     settings = f"{', '.join(names)}; threads {threads}; batches {','.join(map(str, batches))}"
     emit(

@@ -126,7 +126,7 @@ def _explore(
 
     def logits(state: State, batches: Iterable[np.ndarray]) -> np.ndarray:
         nonlocal runs
-        run = engine.load(bench.program(state)).run
+        run = engine.Engine(bench.program(state)).run
         found = np.concatenate([run(batch) for batch in batches])
         runs += 1
         advance(1)
