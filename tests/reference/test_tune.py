@@ -157,7 +157,7 @@ def test_what_is_learnt_is_what_is_lowered(calibrated, images, pixels):
     with torch.no_grad():
         lessons.student.begin()
         own = lessons.student(torch.from_numpy(pixels), lambda name, x: x).numpy()
-    fake, integers = predict(found, pixels), engine.load(lower(found)).run(pixels)
+    fake, integers = predict(found, pixels), engine.Engine(lower(found)).run(pixels)
 
     for each in (own, integers):
         assert np.corrcoef(fake.ravel(), each.ravel())[0, 1] > 0.98
@@ -169,7 +169,7 @@ def test_integers_decide_as_their_fake_quantisation():
     calib, test = (open_images([DIGITS / f"digits_{part}.npz"], digits.preprocessing) for part in ("calib", "test"))
     found = taught(calibrate(digits, next(calib.batches(32))), calib, steps=3).student.calibrated_now()
     pixels = next(test.batches(len(test)))
-    fake, integers = predict(found, pixels), engine.load(lower(found)).run(pixels)
+    fake, integers = predict(found, pixels), engine.Engine(lower(found)).run(pixels)
 
     assert (fake.argmax(1) == integers.argmax(1)).mean() >= 0.97
 
