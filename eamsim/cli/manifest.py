@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eamsim import artifact
 from eamsim.errors import BadFile, UserError
-from eamsim.files.container import replacing
+from eamsim.files.container import written
 from eamsim.files.origin import without_folders
 
 VERSIONED = ("numpy", "torch", "timm", "safetensors", "h5py")
@@ -41,11 +41,8 @@ def manifest_path(out: Path) -> Path:
 
 def write_manifest(path: Path, manifest: dict) -> None:
     """Replace the JSON file at `path` in one step; files are in it by their names, not by their folders."""
-    try:
-        with replacing(path) as unfinished:
-            unfinished.write_text(json.dumps(without_folders(manifest), indent=2) + "\n")
-    except OSError as error:
-        raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and run the command again") from error
+    with written(path) as unfinished:
+        unfinished.write_text(json.dumps(without_folders(manifest), indent=2) + "\n")
 
 
 def described(path: Path) -> dict[str, str | int]:

@@ -10,8 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from eamsim.errors import BadFile
-from eamsim.files.container import replacing
+from eamsim.files.container import written
 
 COLUMN_INCHES, PAGE_INCHES = 3.4, 7.0
 DOTS_PER_INCH = 300
@@ -50,10 +49,7 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write NAME.png (300 dots per inch) and NAME.svg; equal figures make equal bytes. Raises BadFile where they cannot be written."""
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    try:
-        for path, metadata in zip(paths, (None, {"Date": None}), strict=True):
-            with replacing(path) as temporary:
-                figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
-    except OSError as error:
-        raise BadFile(f"{folder}: {name} cannot be written ({error.strerror}); choose another folder or free some space") from error
+    for path, metadata in zip(paths, (None, {"Date": None}), strict=True):
+        with written(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], metadata=metadata)
     return paths

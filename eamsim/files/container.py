@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from eamsim.errors import BadFile
+
 STALE_SECONDS = 3600  # no write lasts this long: an older temporary file was left by a crash
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 200
@@ -66,3 +68,13 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written(path: Path, advice: str = "free some space, or choose another path") -> Iterator[Path]:
+    """`replacing`, whose failure is a BadFile with this advice."""
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise BadFile(f"{path}: cannot be written ({error.strerror or error}); {advice}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eamsim.errors import BadFile
-from eamsim.files.container import replacing
+from eamsim.files.container import written
 
 Record = TypeVar("Record")
 FLAG = {"true": True, "false": False}.__getitem__
@@ -19,13 +19,10 @@ FLAG = {"true": True, "false": False}.__getitem__
 
 def write_table(path: Path, kind: type[Record], records: Sequence[Record], advice: str) -> None:
     """One line a dataclass of this kind. Raises BadFile where it cannot be written, and says what to do."""
-    try:
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns(kind))
-            writer.writerows([[_text(getattr(record, name)) for name in columns(kind)] for record in records])
-    except OSError as error:
-        raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and {advice}") from error
+    with written(path, f"free some space and {advice}") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns(kind))
+        writer.writerows([[_text(getattr(record, name)) for name in columns(kind)] for record in records])
 
 
 def read_table(path: Path, kind: type[Record], parsers: Mapping[str, Callable[[str], Any]], what: str, advice: str) -> list[Record]:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from eamsim import __version__
-from eamsim.errors import BadFile, UserError
-from eamsim.files.container import canonical, replacing
+from eamsim.errors import UserError
+from eamsim.files.container import canonical, written
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.jobs.build import labelling
 from eamsim.jobs.evaluate import Accuracy, evaluate, evaluate_program
@@ -202,11 +202,8 @@ class _UnitFile:
 
     def write(self, accuracy: Accuracy) -> None:
         """Store the result in one step; BadFile where that fails."""
-        try:
-            with replacing(self.path) as temporary:
-                temporary.write_bytes(self._content(accuracy))
-        except OSError as error:
-            raise BadFile(f"{self.path}: cannot be written ({error.strerror}); free some space, then continue with --resume") from error
+        with written(self.path, "free some space, then continue with --resume") as temporary:
+            temporary.write_bytes(self._content(accuracy))
 
     def read(self, report: Callable[[str], None]) -> Accuracy | None:
         """The stored result; None if there is none, or none but a damaged one, which is reported."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from eamsim.errors import BadFile, UserError
-from eamsim.files.container import replacing
+from eamsim.files.container import written
 from eamsim.program import Softmax
 from reference.attention.freeze import Freezing, Order, Scope
 
@@ -99,11 +99,8 @@ def render(rows: Sequence[Row]) -> str:
 
 def write_sweep(path: Path, rows: Sequence[Row]) -> None:
     """Replace the table at `path` in one step; equal rows make equal bytes. Raises BadFile where it cannot be written."""
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(render(rows), encoding="utf-8")
-    except OSError as error:
-        raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space, then continue with --resume") from error
+    with written(path, "free some space, then continue with --resume") as temporary:
+        temporary.write_text(render(rows), encoding="utf-8")
 
 
 def read_sweep(path: Path) -> list[Row]:

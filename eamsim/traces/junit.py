@@ -6,8 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from eamsim.errors import BadFile
-from eamsim.files.container import replacing
+from eamsim.files.container import written
 from eamsim.traces.compare import Report, TapDifference
 from eamsim.traces.first import First
 
@@ -33,11 +32,8 @@ def write_junit(path: Path, name: str, report: Report, first: First | None) -> N
             failure = ElementTree.SubElement(case, "failure", message=failed[tap])
             if first is not None and tap == first.tap:
                 failure.text = "\n".join(f"{key}: {value}" for key, value in asdict(first).items())
-    try:
-        with replacing(path) as temporary:
-            ElementTree.ElementTree(suite).write(temporary, encoding="utf-8", xml_declaration=True)
-    except OSError as error:
-        raise BadFile(f"{path}: cannot be written ({error.strerror}); choose another path") from error
+    with written(path) as temporary:
+        ElementTree.ElementTree(suite).write(temporary, encoding="utf-8", xml_declaration=True)
 
 
 def text_of(each: TapDifference) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from eamsim.errors import BadFile, UserError
-from eamsim.files.container import replacing
+from eamsim.files.container import written
 from reference.attention.freeze import FrozenMap
 from reference.models.load import Model
 from reference.quantisation.quantisers import Affine, LogSqrt2
@@ -45,12 +45,9 @@ class TuningFile:
         stream = io.BytesIO()
         torch.save({"identity": self.identity, "start": _plain(start), "state": state}, stream)
         content = stream.getbuffer()
-        try:
-            with replacing(self.path) as unfinished, unfinished.open("wb") as file:
-                file.write(hashlib.sha256(content).digest())
-                file.write(content)
-        except OSError as error:
-            raise BadFile(f"{self.path}: cannot be written ({error.strerror}); free some space, then continue with --resume") from error
+        with written(self.path, "free some space, then continue with --resume") as unfinished, unfinished.open("wb") as file:
+            file.write(hashlib.sha256(content).digest())
+            file.write(content)
 
     def read(self, model: Model) -> tuple[Start, dict[str, Any]]:
         """What was written; BadFile where it is damaged, UserError where it is of a tuning of other identity."""

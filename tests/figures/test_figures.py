@@ -324,6 +324,8 @@ def test_a_figure_that_cannot_be_saved_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(figure, "savefig", fail)
-    with pytest.raises(BadFile, match=rf"^{tmp_path}: fig cannot be written \(No space left on device\); choose another folder"):
+    with pytest.raises(
+        BadFile, match=rf"^{tmp_path}/fig.png: cannot be written \(No space left on device\); free some space, or choose another path"
+    ):
         figures.save(figure, tmp_path, "fig")
     assert list(tmp_path.iterdir()) == []

@@ -52,7 +52,7 @@ def test_a_fifo_and_a_device_are_refused(tmp_path):
         with pytest.raises(UserError, match=f"--out: {path} cannot be written; choose a file"):
             check_writable("--out", tmp_path / path)
 
-    with pytest.raises(BadFile, match=r"fifo: cannot be written \(Not a regular file\); free some space and run the command again"):
+    with pytest.raises(BadFile, match=r"fifo: cannot be written \(Not a regular file\); free some space, or choose another path"):
         write_manifest(tmp_path / "fifo", {})
     assert (tmp_path / "fifo").is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["fifo"]

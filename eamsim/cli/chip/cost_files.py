@@ -9,8 +9,7 @@ from cost_model.exports import scalesim_csv, zigzag_yaml
 from eamsim import __version__
 from eamsim.cli.manifest import check_out, described, manifest_path, write_manifest
 from eamsim.constraints import Verified
-from eamsim.errors import BadFile
-from eamsim.files.container import replacing
+from eamsim.files.container import written
 from eamsim.files.origin import public_command
 
 
@@ -20,11 +19,8 @@ def write_products(program: Verified, scalesim: Path | None, zigzag: Path | None
     chosen = [(check_out(path, suffix, option), write) for option, suffix, path, write in wanted if path is not None]
     files = []
     for path, write in chosen:
-        try:
-            with replacing(path) as temporary:
-                temporary.write_text(write(program), encoding="utf-8")
-        except OSError as error:
-            raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and try again") from error
+        with written(path) as temporary:
+            temporary.write_text(write(program), encoding="utf-8")
         files.append(described(path))
         versions = {"eamsim": __version__, "python": sys.version.split()[0]}
         manifest = {"command": public_command(), "versions": versions, "output": files[-1:]}

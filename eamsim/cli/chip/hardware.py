@@ -10,8 +10,8 @@ import typer
 from cost_model.chip.hardware import load, preset_names, preset_text
 from eamsim.cli.manifest import check_out, described
 from eamsim.cli.output import Json, emit
-from eamsim.errors import BadFile, UserError
-from eamsim.files.container import replacing
+from eamsim.errors import UserError
+from eamsim.files.container import written
 
 app = typer.Typer(
     help="The chips that ship with eamsim: list, show, copy.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -44,9 +44,6 @@ def copy(
     text = preset_text(name)
     if check_out(out, ".yaml", "copy").exists():
         raise UserError(f"copy: {out} exists; choose a new file")
-    try:
-        with replacing(out) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadFile(f"{out}: cannot be written ({error.strerror}); free some space and try again") from error
+    with written(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     emit({"preset": name, "output": described(out)}, as_json, f"{out}: change it, then give --hw {out}")

@@ -22,8 +22,8 @@ from eamsim.cli.manifest import check_out, described, manifest_path, write_manif
 from eamsim.cli.output import Json, progress, table
 from eamsim.cli.shares import share_of
 from eamsim.cli.untrained import emit_measured
-from eamsim.errors import BadFile, UserError
-from eamsim.files.container import replacing
+from eamsim.errors import UserError
+from eamsim.files.container import written
 from eamsim.files.origin import public_command
 from eamsim.jobs import workers as places
 from eamsim.jobs.load import is_untrained
@@ -119,13 +119,10 @@ def is_dataflow(name: str) -> bool:
 
 def write_points(out: Path, points: Points) -> None:
     """One line a point, in one step."""
-    try:
-        with replacing(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(points)
-            writer.writerows(zip(*(column.tolist() for column in points.values()), strict=True))
-    except OSError as error:
-        raise BadFile(f"{out}: cannot be written ({error.strerror}); free some space and search again") from error
+    with written(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(points)
+        writer.writerows(zip(*(column.tolist() for column in points.values()), strict=True))
 
 
 def best(points: Points) -> dict[str, dict[str, Any]]:

@@ -12,9 +12,9 @@ from eamsim.cli.inputs import ModelFile
 from eamsim.cli.manifest import check_writable, described, manifest_path, write_manifest
 from eamsim.cli.output import Json, emit
 from eamsim.constraints import Verified
-from eamsim.errors import BadFile, MissingExtra, UserError
+from eamsim.errors import MissingExtra, UserError
 from eamsim.exports import c99 as c_export
-from eamsim.files.container import replacing
+from eamsim.files.container import written
 from eamsim.files.origin import public_command
 
 
@@ -64,8 +64,5 @@ def write_onnx(out: Path, program: Verified, taps: bool, qdq: bool) -> None:
     except ModuleNotFoundError as error:
         raise MissingExtra("onnx", "eamsim export -o X.onnx") from error
     model = onnx_qdq.export(program) if qdq else onnx_export.export(program, taps)
-    try:
-        with replacing(out) as temporary:
-            temporary.write_bytes(model.SerializeToString())
-    except OSError as error:
-        raise BadFile(f"{out}: cannot be written ({error.strerror}); free some space and export again") from error
+    with written(out) as temporary:
+        temporary.write_bytes(model.SerializeToString())
