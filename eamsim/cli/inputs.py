@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ModelFile = Annotated[Path, typer.Argument(metavar="X.eam", help="A model built by `eamsim build`.")]
 Isa = Annotated[str | None, typer.Option(help="Instruction set of the engine (see `eamsim doctor`); the best unless given.")]
+Weights = Annotated[str | None, typer.Option(help="A .safetensors file, local-dir:DIR or hf-hub:ID.")]
+FigureFolder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder for the files and their manifest, NAME.json.")]
 
 
 def load_engine(program: Verified, threads: int | None, isa: str | None) -> Engine:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from eamsim.cli.extras import import_reference
+from eamsim.cli.inputs import FigureFolder, Weights
 from eamsim.cli.manifest import described, make_folder, manifest_path, write_manifest
 from eamsim.cli.output import Json, Limit, note, progress
-from eamsim.cli.page import plot
+from eamsim.cli.page import drawing
 from eamsim.errors import BadFile
 from eamsim.files.origin import public_command, public_name
 from eamsim.inputs.datasets import LeftOut, find
@@ -74,11 +75,11 @@ def reproduce(
     name: Annotated[Name, typer.Argument(help="Of the paper.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="ImageNet-1K: DIR/train and DIR/val, a folder a class in each.")],
     model: Annotated[str, typer.Option(help="A timm name, local-dir:DIR or hf-hub:ID.")],
-    out: plot.Out,
+    out: FigureFolder,
     calib: Annotated[list[Path] | None, typer.Option(help="Calibrate on all of these, not on 5 % of DIR/train. May be repeated.")] = None,
     limit: Limit = None,
     on: Annotated[Literal["engine", "fakequant"], typer.Option(help="What runs the 4-bit variants: integers, or torch.")] = "engine",
-    weights: plot.Weights = None,
+    weights: Weights = None,
     workers: Annotated[int | None, typer.Option(help="Processes that evaluate; one per core unless given.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
@@ -89,24 +90,24 @@ def reproduce(
     protocol = Protocol(model, weights, data / "train", data / "val", calib or [], limit)
     protocol.check(name)
     if name != "table1":
-        plot.import_matplotlib()
+        drawing.import_matplotlib()
     import_reference("eamsim reproduce")
     make_folder(out)
     match name:
         case "fig1":
-            plot.fig1(model, protocol.val, out, weights=weights, as_json=as_json)
+            drawing.fig1(model, protocol.val, out, weights=weights, as_json=as_json)
         case "fig2":
-            plot.fig2(measured(protocol, "float", out / "fig2-stats.h5"), out, as_json=as_json)
+            drawing.fig2(measured(protocol, "float", out / "fig2-stats.h5"), out, as_json=as_json)
         case "fig3":
-            plot.fig3(measured(protocol, "float", out / "fig3-stats.h5"), out, as_json=as_json)
+            drawing.fig3(measured(protocol, "float", out / "fig3-stats.h5"), out, as_json=as_json)
         case "fig4":
-            plot.fig4(measured(protocol, "both", out / "fig4-stats.h5"), out, as_json=as_json)
+            drawing.fig4(measured(protocol, "both", out / "fig4-stats.h5"), out, as_json=as_json)
         case "fig5":
-            plot.fig5([swept(protocol, name, on, workers, out)], out, as_json=as_json)
+            drawing.fig5([swept(protocol, name, on, workers, out)], out, as_json=as_json)
         case "fig6":
-            plot.fig6([swept(protocol, name, on, workers, out)], out, as_json=as_json)
+            drawing.fig6([swept(protocol, name, on, workers, out)], out, as_json=as_json)
         case "table1":
-            plot.table1([swept(protocol, name, on, workers, out)], out, as_json=as_json)
+            drawing.table1([swept(protocol, name, on, workers, out)], out, as_json=as_json)
 
 
 def measured(protocol: Protocol, of: Literal["float", "both"], path: Path) -> Path:

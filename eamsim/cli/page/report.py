@@ -15,8 +15,8 @@ from eamsim import __version__, artifact
 from eamsim.cli.manifest import check_writable, described, manifest_path, write_manifest
 from eamsim.cli.output import Json, note
 from eamsim.cli.untrained import WARNING, emit_measured
-from eamsim.errors import BadFile, MissingExtra, UserError
-from eamsim.files.container import replacing
+from eamsim.errors import MissingExtra, UserError
+from eamsim.files.container import written
 from eamsim.files.origin import public_command
 from eamsim.jobs.costs.findings import accuracies, findings
 from eamsim.jobs.load import is_untrained
@@ -95,11 +95,8 @@ def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
 
 def write(path: Path, text: str) -> None:
     """Replace the file in one step; BadFile where it cannot be written."""
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadFile(f"{path}: cannot be written ({error.strerror}); free some space and try again") from error
+    with written(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 COLUMNS = ("macs_saved", "energy_change", "milliseconds", "cycles", "stored_map_bytes", "break_even_batch")
