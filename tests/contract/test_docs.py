@@ -83,3 +83,15 @@ def test_no_folder_has_more_modules_than_one_can_look_over():
     """Fifteen."""
     rooms = [path for name in ("eamsim", "reference", "cost_model") for path in (ROOT / name, *(ROOT / name).rglob("*")) if path.is_dir()]
     assert [str(room) for room in rooms if len([path for path in room.glob("*.py") if path.name != "__init__.py"]) > 15] == []
+
+
+def test_the_commands_of_the_first_ten_minutes(tmp_path: Path):
+    """`start.md` from the second block on; the first installs, and runs the demo."""
+    pytest.importorskip("timm", reason="the extra 'reference' is not installed")
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/start.md").read_text(encoding="utf-8"), re.DOTALL)[1:]
+    assert len(blocks) == 2
+    functions = f'set -e; python() {{ "{sys.executable}" "$@"; }}; eamsim() {{ python -m eamsim "$@"; }}\n'
+    done = subprocess.run(["bash", "-c", functions + "".join(blocks)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for said in ("frozen: ", "top-1 ", "bit-exact: ", "small-npu, batch 1", "equal: 8"):
+        assert said in done.stdout

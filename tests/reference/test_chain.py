@@ -13,6 +13,7 @@ from local_models import ARCHITECTURES  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
+import cost_model  # noqa: E402
 import eamsim  # noqa: E402
 import reference  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
@@ -125,7 +126,7 @@ def test_quantisers_that_no_program_can_have_are_refused(quantised, name, change
 def test_what_help_shows():
     assert set(eamsim.__all__) <= set(dir(eamsim))
     assert set(reference.__all__) <= set(dir(reference))
-    for package in (eamsim, reference):
+    for package in (eamsim, reference, cost_model):
         for name in package.__all__:
             assert name == "__version__" or getattr(package, name).__doc__
         with pytest.raises(AttributeError, match="it has "):
