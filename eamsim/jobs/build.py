@@ -22,7 +22,7 @@ from reference.lowering.program import lower, provenance
 from reference.models.load import Model, load_model
 from reference.quantisation.compensate import BATCH as AT_ONCE
 from reference.quantisation.compensate import SETTINGS, compensate, most_images
-from reference.quantisation.repq import Calibrated
+from reference.quantisation.repq import Calibrated, Codes
 from reference.tuning.tune import Start, Tuning, tune_on
 
 
@@ -41,6 +41,7 @@ def build_program(
     entropy_from: Literal["quantised", "float"] = "quantised",
     share_windows: bool = False,
     compensated: bool = False,
+    codes: Codes = "uniform",
     labels: str | None = None,
     tuning: Tuning | None = None,
 ) -> tuple[Verified, dict[str, Any]]:
@@ -49,8 +50,8 @@ def build_program(
     spec, weights, random_init, allow_pickle: as `reference.models.load.load_model`; calib: as
     `eamsim.inputs.images.open_images`, of which at most `limit` images give the entropies and `range_images` the quantisers' ranges;
     share_windows: of a Swin, one map for all windows of a block instead of one for each; compensated: with weights and biases re-fitted
-    by `reference.quantisation.compensate`; labels: as `Labelling.choice`, for a budget; tuning: by `reference.tuning`, not with a
-    budget. Raises UserError and BadFile.
+    by `reference.quantisation.compensate`; codes: what those after GELU stand for; labels: as `Labelling.choice`, for a budget; tuning:
+    by `reference.tuning`, not with a budget. Raises UserError and BadFile.
     """
     model = load_model(spec, weights, random_init, allow_pickle)
     if isinstance(freezing, Budget):
@@ -59,10 +60,11 @@ def build_program(
     judging = labelling(model, labels, required=False) if isinstance(freezing, Budget) else None  # else labels decide nothing
     images = open_images(calib, model.preprocessing, limit, judging)
     range_images = min(range_images, len(images))
-    quantise = partial(_quantised, model, images, range_images, compensated, progress)
+    quantise = partial(_quantised, model, images, range_images, compensated, codes, progress)
     sources = {
         "entropy_from": entropy_from,
         "share_windows": share_windows,
+        "codes": codes,
         "random_init": random_init,
         "model_sha256": parameters_sha256(model.module),
         "calibration_images": len(images),
@@ -91,10 +93,10 @@ def build_program(
 
 
 def _quantised(
-    model: Model, images: ImageSet, range_images: int, compensated: bool, progress: Progress
+    model: Model, images: ImageSet, range_images: int, compensated: bool, codes: Codes, progress: Progress
 ) -> tuple[Calibrated, dict[str, Any] | None]:
     """Calibrated, and what `compensate_on` did to it, if it was to."""
-    calibrated = calibrate_on(model, images, range_images, progress)
+    calibrated = calibrate_on(model, images, range_images, progress, codes=codes)
     return compensate_on(calibrated, images, progress) if compensated else (calibrated, None)
 
 

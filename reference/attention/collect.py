@@ -22,7 +22,7 @@ from reference.models.maps import Maps
 from reference.models.networks import Network
 from reference.models.swin import Swin
 from reference.quantisation.fakequant import collect_attention
-from reference.quantisation.repq import Calibrated, Mode, calibrate, calibration_steps
+from reference.quantisation.repq import Calibrated, Codes, Mode, calibrate, calibration_steps
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,18 @@ STATISTICS_BYTES = 4 << 30
 """At most so much for histograms, as `eamsim entropy` has it; more layers take more passes over the images."""
 
 
-def calibrate_on(model: Model, images: ImageSet, range_images: int, progress: Progress = silent, mode: Mode = "hardware") -> Calibrated:
+def calibrate_on(
+    model: Model,
+    images: ImageSet,
+    range_images: int,
+    progress: Progress = silent,
+    mode: Mode = "hardware",
+    codes: Codes = "uniform",
+) -> Calibrated:
     """Quantisers from `range_images` of the images, evenly spaced."""
     pixels = np.concatenate(list(images.spread(range_images).batches(BATCH)))
     with progress("ranges", calibration_steps(model)) as advance:
-        calibrated = calibrate(model, pixels, mode, advance=advance)
+        calibrated = calibrate(model, pixels, mode, advance=advance, codes=codes)
     for remark in stream_remarks(calibrated):
         log.warning("%s: %s", model.name, remark)
     return calibrated

@@ -13,7 +13,8 @@ from torch import Tensor
 from eamsim.program import Attention
 from eamsim.progress import Advance
 from reference.crosscheck.rebuild import Rebuilt
-from reference.quantisation.quantisers import Affine, LogSqrt2
+from reference.quantisation.levels import Grid
+from reference.quantisation.quantisers import LogSqrt2
 
 Taps = Mapping[str, np.ndarray]
 Run = Callable[[np.ndarray], Taps]
@@ -98,7 +99,7 @@ class Sums:
         """One batch: float64 values of the float and of the fake-quantised network, and the tap's integers."""
         integers, own, fake = aligned(rebuilt, name, tap, own, fake)
         grid = grid_of(rebuilt, name)
-        if isinstance(grid, Affine | LogSqrt2):
+        if isinstance(grid, Grid | LogSqrt2):
             found, low, high = decoded(grid, integers), 0, (1 << grid.bits) - 1
             self.coded = True
             self.differ += int((grid.codes(torch.from_numpy(fake)).numpy() != integers).sum())
@@ -130,17 +131,16 @@ def decibels(signal: float, noise: float) -> float | None:
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
 
 
-def grid_of(rebuilt: Rebuilt, name: str) -> Affine | LogSqrt2 | float:
+def grid_of(rebuilt: Rebuilt, name: str) -> Grid | LogSqrt2 | float:
     """What the integers of a value stand for; of a signed value its scale."""
     if name.endswith(".attn.codes"):
         return rebuilt.fake.attention[block_of(name)]
     return rebuilt.fake.activations[name] if name in rebuilt.fake.activations else rebuilt.streams[name]
 
 
-def decoded(grid: Affine | LogSqrt2, codes: np.ndarray) -> np.ndarray:
+def decoded(grid: Grid | LogSqrt2, codes: np.ndarray) -> np.ndarray:
     """float64 of the same shape."""
-    x = torch.from_numpy(codes.astype(np.float64))
-    return (grid.decode(x) if isinstance(grid, LogSqrt2) else (x - grid.zero) * grid.scale).numpy()
+    return grid.decode(torch.from_numpy(codes.astype(np.float64))).numpy()
 
 
 def block_of(name: str) -> int:

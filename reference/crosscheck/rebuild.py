@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, assert_never
 
@@ -20,6 +20,7 @@ from reference.models.layers import Dense, Norm, Site, keep
 from reference.models.load import Model
 from reference.models.swin import Swin
 from reference.quantisation.fakequant import predict
+from reference.quantisation.levels import Grid, Levels
 from reference.quantisation.quantisers import Affine, LogSqrt2
 from reference.quantisation.repq import Calibrated
 
@@ -59,7 +60,7 @@ def rebuild(program: Verified, provenance: Mapping[str, Any], model: Model) -> R
     """
     operations = {op.out.name: op for op in program.operations}
     try:
-        activations = {name: _affine(**each) for name, each in provenance["activations"].items()}
+        activations = {name: _grid(**each) for name, each in provenance["activations"].items()}
         grids = tuple(LogSqrt2(**each) for each in provenance["attention"])
         built_bits = provenance["lowering"]["residual_bits"]
         exponents = {name: each for name, each in provenance["stream_log2_scales"].items() if name in operations}
@@ -78,8 +79,11 @@ def rebuild(program: Verified, provenance: Mapping[str, Any], model: Model) -> R
     return Rebuilt(model, fake, frozen if any(op.frozen for op in attentions) else None, softmax, operations, streams)
 
 
-def _affine(scale: float, zero: int, bits: int) -> Affine:
-    return Affine(torch.tensor(scale, dtype=torch.float64), torch.tensor(zero, dtype=torch.float64), bits)
+def _grid(scale: float, bits: int, zero: int = 0, levels: Sequence[int] | None = None) -> Grid:
+    step = torch.tensor(scale, dtype=torch.float64)
+    if levels is not None:
+        return Levels(step, torch.tensor(levels, dtype=torch.float64), bits)
+    return Affine(step, torch.tensor(zero, dtype=torch.float64), bits)
 
 
 def _operation(operations: Mapping[str, Operation], name: str, kind: type[Op]) -> Op:
@@ -89,7 +93,7 @@ def _operation(operations: Mapping[str, Operation], name: str, kind: type[Op]) -
     return op
 
 
-def _in_units(model: Model, operations: Mapping[str, Operation], activations: Mapping[str, Affine]) -> Model:
+def _in_units(model: Model, operations: Mapping[str, Operation], activations: Mapping[str, Grid]) -> Model:
     """The float model with x' = x / r - b after every norm whose codes a linear layer other than the head reads."""
     network, changed = model.network, {}
     for name, source in network.sources.items():
@@ -115,7 +119,7 @@ class _Reader:
 
     model: Model
     operations: Mapping[str, Operation]
-    activations: Mapping[str, Affine]
+    activations: Mapping[str, Grid]
     streams: dict[str, float]
 
     def dense(self, name: str, own: Dense) -> tuple[Dense, Affine]:
@@ -154,7 +158,7 @@ class _Reader:
                 return qkv_channels(attention, torch.stack(steps).repeat_interleave(attention.out.shape[1]))
             case Gelu():
                 codes = self.activations[name]
-                return gelu_index(codes.scale.item(), int(codes.zero), codes.bits, op.epilogue.index_bits)[0]
+                return gelu_index(codes.limits.tolist(), codes.reach, op.epilogue.index_bits)[0]
             case Residual() | Raw():
                 return self.streams[name]
             case _:

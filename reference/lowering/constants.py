@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
@@ -89,18 +90,17 @@ def log2_table(index_bits: int, fraction_bits: int) -> np.ndarray:
     return np.array([round_half_up(entry) for entry in entries], np.int32)
 
 
-def gelu_table(step: Fraction, index_zero: int, index_bits: int, scale: Fraction, zero: int, bits: int) -> np.ndarray:
-    """Codes of GELU at `(i - index_zero) * step`: uint8 [2^index_bits]."""
-    real = [gelu((i - index_zero) * step) for i in range(1 << index_bits)]
-    return np.array([_code(x / scale, zero, bits) for x in real], np.uint8)
+def gelu_table(step: Fraction, index_zero: int, index_bits: int, limits: Sequence[float]) -> np.ndarray:
+    """Codes of GELU at `(i - index_zero) * step`, limits the least values of the codes from 1 on: uint8 [2^index_bits]."""
+    exact = [Fraction(limit) for limit in limits]
+    return np.array([bisect_right(exact, gelu((i - index_zero) * step)) for i in range(1 << index_bits)], np.uint8)
 
 
-def gelu_index(scale: float, zero: int, bits: int, index_bits: int) -> tuple[float, int]:
-    """(step, zero) of an index that covers the inputs between which GELU's code changes, and one step on either side."""
-    top = (1 << bits) - 1
-    x = np.linspace(-10, max(10, (top + 1) * scale), 1 << 16)
+def gelu_index(limits: Sequence[float], reach: float, index_bits: int) -> tuple[float, int]:
+    """(step, zero) of an index that covers the inputs between which GELU's code changes, up to `reach`, and one step on either side."""
+    x = np.linspace(-10, max(10, reach), 1 << 16)
     phi = np.vectorize(math.erf)(x / math.sqrt(2)) / 2 + 0.5
-    changes = np.flatnonzero(np.diff(np.clip(np.rint(x * phi / scale) + zero, 0, top)))
+    changes = np.flatnonzero(np.diff(np.searchsorted(limits, x * phi, side="right")))
     low, high = (float(x[changes[0]]), float(x[changes[-1] + 1])) if len(changes) else (-1.0, 1.0)
     step = (high - low) / ((1 << index_bits) - 3)
     return step, 1 - round(low / step)
@@ -132,10 +132,6 @@ def _arctan_inverse(n: int) -> Decimal:
         k += 2
         total += term / k
     return total
-
-
-def _code(x: Fraction, zero: int, bits: int) -> int:
-    return min(max(round_half_up(x) + zero, 0), (1 << bits) - 1)
 
 
 def _nearest(x: Decimal) -> int:

@@ -46,6 +46,7 @@ from reference.lowering.constants import (
 )
 from reference.models.layers import Norm
 from reference.models.swin import Windows
+from reference.quantisation.levels import Levels
 from reference.quantisation.repq import Calibrated
 
 LOGIT_BITS = 32
@@ -236,13 +237,14 @@ class Lowering:
             int(activation.zero),
             _int32(calibrated.bias_codes(name).numpy(), partial(self.channel, name), "its bias"),
             epilogue(name, [Fraction(scale) for scale in calibrated.acc_scales(name).tolist()]),
+            activation.levels.numpy().astype(np.int32) if isinstance(activation, Levels) else None,
         )
 
     def channel(self, name: str, i: int) -> str:
         """Output channel i of the layer `name`, with what its sums are made of, for an error."""
         dense, source = self.calibrated.denses[name], self.calibrated.activations[self.calibrated.network.sources[name]]
         weights = dense.weight.abs().amax(dim=1)
-        read = max(int(source.zero), (1 << source.bits) - 1 - int(source.zero)) * source.scale.item()
+        read = source.decode(torch.tensor([0, (1 << source.bits) - 1])).abs().max().item()
         return (
             f"{name}, channel {i} (weights up to {weights[i].item():.3g}, those of a typical channel up to {weights.median().item():.3g};"
             f" inputs up to {read:.3g})"
@@ -269,8 +271,9 @@ class Lowering:
 
     def gelu(self, site: str) -> MakeEpilogue:
         out, index_bits = self.calibrated.activations[site], self.config.gelu_index_bits
-        step, index_zero = gelu_index(out.scale.item(), int(out.zero), out.bits, index_bits)
-        table = gelu_table(Fraction(step), index_zero, index_bits, fraction(out.scale), int(out.zero), out.bits)
+        limits = out.limits.tolist()
+        step, index_zero = gelu_index(limits, out.reach, index_bits)
+        table = gelu_table(Fraction(step), index_zero, index_bits, limits)
         return lambda name, acc_scales: Gelu(*self.ratios(name, acc_scales, Fraction(step)), index_zero, index_bits, table)
 
     def residual(self, operand: str, out: str) -> MakeEpilogue:

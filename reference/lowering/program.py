@@ -17,6 +17,7 @@ from reference.lowering.swin import swin_operations
 from reference.lowering.vit import vit_operations
 from reference.models.swin import Swin
 from reference.models.vit import Vit
+from reference.quantisation.levels import Grid, Levels
 from reference.quantisation.repq import Calibrated
 
 LEAST_EXPONENT = -24  # of values that are always 0
@@ -53,10 +54,7 @@ def lower(
 def provenance(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) -> dict[str, Any]:
     """Where a program comes from, for people and for the preparation of images, as JSON values; no interpreter reads it."""
     model = calibrated.model
-    scales = {
-        name: {"scale": quantiser.scale.item(), "zero": int(quantiser.zero), "bits": quantiser.bits}
-        for name, quantiser in calibrated.activations.items()
-    }
+    scales = {name: _stored(quantiser) for name, quantiser in calibrated.activations.items()}
     return {
         "model": model.name,
         "preprocessing": asdict(model.preprocessing),
@@ -72,6 +70,12 @@ def provenance(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) -> dic
         "attention": [asdict(quantiser) for quantiser in calibrated.attention],
         "stream_log2_scales": _stream_exponents(calibrated, config),
     }
+
+
+def _stored(grid: Grid) -> dict[str, Any]:
+    """What `reference.crosscheck.rebuild` makes the quantiser of again."""
+    numbers = {"levels": [int(level) for level in grid.levels]} if isinstance(grid, Levels) else {"zero": int(grid.zero)}
+    return {"scale": grid.scale.item(), **numbers, "bits": grid.bits}
 
 
 def stream_remarks(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) -> tuple[str, ...]:

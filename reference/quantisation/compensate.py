@@ -62,7 +62,7 @@ def most_images(network: Network, image: np.ndarray) -> int:
 
 
 class _Moments:
-    """Sums over the rows of one quantised value, in its steps: q are codes less the zero point, u what they were before they were codes.
+    """Sums over the rows of one quantised value, in its steps: q are codes less the zero point, or levels, u what they were before.
 
     weight: float64 [out, in], in outputs a step, of the float layer that reads the value.
     """
@@ -78,7 +78,7 @@ class _Moments:
         self._part = torch.zeros(channels, channels)
 
     def add(self, q: Tensor, u: Tensor, bits: int) -> None:
-        """q: float32, integers of at most `bits` bits and a sign; u: float64; both [..., channels]."""
+        """q: float32, integers of magnitudes up to 2^bits; u: float64; both [..., channels]."""
         q, u = q.flatten(0, -2), u.flatten(0, -2)
         wide, most = q.double(), EXACT >> 2 * bits
         own = u @ self._weight.T if self._outputs_first else u
@@ -117,7 +117,7 @@ class _Moments:
 
 
 class _Pair:
-    """One batch in both networks, stopped at the same linear layer; what the student reads there are its codes less the zero point."""
+    """One batch in both networks, stopped at the same linear layer; what the student reads there are integers, `quantiser.steps`."""
 
     def __init__(self, walk: _Walk, images: Tensor):
         calibrated = walk.calibrated  # whose quantised form gives the student what it has beside linear layers, such as a Swin's biases
@@ -155,17 +155,16 @@ class _Walk:
         self._pairs = [_Pair(self, images) for images in batches]
 
     def site(self, name: str, x: Tensor) -> Tensor:
-        """Of what a linear layer reads the codes less the zero point, float32; of other values what the quantiser makes of them."""
+        """Of what a linear layer reads the codes less the zero point, or levels, float32; of other values what the quantiser makes of them."""
         quantiser = self.calibrated.activations.get(name)
         if quantiser is None:
             return x
         if name not in self._readers:
             return quantiser(x)
-        u, zero = x / quantiser.scale, quantiser.zero
-        q = u.round().clamp_(-zero, (1 << quantiser.bits) - 1 - zero).float()
+        q = quantiser.steps(x).float()
         if name not in self._moments:
             self._moments[name] = _Moments(self.denses[self._readers[name]].weight * quantiser.scale)
-        self._moments[name].add(q, u, quantiser.bits)
+        self._moments[name].add(q, x / quantiser.scale, quantiser.magnitude_bits)
         return q
 
     def attend(self, block: int, scores: Tensor) -> Tensor:
@@ -189,7 +188,7 @@ class _Walk:
         bias = sums / moments.rows - (codes - zero) @ (moments.q / moments.rows) * unit
         self.denses[name] = Dense((codes - zero) * step, bias)
         for pair in self._pairs:
-            pair.go_on((accumulated(pair.student.x, codes - zero, read.bits + bits) + torch.round(bias / unit)) * unit)
+            pair.go_on((accumulated(pair.student.x, codes - zero, read.magnitude_bits + bits) + torch.round(bias / unit)) * unit)
 
     def _targets(self, dense: Dense) -> tuple[Tensor, Tensor]:
         """Of what the quantised layer's outputs ought to be the products with its codes and the sums."""

@@ -31,12 +31,34 @@ class Affine:
     zero: Tensor
     bits: int
 
+    @property
+    def magnitude_bits(self) -> int:
+        """A code less the zero point is below 2^magnitude_bits."""
+        return self.bits
+
+    @property
+    def limits(self) -> Tensor:
+        """Of one quantiser for a whole tensor, the least values of the codes from 1 on: float64 [2^bits - 1], exact."""
+        return (torch.arange(1, 1 << self.bits, dtype=torch.float64) - self.zero - 0.5) * self.scale
+
+    @property
+    def reach(self) -> float:
+        """More than any value that is not the last code's."""
+        return (1 << self.bits) * self.scale.item()
+
     def codes(self, x: Tensor) -> Tensor:
         return (x / self.scale).round_().add_(self.zero).clamp_(0, (1 << self.bits) - 1)  # in place: half the time of a forward pass
 
+    def decode(self, codes: Tensor) -> Tensor:
+        return (codes - self.zero) * self.scale
+
+    def steps(self, x: Tensor) -> Tensor:
+        """x quantised, in steps of the scale: codes less the zero point."""
+        return self.codes(x).sub_(self.zero)
+
     def __call__(self, x: Tensor) -> Tensor:
         """x quantised and dequantised."""
-        return self.codes(x).sub_(self.zero).mul_(self.scale)
+        return self.steps(x).mul_(self.scale)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,15 @@ from reference.models.layers import Dense, Norm
 from reference.models.load import Model
 from reference.models.networks import Network
 from reference.models.swin import Swin, Windows
+from reference.quantisation.levels import Grid, fit_levels
 from reference.quantisation.quantisers import Affine, LogSqrt2, as_scale, search_affine, search_log
 
 Mode = Literal["hardware", "published"]
+Codes = Literal["uniform", "fitted"]
+"""What the codes after GELU stand for: an even grid, or the 8-bit levels that fit them best."""
 INPUT_BITS = 8
+AFTER_GELU = ".mlp.fc1"
+"""How the names of GELU's results end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +39,7 @@ class Calibrated:
     model: Model
     mode: Mode
     network: Network
-    activations: dict[str, Affine]
+    activations: dict[str, Grid]
     weights: dict[str, Affine]
     attention: tuple[LogSqrt2, ...]
     stream_max: dict[str, float]
@@ -78,7 +83,13 @@ class Calibrated:
 
 
 def calibrate(
-    model: Model, images: np.ndarray, mode: Mode = "hardware", weight_bits: int = 4, activation_bits: int = 4, advance: Advance = unheard
+    model: Model,
+    images: np.ndarray,
+    mode: Mode = "hardware",
+    weight_bits: int = 4,
+    activation_bits: int = 4,
+    advance: Advance = unheard,
+    codes: Codes = "uniform",
 ) -> Calibrated:
     """Find all quantisers on uint8 images [n, height, width, 3], all of which are held in memory at once.
 
@@ -86,9 +97,9 @@ def calibrate(
     then LayerNorm outputs, quantised per channel, are re-parametrised to one scale and zero point (RepQ-ViT, Eq. 7-9), and
     the weights behind them are quantised anew. Attention and patches: `activation_bits` and INPUT_BITS.
     advance: as often as `calibration_steps` says.
-    `published` keeps a fractional zero point and seventeen attention levels; `hardware` has neither.
+    `published` keeps a fractional zero point and seventeen attention levels; `hardware` has neither. `published` codes are uniform.
     """
-    ranges = _Ranges(model.network, mode, activation_bits, advance)
+    ranges = _Ranges(model.network, mode, activation_bits, advance, codes)
     float_weights = _search_weights(model.network, weight_bits, mode, advance)
     _quantise_weights(model.network, float_weights)(torch.from_numpy(images), ranges.site, ranges.attend)
     network, activations = _reparametrise(model.network, ranges.activations, mode)
@@ -106,20 +117,23 @@ def calibration_steps(model: Model) -> int:
 class _Ranges:
     """Finds a quantiser for each value that linear layers and attention read, and passes it on quantised."""
 
-    def __init__(self, network: Network, mode: Mode, bits: int, advance: Advance):
+    def __init__(self, network: Network, mode: Mode, bits: int, advance: Advance, codes: Codes):
         self.advance = advance
         self.per_channel = set(_folds(network).values())
         self.read = set(network.sources.values())
         self.hardware = mode == "hardware"
         self.bits = bits
-        self.activations: dict[str, Affine] = {}
+        self.fitted = codes == "fitted" and self.hardware
+        self.activations: dict[str, Grid] = {}
         self.attention: list[LogSqrt2] = []
         self.stream_max: dict[str, float] = {}
         self.stream_least: dict[str, float] = {}
         self.v = torch.empty(0)
 
     def site(self, name: str, x: Tensor) -> Tensor:
-        if name in self.per_channel:
+        if self.fitted and name.endswith(AFTER_GELU):
+            quantiser = fit_levels(x, self.bits)
+        elif name in self.per_channel:
             quantiser = search_affine(x, self.bits, contain_zero=False, channel_axis=x.ndim - 1)
         elif name in self.read or name.endswith((".q", ".k", ".v")):
             quantiser = search_affine(x, INPUT_BITS if name == "input" else self.bits, contain_zero=self.hardware)
@@ -165,11 +179,13 @@ def _folds(network: Network) -> dict[str, str]:
     return {dense: source for dense, source in network.sources.items() if source in norms and dense != "head"}
 
 
-def _reparametrise(network: Network, activations: dict[str, Affine], mode: Mode) -> tuple[Network, dict[str, Affine]]:
+def _reparametrise(network: Network, activations: dict[str, Grid], mode: Mode) -> tuple[Network, dict[str, Grid]]:
     """Fold the per-channel quantisers of LayerNorm outputs into one per tensor: the norm's affine and the next weights absorb them."""
     denses, norms, activations = _denses(network), _norms(network), dict(activations)
     for dense, norm in _folds(network).items():
-        norms[norm], denses[dense], activations[norm] = _fold(norms[norm], denses[dense], activations[norm], mode)
+        per_channel = activations[norm]
+        assert isinstance(per_channel, Affine)
+        norms[norm], denses[dense], activations[norm] = _fold(norms[norm], denses[dense], per_channel, mode)
     return network.with_layers(denses | norms), activations
 
 

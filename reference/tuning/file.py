@@ -17,6 +17,7 @@ from eamsim.errors import BadFile, UserError
 from eamsim.files.container import written
 from reference.attention.freeze import FrozenMap
 from reference.models.load import Model
+from reference.quantisation.levels import Levels
 from reference.quantisation.quantisers import Affine, LogSqrt2
 from reference.quantisation.repq import Calibrated
 
@@ -58,7 +59,7 @@ class TuningFile:
         digest, saved = content[:DIGEST_BYTES], memoryview(content)[DIGEST_BYTES:]
         if hashlib.sha256(saved).digest() != digest:
             raise BadFile(f"{self.path}: damaged (its digest is of other contents); remove it and start at the beginning")
-        with torch.serialization.safe_globals([Affine, LogSqrt2]):
+        with torch.serialization.safe_globals([Affine, Levels, LogSqrt2]):
             found = torch.load(io.BytesIO(saved), weights_only=True)
         for name, wanted in self.identity.items():
             kept = found["identity"].get(name)

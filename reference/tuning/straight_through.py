@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eamsim.compiled.compiler import kept, njit
+from reference.quantisation.levels import Levels
 from reference.quantisation.quantisers import Affine, LogSqrt2
 
 REORDERED = {"reassoc", "nsz"}  # a sum of floats in as many parts as the processor has lanes: the same every time on one machine
@@ -58,6 +59,15 @@ def affine(quantiser: Affine, scale: Tensor, x: Tensor) -> Tensor:
     """x on the grid of a quantiser with this scale, float32 []; its zero point and its bits stay."""
     zero = quantiser.zero.item()
     return _Affine.apply(x, scale, -zero, (1 << quantiser.bits) - 1 - zero)  # pyright: ignore[reportReturnType]
+
+
+def levels(quantiser: Levels, scale: Tensor, x: Tensor) -> Tensor:
+    """x on the levels of a quantiser with this scale, float32 []; gradients as those of `affine`."""
+    integers, limits = quantiser.levels.float(), (quantiser.limits / quantiser.scale).float()
+    steps = x.float() / scale
+    found = integers[torch.bucketize(steps.detach(), limits, right=True)]
+    within = steps.clamp(integers[0].item(), integers[-1].item())
+    return (within + (found - within).detach()) * scale
 
 
 def powers(quantiser: LogSqrt2, x: Tensor) -> Tensor:

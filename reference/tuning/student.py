@@ -19,9 +19,10 @@ from reference.models.layers import Dense, Layer, Norm, Site, run
 from reference.models.networks import Network
 from reference.models.swin import Swin
 from reference.quantisation.fakequant import frozen_weights
+from reference.quantisation.levels import Levels
 from reference.quantisation.quantisers import as_scale
 from reference.quantisation.repq import Calibrated
-from reference.tuning.straight_through import affine, powers
+from reference.tuning.straight_through import affine, levels, powers
 
 WEIGHT_RATE = 0.01  # a step of learning, in steps of the weight's grid
 SCALE_RATE = 0.003  # in parts of the scale
@@ -58,7 +59,7 @@ class Student:
 
     def _learn_dense(self, name: str, dense: Dense) -> None:
         source = self.calibrated.activations[self.calibrated.network.sources[name]]
-        typical = source.scale.item() * 2 ** (source.bits - 2) * dense.weight.norm(dim=1).square().mean().sqrt().item()
+        typical = source.scale.item() * 2 ** (source.magnitude_bits - 2) * dense.weight.norm(dim=1).square().mean().sqrt().item()
         self._learn(f"{name}.weight", dense.weight / self.calibrated.weights[name].scale, WEIGHT_RATE)
         self._learn(f"{name}.step", torch.ones(len(dense.weight), 1), SCALE_RATE)
         self._learn(f"{name}.bias", dense.bias, BIAS_RATE * typical)
@@ -139,7 +140,10 @@ class Student:
         quantiser = self.calibrated.activations.get(name)
         if quantiser is None:
             return x
-        return quantiser(x).float() if name == "input" else affine(quantiser, self.parameters[f"{name}.scale"], x)
+        if name == "input":
+            return quantiser(x).float()
+        scale = self.parameters[f"{name}.scale"]
+        return levels(quantiser, scale, x) if isinstance(quantiser, Levels) else affine(quantiser, scale, x)
 
     def _attend(self, block: int, scores: Tensor) -> Tensor:
         scores = scores.float()

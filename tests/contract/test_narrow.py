@@ -107,8 +107,9 @@ def test_a_narrower_exponential_keeps_its_first_entry():
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_a_coarser_gelu_gives_the_code_of_a_place_within_half_a_step(bits):
     scale = 0.2
-    step, zero = gelu_index(scale, 1, 4, 8)
-    table = gelu_table(Fraction(step), zero, 8, Fraction(scale), 1, 4)
+    limits = [(code - 1.5) * scale for code in range(1, 16)]  # of codes whose zero point is 1
+    step, zero = gelu_index(limits, 16 * scale, 8)
+    table = gelu_table(Fraction(step), zero, 8, limits)
     before = Gelu(np.array([1 << 15], np.int32), np.array([15], np.int32), zero, 8, table)
 
     after = narrow_gelu(before, widths(gelu_index_bits=bits))

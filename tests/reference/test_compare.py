@@ -35,6 +35,7 @@ SWIN = (
     {"img_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "num_classes": 5},
 )
 CASES = [(VIT, None), (VIT, "paper"), (VIT, "renormalised"), (SWIN, None), (SWIN, "renormalised")]
+CASES += [(VIT, None, True, "fitted"), (SWIN, "renormalised", False, "fitted")]
 
 
 def images(count=6):
@@ -45,14 +46,14 @@ def images(count=6):
 class Case:
     """A calibrated model, its program (head 0 of each block wholly frozen, and some of the others), and both networks rebuilt."""
 
-    def __init__(self, architecture, softmax, compensated=False):
+    def __init__(self, architecture, softmax, compensated=False, codes="uniform"):
         torch.manual_seed(0)
         name, settings = architecture
         module = timm.create_model(name, **settings)
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         self.model = as_model(module.eval(), "small")
-        self.calibrated = calibrate(self.model, images())
+        self.calibrated = calibrate(self.model, images(), codes=codes)
         if compensated:
             self.calibrated = compensate(self.calibrated, [images(24)], unheard)
         self.frozen, self.softmax = (None if softmax is None else self._frozen()), softmax or "paper"
@@ -85,7 +86,7 @@ class Case:
         return compare(rebuilt, batches, lambda each: self.run(each, program), None, unheard)
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0][0][:4]}-{case[1]}")
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join([case[0][0][:4], *map(str, case[1:])]))
 def case(request):
     return Case(*request.param)
 
@@ -125,8 +126,9 @@ def test_rows_equal_plain_numpy(case):
     for name in (f"block{last}.norm1", f"block{last}.mlp.fc1", f"block{last}.mlp.fc2"):
         code, grid = taps[name].reshape(own[name].shape), case.provenance["activations"].get(name)
         if grid:
-            value, top = (code - grid["zero"]) * grid["scale"], (1 << grid["bits"]) - 1
-            other = np.rint(seen[name].numpy() / grid["scale"]) + grid["zero"]
+            top = (1 << grid["bits"]) - 1
+            levels = np.array(grid["levels"] if "levels" in grid else np.arange(top + 1) - grid["zero"])
+            value, other = levels[code] * grid["scale"], np.searchsorted(levels, np.rint(seen[name].numpy() / grid["scale"]))
             assert rows[name]["codes_differ"] == (other != code).mean()
             assert (rows[name]["at_low"], rows[name]["at_high"]) == ((code == 0).mean(), (code == top).mean())
         else:

@@ -40,9 +40,9 @@ def images():
     return coarse.repeat(2, axis=1).repeat(2, axis=2)
 
 
-@pytest.fixture(scope="module")
-def calibrated(model, images):
-    return calibrate(model, images[:8])
+@pytest.fixture(scope="module", params=["uniform", "fitted"])
+def calibrated(request, model, images):
+    return calibrate(model, images[:8], codes=request.param)
 
 
 def compensated_in(calibrated, images, batch):
@@ -125,10 +125,10 @@ def test_codes_do_not_depend_on_the_batches(calibrated, compensated, images):
         np.testing.assert_array_equal(compensated.bias_codes(name), other.bias_codes(name))
 
 
-@pytest.mark.parametrize(("bits", "parts"), [(4, (40, 60)), (8, (200, 200, 100)), (8, (400, 100))], ids=["few", "flushed", "wide"])
+@pytest.mark.parametrize(("bits", "parts"), [(4, (40, 60)), (8, (200, 200, 100)), (8, (400, 100)), (7, (500, 600))], ids=["few", "flushed", "wide", "levels"])
 def test_sums_are_those_of_integers(bits, parts):
     """The covariance of the codes is exact, as Python's integers have it: also of more rows than float32 can add."""
-    top, rng = (1 << bits) - 1, np.random.default_rng(4)
+    top, rng = 1 << bits, np.random.default_rng(4)
     moments, codes = subject._Moments(torch.ones(3, 3)), rng.integers(-top, top, (sum(parts), 3), endpoint=True)
     for part in map(torch.from_numpy, np.split(codes, np.cumsum(parts)[:-1])):
         moments.add(part.float(), part.double(), bits)

@@ -22,6 +22,8 @@ from reference.lowering import constants as numbers  # noqa: E402
 from reference.lowering.program import LoweringConfig, lower, provenance  # noqa: E402
 from reference.models.load import as_model, load_model  # noqa: E402
 from reference.quantisation.fakequant import predict, quantise_frozen  # noqa: E402
+from reference.quantisation.levels import Levels  # noqa: E402
+from reference.quantisation.quantisers import Affine  # noqa: E402
 from reference.quantisation.repq import calibrate  # noqa: E402
 
 BLOCKS, HEADS, TOKENS, CHANNELS = 2, 3, 17, 48
@@ -44,8 +46,8 @@ def images():
     return coarse.repeat(4, axis=1).repeat(4, axis=2)
 
 
-@pytest.fixture(scope="module")
-def calibrated(images):
+@pytest.fixture(scope="module", params=["uniform", "fitted"])
+def calibrated(request, images):
     torch.manual_seed(0)
     module = timm.create_model(
         "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=CHANNELS, depth=BLOCKS, num_heads=HEADS, num_classes=7
@@ -55,7 +57,7 @@ def calibrated(images):
     for name, parameter in module.named_parameters():
         if "norm" in name and name.endswith("weight"):
             torch.nn.init.uniform_(parameter, 0.5, 2)
-    return calibrate(as_model(module.eval(), "small"), images, weight_bits=8, activation_bits=5)
+    return calibrate(as_model(module.eval(), "small"), images, weight_bits=8, activation_bits=5, codes=request.param)
 
 
 def attentions(program):
@@ -104,8 +106,9 @@ def test_gelu_by_its_series(x):
 
 @pytest.mark.parametrize(("scale", "zero"), [(0.05, 3), (0.4, 0), (0.02, 8)])
 def test_the_gelu_index_covers_every_change_of_the_code(scale, zero):
-    step, index_zero = numbers.gelu_index(scale, zero, 4, 8)
-    table = numbers.gelu_table(Fraction(step), index_zero, 8, Fraction(scale), zero, 4)
+    grid = Affine(torch.tensor(scale, dtype=torch.float64), torch.tensor(zero, dtype=torch.float64), 4)
+    step, index_zero = numbers.gelu_index(grid.limits.tolist(), grid.reach, 8)
+    table = numbers.gelu_table(Fraction(step), index_zero, 8, grid.limits.tolist())
     x = np.linspace(-20, 20, 20_001)
     exact = np.array([round(v * (1 + math.erf(v / math.sqrt(2))) / 2 / scale) for v in x]) + zero
     index = np.clip(np.rint(x / step) + index_zero, 0, 255).astype(int)
@@ -129,6 +132,21 @@ def test_the_program_is_valid_and_shaped_as_documented(calibrated):
     assert str(program.output) == "head: i32[1, 7]"
     weights = [op.weight_bits for op in program.operations if isinstance(op, Linear)]
     assert weights == [8] * (2 + 4 * BLOCKS)
+
+
+def test_fitted_codes_are_levels_of_the_layer_that_reads_them(calibrated):
+    program = lower(calibrated)
+    for op in program.operations:
+        if isinstance(op, Linear):
+            grid = calibrated.activations[calibrated.network.sources[op.out.name]]
+            if isinstance(grid, Levels):
+                assert op.x.endswith(".mlp.fc1")
+                assert op.levels is not None
+                assert (op.levels.dtype, op.levels.tolist(), op.x_zero) == (np.int32, grid.levels.tolist(), 0)
+            else:
+                assert (op.levels, op.x_zero) == (None, int(grid.zero))
+    fitted = [name for name, grid in calibrated.activations.items() if isinstance(grid, Levels)]
+    assert fitted in ([], [f"block{i}.mlp.fc1" for i in range(BLOCKS)])
 
 
 def test_the_residual_exponent_never_falls(calibrated):

@@ -74,6 +74,10 @@ def build(
     limit: Limit = None,
     calib_images: Annotated[int, typer.Option(help="So many of them set the ranges of the quantisers.", min=1)] = 32,
     entropy_from: Annotated[Literal["quantised", "float"], typer.Option(help="The maps whose entropy decides.")] = "quantised",
+    codes: Annotated[
+        Literal["uniform", "fitted"],
+        typer.Option(help="What the codes after GELU stand for: an even grid, or sixteen fitted 8-bit levels, looked up in fc2."),
+    ] = "uniform",
     compensate: Annotated[
         bool, typer.Option("--compensate", help="Re-fit weights and biases, layer by layer, to what quantisation has lost (minutes).")
     ] = False,
@@ -114,6 +118,7 @@ def build(
         entropy_from=entropy_from,
         share_windows=share_windows,
         compensated=compensate or tuning is not None,
+        codes=codes,
         labels=labels,
         tuning=tuning,
     )
