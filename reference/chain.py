@@ -19,21 +19,25 @@ from reference.attention.collect import attention_statistics, calibrate_on, froz
 from reference.attention.freeze import Freezing, FrozenMap
 from reference.attention.output_change import OutputChange
 from reference.models.load import Model, as_model, load_model
+from reference.quantisation.levels import Grid
 from reference.quantisation.quantisers import Affine
-from reference.quantisation.repq import Calibrated
+from reference.quantisation.repq import Calibrated, Codes
 
 Images = np.ndarray | str | Path | Iterable[Any]
 """uint8 [n, height, width, 3]; a path or several; a torch Dataset or DataLoader; or any iterable of batches, with labels or without."""
 TOLERANCE = 0.01  # of a level: what float32 leaves of a pixel that was normalised
 
 
-def quantise(model: str | nn.Module | Model, images: Images, range_images: int = 32, progress: Progress = silent) -> Calibrated:
+def quantise(
+    model: str | nn.Module | Model, images: Images, range_images: int = 32, progress: Progress = silent, codes: Codes = "uniform"
+) -> Calibrated:
     """RepQ-ViT's quantisers, W4A4 in the hardware-true form, from `range_images` of the images, evenly spaced.
 
-    model: a timm name, local-dir:DIR, hf-hub:ID, or a module that timm has made. Raises UserError and BadFile.
+    model: a timm name, local-dir:DIR, hf-hub:ID, or a module that timm has made. codes: what those after GELU stand for. Raises UserError
+    and BadFile.
     """
     found = opened(model)
-    return calibrate_on(found, image_set(found, images), range_images, progress)
+    return calibrate_on(found, image_set(found, images), range_images, progress, codes=codes)
 
 
 def freeze(calibrated: Calibrated, images: Images, freezing: Freezing, progress: Progress = silent) -> list[FrozenMap]:
@@ -98,7 +102,7 @@ def _pixels(model: Model, batch: Any) -> np.ndarray:
     raise UserError("images: expected floats that are k / 255, also normalised with the model's mean and std; give uint8 pixels")
 
 
-def _checked(name: str, quantiser: Affine, old: Affine) -> Affine:
+def _checked(name: str, quantiser: Affine, old: Grid) -> Affine:
     limit = (1 << old.bits) - 1
     if (quantiser.bits, quantiser.scale.shape, quantiser.zero.shape) != (old.bits, old.scale.shape, old.zero.shape):
         shapes = f"{quantiser.bits} bits, scale {list(quantiser.scale.shape)}, zero {list(quantiser.zero.shape)}"

@@ -155,7 +155,7 @@ class _Walk:
         self._pairs = [_Pair(self, images) for images in batches]
 
     def site(self, name: str, x: Tensor) -> Tensor:
-        """Of what a linear layer reads the codes less the zero point, or levels, float32; of other values what the quantiser makes of them."""
+        """Of what a linear layer reads the quantiser's steps, float32; of other values what the quantiser makes of them."""
         quantiser = self.calibrated.activations.get(name)
         if quantiser is None:
             return x

@@ -23,7 +23,7 @@ def build(out: Path, settings: dict[str, str], *options: object) -> bytes:
     return out.read_bytes()
 
 
-@pytest.mark.parametrize("options", [(), ("--compensate",)], ids=["as calibrated", "compensated"])
+@pytest.mark.parametrize("options", [(), ("--compensate", "--codes", "fitted")], ids=["as calibrated", "compensated, fitted"])
 def test_a_trained_vit_becomes_the_same_program(tmp_path, options):
     one, other = (build(tmp_path / f"{i}.eam", settings, f"local-dir:{DIGITS}", *options) for i, settings in enumerate(SETTINGS))
     assert one == other

@@ -26,7 +26,7 @@ from reference.lowering.program import lower, provenance  # noqa: E402
 from reference.models.load import as_model  # noqa: E402
 from reference.quantisation.compensate import compensate  # noqa: E402
 from reference.quantisation.fakequant import predict, quantise_frozen  # noqa: E402
-from reference.quantisation.repq import calibrate  # noqa: E402
+from reference.quantisation.repq import Codes, calibrate  # noqa: E402
 
 DIGITS = Path(str(files("eamsim") / "data" / "digits"))
 VIT = ("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5})
@@ -46,7 +46,7 @@ def images(count=6):
 class Case:
     """A calibrated model, its program (head 0 of each block wholly frozen, and some of the others), and both networks rebuilt."""
 
-    def __init__(self, architecture, softmax, compensated=False, codes="uniform"):
+    def __init__(self, architecture, softmax, compensated=False, codes: Codes = "uniform"):
         torch.manual_seed(0)
         name, settings = architecture
         module = timm.create_model(name, **settings)

@@ -125,7 +125,9 @@ def test_codes_do_not_depend_on_the_batches(calibrated, compensated, images):
         np.testing.assert_array_equal(compensated.bias_codes(name), other.bias_codes(name))
 
 
-@pytest.mark.parametrize(("bits", "parts"), [(4, (40, 60)), (8, (200, 200, 100)), (8, (400, 100)), (7, (500, 600))], ids=["few", "flushed", "wide", "levels"])
+@pytest.mark.parametrize(
+    ("bits", "parts"), [(4, (40, 60)), (8, (200, 200, 100)), (8, (400, 100)), (7, (500, 600))], ids=["few", "flushed", "wide", "levels"]
+)
 def test_sums_are_those_of_integers(bits, parts):
     """The covariance of the codes is exact, as Python's integers have it: also of more rows than float32 can add."""
     top, rng = 1 << bits, np.random.default_rng(4)

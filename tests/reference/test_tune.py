@@ -26,11 +26,12 @@ from reference.attention.freeze import FrozenMap  # noqa: E402
 from reference.lowering.program import lower  # noqa: E402
 from reference.models.load import as_model, load_model  # noqa: E402
 from reference.quantisation.fakequant import predict, quantise_frozen  # noqa: E402
+from reference.quantisation.levels import Levels  # noqa: E402
 from reference.quantisation.quantisers import Affine, LogSqrt2  # noqa: E402
 from reference.quantisation.repq import calibrate  # noqa: E402
 from reference.tuning import tune as subject  # noqa: E402
 from reference.tuning.crops import random_crops  # noqa: E402
-from reference.tuning.straight_through import affine, powers  # noqa: E402
+from reference.tuning.straight_through import affine, levels, powers  # noqa: E402
 from reference.tuning.student import Student  # noqa: E402
 from reference.tuning.tune import Lessons  # noqa: E402
 
@@ -128,6 +129,23 @@ def test_an_affine_quantiser_teaches_through_its_rounding():
     assert_array_equal(x.grad, gradient * inside)
     wanted = (gradient * torch.where(inside, codes - x.detach() / 0.25, kept)).double().sum().item()
     assert scale.grad.item() == pytest.approx(wanted, rel=1e-4)  # floats, summed in another order
+
+
+def test_levels_are_the_quantiser_s_and_straight_through():
+    """As of an even grid: of the input between the first level and the last, of the scale by what rounding changes."""
+    x, gradient = torch.randn(2, 10_000, generator=torch.Generator().manual_seed(0))
+    steps = torch.tensor([-9.0, -4.0, -1.0, 0.0, 2.0, 5.0, 9.0, 14.0], dtype=torch.float64)
+    quantiser, scale = Levels(torch.tensor(0.125, dtype=torch.float64), steps, 3), torch.tensor(0.125, requires_grad=True)
+    found = levels(quantiser, scale, x.requires_grad_())
+    found.backward(gradient)
+
+    wanted, units = quantiser(x.detach().double()), x.detach().double() / 0.125
+    inside = (units >= -9) & (units <= 14)
+    assert 0.01 < 1 - inside.float().mean() < 0.5
+    np.testing.assert_allclose(found.detach(), wanted, rtol=1e-6)  # float32
+    np.testing.assert_allclose(x.grad, gradient * inside, rtol=1e-6)
+    change = (gradient * torch.where(inside, wanted / 0.125 - units, wanted / 0.125)).sum().item()
+    assert scale.grad.item() == pytest.approx(change, rel=1e-3)  # floats, summed in another order
 
 
 @pytest.mark.parametrize("last_code_is_zero", [False, True])
