@@ -143,6 +143,14 @@ def test_a_command_is_not_silent_before_its_first_stage(capfd: pytest.CaptureFix
     assert all(re.fullmatch(r"working: \d+ s", line) for line in lines)
 
 
+def test_what_is_left_is_told_at_the_pace_so_far(monkeypatch: pytest.MonkeyPatch):
+    plain = output.PlainProgress("slow", 40)
+    monkeypatch.setattr(output, "perf_counter", lambda: plain.start + 6)
+    assert plain._times() == "6 s"
+    plain.done = 10
+    assert plain._times() == "6 s, 18 s left"
+
+
 def test_patience_grows_with_the_time_a_stage_takes(monkeypatch: pytest.MonkeyPatch):
     plain = output.PlainProgress("slow", 4)
     for seconds, patience in ((1, output.QUIET_SECONDS), (40, 4), (10_000, 5)):
