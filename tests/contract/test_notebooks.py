@@ -10,7 +10,7 @@ pytest.importorskip("timm", reason="the extra 'reference' is not installed")
 
 NOTEBOOKS = Path(__file__).parents[2] / "docs/notebooks"
 SAID = {
-    "designer": ("multiply-accumulates", "pays from batch", "uJ with"),
+    "designer": ("multiply-accumulates", "pays from batch", "bytes of SRAM"),
     "researcher": ("block0.attn", "(True, ", "of the logits change"),
     "verification": ("block0", "True", "NOT equal", "block0.attn.proj[3, 7]", "1"),
 }
