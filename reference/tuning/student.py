@@ -24,7 +24,7 @@ from reference.quantisation.quantisers import as_scale
 from reference.quantisation.repq import Calibrated
 from reference.tuning.straight_through import affine, levels, powers
 
-WEIGHT_RATE = 0.01  # a step of learning, in steps of the weight's grid
+WEIGHT_RATE = 0.03  # a step of learning, in steps of the weight's grid
 SCALE_RATE = 0.003  # in parts of the scale
 BIAS_RATE = 0.001  # in parts of what an output typically is
 REACH = 3.0  # a scale stays within this factor of where it started
