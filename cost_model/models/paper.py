@@ -19,26 +19,6 @@ FROZEN_BITS = 4  # EAM_4bits
 CODE_BITS, PIXEL_BITS, RESIDUAL_BITS = 4, 8, 16  # the default datapath's activations
 
 
-def mhsa_macs(tokens: int, width: int, window_tokens: int | None = None) -> int:
-    """Eq. 6: 4 N d^2 + 2 N^2 d; in windows of M x M tokens, 4 N d^2 + 2 M^2 N d (Swin Transformer, Eq. 2)."""
-    return 4 * tokens * width**2 + 2 * tokens * (window_tokens or tokens) * width
-
-
-def mlp_macs(tokens: int, width: int) -> int:
-    """Eq. 7: 8 N d^2."""
-    return 8 * tokens * width**2
-
-
-def layer_macs(tokens: int, width: int, window_tokens: int | None = None) -> int:
-    """Eq. 8 and 9: 12 N d^2 + 2 N^2 d; in windows 12 N d^2 + 2 M^2 N d."""
-    return mhsa_macs(tokens, width, window_tokens) + mlp_macs(tokens, width)
-
-
-def frozen_per_head(tokens: int, tau: float) -> int:
-    """Attention weights frozen in each head: round(tau * N^2)."""
-    return round(tau * tokens**2)
-
-
 def estimate(model: Architecture | Swin, tau: float, softmax: Softmax) -> Cost:
     """The cost of `model` if each map froze round(tau * its pairs) scattered weights: an estimate, exact wherever the masks do that.
 
