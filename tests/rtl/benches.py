@@ -57,7 +57,8 @@ def rows(entry: dict[str, Any]) -> int:
 def dot(op: dict[str, Any], tensors: dict[str, Any]) -> Parameters:
     x, out = tensors[op["x"]], tensors[op["name"]]
     sizes = {"X": op["x"], "ROWS": rows(out), "IN": x["shape"][1], "CHANNELS": out["shape"][1]}
-    return sizes | {"X_BITS": x["bits"], "W_BITS": op["weight_bits"], "OUT_BITS": out["bits"], "X_ZERO": op["x_zero"]}
+    numbers = {"X_ZERO": op["x_zero"], "FITTED": int(f"{op['name']}.levels" in tensors)}
+    return sizes | numbers | {"X_BITS": x["bits"], "W_BITS": op["weight_bits"], "OUT_BITS": out["bits"]}
 
 
 def gelu(op: dict[str, Any], tensors: dict[str, Any]) -> Parameters:
@@ -111,7 +112,7 @@ def context(op: dict[str, Any], tensors: dict[str, Any]) -> Parameters:
     )
 
 
-ROMS = {"TABLE": "table", "GAIN": "gain", "OFFSET": "offset", "EXP2": "exp2", "LOG2": "log2"}
+ROMS = {"LEVELS": "levels", "TABLE": "table", "GAIN": "gain", "OFFSET": "offset", "EXP2": "exp2", "LOG2": "log2"}
 
 
 def unit_parameters(bench: Bench, folder: Path) -> Parameters:

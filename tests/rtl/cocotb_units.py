@@ -48,8 +48,8 @@ def dot_requant(v: Vectors, p: dict[str, Any]) -> tuple[Iterator[Ports], Iterato
     fields = {"w_zero": "weight_zero", "bias": "bias", "multiplier": "multiplier", "shift": "shift", "zero": "zero"}
     constants = {port: v(f"{name}.{field}") for port, field in fields.items()}
     edge = -p["IN"] % lanes
-    x = np.pad(x, [(0, 0), (0, edge)], constant_values=p["X_ZERO"])
-    weight = np.pad(weight, [(0, edge), (0, 0)])
+    x = np.pad(x, [(0, 0), (0, edge)])
+    weight = np.concatenate([weight, np.tile(constants["w_zero"], (edge, 1))])
 
     def beats() -> Iterator[Ports]:
         for row in x:

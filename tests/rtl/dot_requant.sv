@@ -1,7 +1,8 @@
 // One output channel of a Linear with a Requant epilogue, LANES products a beat:
 //   acc = bias + sum (x - x_zero) * (w - w_zero)      out = clip(round_shift(acc * multiplier, shift) + zero)
+// With FITTED, levels[x] stands in place of x - x_zero.
 // The running sum is as wide as saturating the finished one may need; where it wraps, or cannot overflow, ACC_BITS of it are enough.
-// A beat that is not full is filled up with x = x_zero. bias, multiplier, shift and zero are read with the last beat.
+// A beat that is not full is filled up with w = w_zero. bias, multiplier, shift and zero are read with the last beat.
 // Latency: one clock after the last beat; one beat a clock.
 module dot_requant
   import eam_pkg::*;
@@ -13,7 +14,9 @@ module dot_requant
     parameter int OVERFLOW = ERROR,
     parameter int MULTIPLIER_BITS = 16,
     parameter int OUT_BITS = 4,
-    parameter int ROUNDING = HALF_UP
+    parameter int ROUNDING = HALF_UP,
+    parameter int FITTED = 0,
+    parameter LEVELS = "levels.hex"
 ) (
     input logic clk,
     input logic rst,
@@ -33,14 +36,17 @@ module dot_requant
     output logic signed [ACC_BITS-1:0] acc,
     output logic [OUT_BITS-1:0] out
 );
+  logic signed [7:0] levels[0:(1<<X_BITS)-1];
   int64 running, beat, total, scaled;
+
+  initial if (FITTED != 0) $readmemh(LEVELS, levels);
 
   assign in_ready = !out_valid || out_ready;
 
   always_comb begin
     beat = 0;
     for (int i = 0; i < LANES; i++)
-      beat += (int64'({1'b0, x[i*X_BITS+:X_BITS]}) - int64'({1'b0, x_zero}))
+      beat += (FITTED != 0 ? int64'(levels[x[i*X_BITS+:X_BITS]]) : int64'({1'b0, x[i*X_BITS+:X_BITS]}) - int64'({1'b0, x_zero}))
             * (int64'({1'b0, w[i*W_BITS+:W_BITS]}) - int64'({1'b0, w_zero}));
     total = narrow(running + beat + int64'(bias), ACC_BITS, OVERFLOW);
     scaled = total * int64'({1'b0, multiplier});

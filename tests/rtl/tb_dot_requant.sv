@@ -3,7 +3,7 @@ module tb_dot_requant;
   parameter NAME = "block0.attn.qkv";
   parameter X = "block0.norm1";
   parameter int ROWS = 17, IN = 64, CHANNELS = 192, LANES = 16;
-  parameter int X_BITS = 4, W_BITS = 4, OUT_BITS = 4, MULTIPLIER_BITS = 16, X_ZERO = 0;
+  parameter int X_BITS = 4, W_BITS = 4, OUT_BITS = 4, MULTIPLIER_BITS = 16, X_ZERO = 0, FITTED = 0;
   parameter int ACC_BITS = 32, OVERFLOW = 0, ROUNDING = 0;
 
   logic [X_BITS-1:0] x[0:ROWS*IN-1];
@@ -22,7 +22,7 @@ module tb_dot_requant;
 
   dot_requant #(
       .LANES(LANES), .X_BITS(X_BITS), .W_BITS(W_BITS), .ACC_BITS(ACC_BITS), .OVERFLOW(OVERFLOW), .MULTIPLIER_BITS(MULTIPLIER_BITS),
-      .OUT_BITS(OUT_BITS), .ROUNDING(ROUNDING)
+      .OUT_BITS(OUT_BITS), .ROUNDING(ROUNDING), .FITTED(FITTED), .LEVELS({"constants/", NAME, ".levels.hex"})
   ) dut (
       .x(x_beat), .w(w_beat), .x_zero(X_BITS'(X_ZERO)), .w_zero(weight_zero[channel]), .bias(bias[channel]),
       .multiplier(multiplier[channel]), .shift(shift[channel]), .zero(zero[channel]), .*
@@ -42,8 +42,8 @@ module tb_dot_requant;
       for (int n = 0; n < CHANNELS; n++)
         for (int k = 0; k < IN; k += LANES) begin
           for (int i = 0; i < LANES; i++) begin
-            x_beat[i*X_BITS+:X_BITS] <= k + i < IN ? x[row*IN+k+i] : X_BITS'(X_ZERO);
-            w_beat[i*W_BITS+:W_BITS] <= k + i < IN ? weight[(k+i)*CHANNELS+n] : 0;
+            x_beat[i*X_BITS+:X_BITS] <= k + i < IN ? x[row*IN+k+i] : 0;
+            w_beat[i*W_BITS+:W_BITS] <= k + i < IN ? weight[(k+i)*CHANNELS+n] : weight_zero[n];
           end
           channel <= n;
           in_last <= k + LANES >= IN;

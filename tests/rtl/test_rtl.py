@@ -57,6 +57,7 @@ def corners(datapath: Datapath, softmax: Softmax) -> Verified:
         "bias": np.arange(-8, 8, dtype=np.int32),
     }
     requant = Requant(**ratio, zero=np.arange(16, dtype=np.int32))
+    levels = np.arange(127, -129, -1, dtype=np.int32)
     gelu = Gelu(**ratio, index_zero=30, index_bits=6, table=(np.arange(64) // 4).astype(np.uint8))
     gain = rng.integers(-4096, 4096, 24).astype(np.int32)
     norm = LayerNorm("values", Value("norm", (8, 24), 4), gain, np.full(24, 15 << 19, np.int64), shift=20, variance_offset=1)
@@ -69,6 +70,7 @@ def corners(datapath: Datapath, softmax: Softmax) -> Verified:
             Linear("rows", values, **eye, bias=np.full(24, -128, np.int32), epilogue=raw),
             norm,
             Linear("rows", Value("requant", (8, 16), 4), **dense, epilogue=requant),
+            Linear("rows", Value("fitted", (8, 16), 4), **dense | {"x_zero": 0}, epilogue=requant, levels=levels),
             Linear("rows", Value("gelu", (8, 16), 4), **dense, epilogue=gelu),
             attention("flat", score_shift=62, softmax=softmax),
             attention("attn", score_shift=10, softmax=softmax),
@@ -114,6 +116,7 @@ RANDOM = [
         prefix=0,
         pooled=True,
         biased=True,
+        fitted=True,
         freeze="rows",
         frozen_bits=2,
         datapath=Datapath(rounding="half_even"),
@@ -129,7 +132,7 @@ RANDOM = [
         last_code_is_zero=True,
         datapath=Datapath(accumulator_bits=11, overflow="wrap"),
     ),
-    Shape(seed=14, weight_bits=8, activation_bits=8, residual_bits=24, freeze="all", datapath=Datapath(rounding="half_away")),
+    Shape(seed=14, fitted=True, weight_bits=8, activation_bits=8, residual_bits=24, freeze="all", datapath=Datapath(rounding="half_away")),
 ]
 
 
@@ -212,6 +215,7 @@ FAULTS = [
     ("dot_requant", "in_last ? 0 : running + beat", "running + beat"),
     ("dot_requant", "!out_valid || out_ready", "1"),  # deaf to back-pressure
     ("gelu_table", "+ 64'(INDEX_ZERO)", ""),
+    ("dot_requant", "logic signed [7:0]", "logic [7:0]"),
     ("gelu_table", "rom[where]", "rom[index]"),
     ("gelu_table", "out_valid <= 1", "out_valid <= 0"),  # hangs
     ("layer_norm_row", "int64'(row[at]) - total", "int64'(row[at])"),
