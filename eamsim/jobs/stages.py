@@ -1,81 +1,173 @@
 """One model's accuracy at every stage of the chain, as a Markdown table: `python -m eamsim.jobs.stages MODEL --calib D --data D`.
 
-Columns: float; RepQ-ViT as published and hardware-true (nothing frozen); EAM with float means and with int4 codes, both
-fake-quantised; and the integer engine on the lowered program.
+A line a stage: float; RepQ-ViT as published and hardware-true, fake-quantised; the integers, as calibrated and compensated; then EAM,
+integers and fake-quantised. A column for each --data. In brackets what is gained or lost, in points, with the standard error of the
+pairs of the same images: of integers against those with nothing frozen, of other lines against the integers of the same weights and maps.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from functools import partial
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from eamsim.constraints import Verified
+import numpy as np
+
+from eamsim import engine
 from eamsim.errors import UserError
-from eamsim.inputs.images import open_images
-from eamsim.jobs.build import labelling
-from eamsim.jobs.evaluate import evaluate, evaluate_program
+from eamsim.inputs.images import ImageSet, open_images
+from eamsim.jobs.build import compensate_on, labelling
 from eamsim.program import Softmax
 from eamsim.progress import silent
 from reference.attention.collect import attention_statistics, calibrate_on, frozen_maps
-from reference.attention.freeze import Freezing, Order, Scope
+from reference.attention.freeze import Freezing, FrozenMap, Order, Scope
 from reference.attention.output_change import OutputChange
 from reference.lowering.program import lower
-from reference.models.load import load_model
-from reference.quantisation.fakequant import quantise_frozen
+from reference.models.load import Model, load_model
+from reference.quantisation.fakequant import predict, quantise_frozen
+from reference.quantisation.repq import Calibrated
 
 BATCH = 50
 MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
-HEADER = ("tau", "softmax", "float", "published", "hardware-true", "EAM, float means", "EAM, int4", "integer engine")
+Hits = list[np.ndarray]
+"""Of each data set, bool [images]: whether the highest logit is the label's; ties go to the lowest index."""
 
 
-def rows(spec: str, calib: Sequence[Path], data_source: Sequence[Path], choices: Sequence[Freezing], range_images: int) -> Iterator[tuple]:
-    """A tuple of HEADER per choice of frozen weights and meaning of the softmax; fractions."""
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: choices of frozen weights; with random ones beside each, or not; torch's lines at these taus, on so many images."""
+
+    choices: Sequence[Freezing]
+    random: bool
+    fake_taus: Sequence[float]
+    fake_images: int | None
+    range_images: int
+    entropy_images: int | None
+    compensated: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """A stage: hits of each data set, and those that they are held against, of the same images."""
+
+    tau: float
+    softmax: str
+    stage: str
+    hits: Hits
+    against: Hits | None
+
+    def cells(self) -> list[str]:
+        """Of the table."""
+        bases = self.against or [None] * len(self.hits)
+        return [f"{self.tau:g}", self.softmax, self.stage, *(cell(*pair) for pair in zip(self.hits, bases, strict=True))]
+
+
+def cell(hits: np.ndarray, base: np.ndarray | None) -> str:
+    """Top-1 in %, and what it gains over `base`, with the standard error of the pairs."""
+    if base is None:
+        return f"{100 * hits.mean():.2f}"
+    change = 100 * (hits.astype(float) - base)
+    return f"{100 * hits.mean():.2f} ({change.mean():+.2f} \N{PLUS-MINUS SIGN} {change.std() / math.sqrt(len(change)):.2f})"
+
+
+class Judges:
+    """Labelled data sets, and the same evenly spaced but fewer for torch, which takes long."""
+
+    def __init__(self, model: Model, data: Sequence[Path], fake_images: int | None):
+        self.all = [open_images([path], model.preprocessing, labelling=labelling(model)) for path in data]
+        self.few = [each.spread(min(fake_images or len(each), len(each))) for each in self.all]
+
+    def integers(self, calibrated: Calibrated, frozen: list[FrozenMap] | None = None, softmax: Softmax = "paper") -> tuple[Hits, Hits]:
+        """Of all images, and of the few among them."""
+        run = engine.load(lower(calibrated, frozen, softmax)).run
+        return [hits(run, each) for each in self.all], [hits(run, each) for each in self.few]
+
+    def torch(self, network: Model | Calibrated, frozen: list[FrozenMap] | None = None, softmax: Softmax = "paper") -> Hits:
+        """Of the few images."""
+        return [hits(lambda batch: predict(network, batch, frozen, softmax), each) for each in self.few]
+
+
+def hits(run: Callable[[np.ndarray], np.ndarray], images: ImageSet) -> np.ndarray:
+    """bool [images]; run: uint8 [batch, height, width, 3] -> logits [batch, classes]."""
+    if images.labels is None:
+        raise UserError("--data: expected labelled images, got images alone; give an ImageFolder or an .npz with labels")
+    return np.concatenate([run(batch) for batch in images.batches(BATCH)]).argmax(axis=1) == images.labels
+
+
+def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: Plan) -> Iterator[Line]:
+    """A line as soon as it is measured."""
     model = load_model(spec)
     images = open_images(calib, model.preprocessing)
-    data = open_images(data_source, model.preprocessing, labelling=labelling(model))
-    labels = data.labels
-    if labels is None:
-        raise UserError("--data: expected labelled images, got images alone; give an ImageFolder or an .npz with labels")
+    judges = Judges(model, data, plan.fake_images)
+    published, hardware = (calibrate_on(model, images, plan.range_images, mode=mode) for mode in ("published", "hardware"))
+    base, few = judges.integers(hardware)
+    if 0 in plan.fake_taus:
+        yield Line(0, "-", "float", judges.torch(model), few)
+        yield Line(0, "-", "RepQ-ViT as published, fake-quantised", judges.torch(published), few)
+        yield Line(0, "-", "hardware-true, fake-quantised", judges.torch(hardware), few)
+    yield Line(0, "-", "**integers**, as calibrated", base, None)
+    if plan.compensated:
+        hardware, _ = compensate_on(hardware, images, silent)
+        before, (base, few) = base, judges.integers(hardware)
+        yield Line(0, "-", "**integers**, compensated", base, before)
+        if 0 in plan.fake_taus:
+            yield Line(0, "-", "compensated, fake-quantised", judges.torch(hardware), few)
+    yield from eam(hardware, images, judges, plan, base)
 
-    def top1(network, frozen=None, softmax: Softmax = "paper") -> float:
-        return evaluate(network, data.batches(BATCH), labels, frozen, softmax).top1
 
-    def engine_top1(program: Verified) -> float:
-        return evaluate_program(program, data.batches(BATCH), labels).top1
-
-    published, hardware = (calibrate_on(model, images, range_images, mode=mode) for mode in ("published", "hardware"))
-    base = (top1(model), top1(published), top1(hardware))
-    yield 0.0, "-", *base, base[2], base[2], engine_top1(lower(hardware))
-    change = OutputChange(hardware.network)
-    statistics = attention_statistics(hardware, images, silent, change)
-    for choice in choices:
-        frozen = frozen_maps(statistics, choice, change)
-        on_grid = quantise_frozen(hardware, frozen)
-        for softmax in MEANINGS:
-            fake = (top1(hardware, maps, softmax) for maps in (frozen, on_grid))
-            yield choice.tau, softmax, *base, *fake, engine_top1(lower(hardware, frozen, softmax))
+def eam(calibrated: Calibrated, images: ImageSet, judges: Judges, plan: Plan, base: Hits) -> Iterator[Line]:
+    """The lines of frozen weights; base: the integers with nothing frozen."""
+    change = OutputChange(calibrated.network) if any(choice.order == "output" for choice in plan.choices) else None
+    counted = images.spread(min(plan.entropy_images or len(images), len(images)))
+    statistics = attention_statistics(calibrated, counted, silent, change) if plan.choices else None
+    for choice in plan.choices if statistics else ():
+        drawn = [replace(choice, order="random")] * plan.random
+        for each in (choice, *drawn):
+            frozen = frozen_maps(statistics, each, change)
+            for softmax in MEANINGS:
+                found, few = judges.integers(calibrated, frozen, softmax)
+                yield Line(each.tau, softmax, f"**integers**{', random' * (each is not choice)}", found, base)
+                if each is choice and each.tau in plan.fake_taus:
+                    yield Line(each.tau, softmax, "float means, fake-quantised", judges.torch(calibrated, frozen, softmax), few)
+                    on_grid = quantise_frozen(calibrated, frozen)
+                    yield Line(each.tau, softmax, "4-bit means, fake-quantised", judges.torch(calibrated, on_grid, softmax), few)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--calib", type=Path, nargs="+", required=True)
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--tau", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="labelled sets, a column each")
+    parser.add_argument("--tau", type=float, nargs="*", default=[0.1, 0.2, 0.3, 0.5])
+    parser.add_argument("--random", action="store_true", help="weights frozen at random beside each choice (--seed)")
+    parser.add_argument("--fake-tau", type=float, nargs="*", help="torch's lines at these taus alone (all unless given; 0: nothing frozen)")
+    parser.add_argument("--fake-images", type=int, help="torch's lines on so many images of each set (all unless given)")
+    parser.add_argument("--no-compensate", action="store_true")
     parser.add_argument("--granularity", default="weight", metavar="weight|row|column|head|tile:RxC")
     parser.add_argument("--scope", default="head", choices=get_args(Scope))
     parser.add_argument("--order", default="entropy", choices=get_args(Order))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calib-images", type=int, default=32)
+    parser.add_argument("--entropy-images", type=int, help="entropies and means of so many calibration images (all unless given)")
     options = parser.parse_args()
     choices = [Freezing(tau, options.granularity, options.scope, options.order, options.seed) for tau in options.tau]
-    show = partial(print, flush=True)
-    show(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
-    for tau, softmax, *fractions in rows(options.model, options.calib, options.data, choices, options.calib_images):
-        show(f"| {tau:g} | {softmax} | {' | '.join(f'{100 * fraction:.2f}' for fraction in fractions)} |")
+    fake_taus = [0, *options.tau] if options.fake_tau is None else options.fake_tau
+    plan = Plan(
+        choices,
+        options.random,
+        fake_taus,
+        options.fake_images,
+        options.calib_images,
+        options.entropy_images,
+        not options.no_compensate,
+    )
+    header = ("tau", "softmax", "top-1, %", *(path.stem for path in options.data))
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)
+    for line in lines(options.model, options.calib, options.data, plan):
+        print(f"| {' | '.join(line.cells())} |", flush=True)
 
 
 if __name__ == "__main__":
