@@ -30,6 +30,20 @@ def load_engine(program: Verified, threads: int | None, isa: str | None) -> Engi
 
 Data = Annotated[list[Path], typer.Option("--data", help="Labelled images: a folder with one folder a class, or an .npz. May be repeated.")]
 Labels = Annotated[str | None, typer.Option("--labels", metavar="by-name|by-order|FILE", help=HELP)]
+Compensate = Annotated[
+    bool | None,
+    typer.Option(
+        "--compensate/--no-compensate",
+        help="Re-fit weights and biases, layer by layer, to what quantisation has lost, or leave them as RepQ-ViT has them. "
+        "[default: compensate, but for --random-init]",
+        show_default=False,
+    ),
+]
+
+
+def compensates(choice: bool | None, random_init: int | None) -> bool:
+    """Untrained weights have no accuracy that would be worth the minutes."""
+    return random_init is None if choice is None else choice
 
 
 def parse_counts(option: str, text: str) -> list[int]:

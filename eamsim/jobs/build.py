@@ -40,7 +40,7 @@ def build_program(
     range_images: int = 32,
     entropy_from: Literal["quantised", "float"] = "quantised",
     share_windows: bool = False,
-    compensated: bool = False,
+    compensated: bool = True,
     codes: Codes = "uniform",
     labels: str | None = None,
     tuning: Tuning | None = None,
@@ -60,7 +60,7 @@ def build_program(
     judging = labelling(model, labels, required=False) if isinstance(freezing, Budget) else None  # else labels decide nothing
     images = open_images(calib, model.preprocessing, limit, judging)
     range_images = min(range_images, len(images))
-    quantise = partial(_quantised, model, images, range_images, compensated, codes, progress)
+    quantised = partial(quantise, model, images, range_images, progress, compensated, codes)
     sources = {
         "entropy_from": entropy_from,
         "share_windows": share_windows,
@@ -71,14 +71,14 @@ def build_program(
         "calibration_sha256": images.sha256,
     }
     if isinstance(freezing, Budget):
-        calibrated, compensation = quantise()
+        calibrated, compensation = quantised()
         source = model if entropy_from == "float" else calibrated
         judged = open_images(freezing.validation, model.preprocessing, None, labelling(model, labels)) if freezing.validation else images
         program, choice = _within(freezing, calibrated, source, images, judged, progress, share_windows)
     else:
 
         def start() -> Start:
-            calibrated, compensation = quantise()
+            calibrated, compensation = quantised()
             source = model if entropy_from == "float" else calibrated
             return Start(calibrated, _frozen(freezing, source, images, progress, share_windows), compensation)
 
@@ -92,8 +92,8 @@ def build_program(
     return program, provenance(calibrated) | origin
 
 
-def _quantised(
-    model: Model, images: ImageSet, range_images: int, compensated: bool, codes: Codes, progress: Progress
+def quantise(
+    model: Model, images: ImageSet, range_images: int, progress: Progress, compensated: bool = True, codes: Codes = "uniform"
 ) -> tuple[Calibrated, dict[str, Any] | None]:
     """Calibrated, and what `compensate_on` did to it, if it was to."""
     calibrated = calibrate_on(model, images, range_images, progress, codes=codes)

@@ -16,7 +16,7 @@ from typing import get_args
 
 import numpy as np
 
-from eamsim import engine
+from eamsim.engine import Engine
 from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.jobs.build import compensate_on, labelling
@@ -82,7 +82,7 @@ class Judges:
 
     def integers(self, calibrated: Calibrated, frozen: list[FrozenMap] | None = None, softmax: Softmax = "paper") -> tuple[Hits, Hits]:
         """Of all images, and of the few among them."""
-        run = engine.load(lower(calibrated, frozen, softmax)).run
+        run = Engine(lower(calibrated, frozen, softmax)).run
         return [hits(run, each) for each in self.all], [hits(run, each) for each in self.few]
 
     def torch(self, network: Model | Calibrated, frozen: list[FrozenMap] | None = None, softmax: Softmax = "paper") -> Hits:
@@ -120,10 +120,12 @@ def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: Plan) ->
 
 def eam(calibrated: Calibrated, images: ImageSet, judges: Judges, plan: Plan, base: Hits) -> Iterator[Line]:
     """The lines of frozen weights; base: the integers with nothing frozen."""
+    if not plan.choices:
+        return
     change = OutputChange(calibrated.network) if any(choice.order == "output" for choice in plan.choices) else None
     counted = images.spread(min(plan.entropy_images or len(images), len(images)))
-    statistics = attention_statistics(calibrated, counted, silent, change) if plan.choices else None
-    for choice in plan.choices if statistics else ():
+    statistics = attention_statistics(calibrated, counted, silent, change)
+    for choice in plan.choices:
         drawn = [replace(choice, order="random")] * plan.random
         for each in (choice, *drawn):
             frozen = frozen_maps(statistics, each, change)

@@ -19,18 +19,19 @@ from eamsim import __version__
 from eamsim.errors import UserError
 from eamsim.files.container import canonical, written
 from eamsim.inputs.images import ImageSet, open_images
-from eamsim.jobs.build import labelling
+from eamsim.jobs.build import labelling, quantise
 from eamsim.jobs.evaluate import Accuracy, evaluate, evaluate_program
 from eamsim.jobs.sweep_table import Row, Runner, Unit, Variant
 from eamsim.jobs.workers import Workers, results
 from eamsim.program import Softmax
 from eamsim.progress import Progress
-from reference.attention.collect import attention_statistics, calibrate_on, means, parameters_sha256, scores
+from reference.attention.collect import attention_statistics, means, parameters_sha256, scores
 from reference.attention.freeze import Order, Scope, freeze
 from reference.attention.output_change import OutputChange
 from reference.lowering.program import lower
 from reference.models.load import Model, load_model
 from reference.models.maps import excluded_share
+from reference.quantisation.compensate import SETTINGS
 from reference.quantisation.fakequant import quantise_frozen
 from reference.quantisation.repq import Calibrated
 
@@ -71,13 +72,14 @@ class Choices:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A float model, the images it is calibrated on (`range_images` of them set the ranges), the labelled ones it is judged by."""
+    """A float model, the images it is calibrated on (`range_images` of them set the ranges) and compensated or not, and its judges."""
 
     spec: str
     model: Model
     calibration: ImageSet
     range_images: int
     data: ImageSet
+    compensated: bool = True
 
     @cached_property
     def origin(self) -> dict[str, Any]:
@@ -92,6 +94,7 @@ class Subject:
             "preprocessing": asdict(self.model.preprocessing),
             "calibration_sha256": self.calibration.sha256,
             "range_images": self.range_images,
+            "compensation": SETTINGS if self.compensated else None,
             "data_sha256": self.data.sha256,
         }
 
@@ -119,12 +122,13 @@ def open_subject(
     range_images: int,
     images: int | None,
     labels: str | None = None,
+    compensated: bool = True,
 ) -> Subject:
     """Load a model and find its images, at most so many of `data`; labels: as `Labelling.choice`, the rest as `build_program`."""
     model = load_model(spec, random_init=random_init)
     calibration = open_images(calib, model.preprocessing)
     labelled = open_images(data, model.preprocessing, images, labelling(model, labels))
-    return Subject(spec, model, calibration, min(range_images, len(calibration)), labelled)
+    return Subject(spec, model, calibration, min(range_images, len(calibration)), labelled, compensated)
 
 
 def sweep(
@@ -153,7 +157,7 @@ def prepare(subject: Subject, units: Sequence[Unit], progress: Progress) -> Prep
     """Calibrate, and gather what decides about the frozen weights of these units; torch uses one thread."""
     freezings = {(unit.order, unit.granularity): unit.freezing for unit in units if unit.freezing}
     with one_torch_thread():
-        calibrated = calibrate_on(subject.model, subject.calibration, subject.range_images, progress)
+        calibrated, _ = quantise(subject.model, subject.calibration, subject.range_images, progress, subject.compensated)
         if not freezings:
             return Prepared(calibrated, [], {})
         change = OutputChange(calibrated.network) if any(order == "output" for order, _ in freezings) else None

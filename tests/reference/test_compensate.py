@@ -1,7 +1,12 @@
 """Compensation: what it promises layer by layer, on a small ViT and a small Swin."""
 
+import json
+from importlib.resources import files
+from pathlib import Path
+
 import numpy as np
 import pytest
+from command_line import eamsim
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +22,7 @@ from reference.quantisation.fakequant import predict  # noqa: E402
 from reference.quantisation.repq import calibrate  # noqa: E402
 from reference.quantisation.rounding import DAMPING, inverse_factor, round_weights  # noqa: E402
 
+DIGITS = Path(str(files("eamsim") / "data" / "digits"))
 VIT = ("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5})
 SWIN = (
     "swin_tiny_patch4_window7_224",
@@ -186,3 +192,10 @@ def test_memory_bounds_the_images(model, images, monkeypatch):
 def test_the_published_form_has_nothing_to_compensate(model, images):
     with pytest.raises(UserError, match="hardware"):
         compensate(calibrate(model, images[:4], "published"), [images[:4]], lambda steps: None)
+
+
+@pytest.mark.parametrize(("options", "images"), [((), 24), (("--no-compensate",), None), (("--random-init", 0), None)])
+def test_the_command_compensates_trained_weights_unless_told(tmp_path, options, images):
+    arguments = ("--calib", DIGITS / "digits_calib.npz", "--limit", 24, "--tau", 0, "-o", tmp_path / "x.eam", "--json")
+    found = json.loads(eamsim("build", f"local-dir:{DIGITS}", *arguments, *options).out)["compensation"]
+    assert found == (images and {"images": images, **subject.SETTINGS})

@@ -11,7 +11,7 @@ from rich.table import Table
 from cost_model.work.counts import constant_share, count, frozen_share
 from eamsim import __version__, artifact
 from eamsim.cli.extras import import_reference
-from eamsim.cli.inputs import Labels
+from eamsim.cli.inputs import Compensate, Labels, compensates
 from eamsim.cli.manifest import VERSIONED, check_output, check_writable, front_path, manifest_path, write_manifest
 from eamsim.cli.output import Json, Limit, progress, table
 from eamsim.cli.shares import parse_share, points_of, share_of
@@ -78,9 +78,7 @@ def build(
         Literal["uniform", "fitted"],
         typer.Option(help="What the codes after GELU stand for: an even grid, or sixteen fitted 8-bit levels, looked up in fc2."),
     ] = "uniform",
-    compensate: Annotated[
-        bool, typer.Option("--compensate", help="Re-fit weights and biases, layer by layer, to what quantisation has lost (minutes).")
-    ] = False,
+    compensate: Compensate = None,
     tune: Annotated[
         int | None,
         typer.Option(metavar="STEPS", help="Compensate, then let the float model teach so many steps: 100 do most (minutes).", min=1),
@@ -89,7 +87,7 @@ def build(
     share_windows: Annotated[bool, typer.Option("--share-windows", help="Of a Swin: one map for all windows of a block.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Float model to .eam file. Calibrate (RepQ-ViT, 4 bits), measure entropies, freeze, lower to integers, write."""
+    """Float model to .eam file. Calibrate (RepQ-ViT, 4 bits), compensate, measure entropies, freeze, lower to integers, write."""
     fixed = {"tau": tau, "scope": scope, "order": order, "seed": seed}
     budget = {"keep_accuracy": keep_accuracy, "save_macs": save_macs, "validation": validation, "evaluations": evaluations}
     freezing = chosen_freezing(given(fixed), given(budget), granularity, softmax)
@@ -117,7 +115,7 @@ def build(
         range_images=calib_images,
         entropy_from=entropy_from,
         share_windows=share_windows,
-        compensated=compensate or tuning is not None,
+        compensated=compensates(compensate, random_init),
         codes=codes,
         labels=labels,
         tuning=tuning,

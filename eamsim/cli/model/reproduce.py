@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from eamsim.cli.extras import import_reference
-from eamsim.cli.inputs import FigureFolder, Weights
+from eamsim.cli.inputs import Compensate, FigureFolder, Weights, compensates
 from eamsim.cli.manifest import described, make_folder, manifest_path, write_manifest
 from eamsim.cli.output import Json, Limit, note, progress
 from eamsim.cli.page import drawing
@@ -50,6 +50,7 @@ class Protocol:
     val: Path
     calib: list[Path]
     limit: int | None
+    compensated: bool
 
     def check(self, name: Name) -> None:
         """BadFile names the first folder that is missing, and what belongs there."""
@@ -80,6 +81,7 @@ def reproduce(
     limit: Limit = None,
     on: Annotated[Literal["engine", "fakequant"], typer.Option(help="What runs the 4-bit variants: integers, or torch.")] = "engine",
     weights: Weights = None,
+    compensate: Compensate = None,
     workers: Annotated[int | None, typer.Option(help="Processes that evaluate; one per core unless given.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
@@ -87,7 +89,7 @@ def reproduce(
 
     The same command continues an interrupted run in the same folder.
     """
-    protocol = Protocol(model, weights, data / "train", data / "val", calib or [], limit)
+    protocol = Protocol(model, weights, data / "train", data / "val", calib or [], limit, compensates(compensate, None))
     protocol.check(name)
     if name != "table1":
         drawing.import_matplotlib()
@@ -145,7 +147,7 @@ def swept(protocol: Protocol, name: Swept, on: Literal["engine", "fakequant"], w
     model = load_model(protocol.spec, protocol.weights)
     calibration = protocol.calibration(model.preprocessing)
     data = open_images([protocol.val], model.preprocessing, protocol.limit, labelling(model))
-    subject = Subject(protocol.spec, model, calibration, min(RANGE_IMAGES, len(calibration)), data)
+    subject = Subject(protocol.spec, model, calibration, min(RANGE_IMAGES, len(calibration)), data, protocol.compensated)
     variants, tenths = SWEEPS[name]
     taus = [tenth / 10 for tenth in range(tenths + 1)]
     choices = Choices(taus, variants, ["paper"], ["weight"], ["head"], ["entropy"], [0, 1, 2], on)

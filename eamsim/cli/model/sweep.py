@@ -16,7 +16,7 @@ from rich.table import Table
 
 from eamsim import __version__, artifact
 from eamsim.cli.extras import import_reference
-from eamsim.cli.inputs import Data, Labels
+from eamsim.cli.inputs import Compensate, Data, Labels, compensates
 from eamsim.cli.manifest import VERSIONED, make_folder, manifest_path, write_manifest
 from eamsim.cli.output import LIMIT_HELP, Json, note, progress, table
 from eamsim.cli.shares import decimal_share, parse_shares
@@ -52,6 +52,7 @@ def sweep(
     images: Annotated[int | None, typer.Option("--limit", "--images", help=LIMIT_HELP, min=1)] = None,
     calib_images: Annotated[int, typer.Option(help="So many of --calib set the ranges of the quantisers.", min=1)] = 32,
     random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
+    compensate: Compensate = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue in DIR: finished units do not run again.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes, each with one thread; one per core unless given.", min=1)] = None,
     scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Run on this Dask cluster instead.")] = None,
@@ -73,7 +74,17 @@ def sweep(
     if len(set(map(public_name, units))) < len(units):
         raise UserError("MODELS: expected models of different names, which the table tells them apart by; rename a folder")
     subjects = [
-        open_subject(spec, calib, data, random_init=random_init, range_images=calib_images, images=images, labels=labels) for spec in units
+        open_subject(
+            spec,
+            calib,
+            data,
+            random_init=random_init,
+            range_images=calib_images,
+            images=images,
+            labels=labels,
+            compensated=compensates(compensate, random_init),
+        )
+        for spec in units
     ]
     make_folder(out / "units")
     try:

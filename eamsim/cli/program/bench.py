@@ -116,7 +116,8 @@ def open_model(spec: str, data: list[Path], random_init: int | None) -> Opened:
     from reference.attention.freeze import Freezing
     from reference.models.load import load_model
 
-    program, provenance = build_program(spec, data, progress, Freezing(0), random_init=random_init)
+    as_calibrated = {"random_init": random_init, "compensated": False}  # no time depends on the weights
+    program, provenance = build_program(spec, data, progress, Freezing(0), **as_calibrated)
     model = load_model(spec, random_init=random_init)
     return Opened(spec, program, open_images(data, model.preprocessing), model, is_untrained(provenance))
 
