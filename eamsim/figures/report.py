@@ -17,6 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from cost_model.chip.hardware import Array, Simd
 from cost_model.work.counts import share
 from eamsim.constraints import Verified
+from eamsim.figures.compare import draw_growth, draw_sources
 from eamsim.jobs.costs.findings import attentions, frozen_share, left_out
 
 INK = "#010203"
@@ -49,6 +50,8 @@ def draw(found: dict[str, Any], program: Verified, compute: Array | Simd) -> dic
         figures |= {"masks": lambda: masks(program, compute), "encodings": lambda: encodings(found)}
     if found["accuracy"]:
         figures["accuracy"] = lambda: accuracy(found)
+    if found["comparison"]:
+        figures["comparison"] = lambda: comparison(found["comparison"])
     with matplotlib.rc_context(STYLE):
         return {name: svg(figure(), name) for name, figure in figures.items()}
 
@@ -219,4 +222,13 @@ def accuracy(found: dict[str, Any]) -> Figure:
     axis.set_xlabel("frozen weights, τ (%)")
     axis.set_ylabel("top-1 (%), dotted: nothing frozen")
     axis.legend()
+    return figure
+
+
+def comparison(found: dict[str, Any]) -> Figure:
+    """How the error grows against PyTorch, and where it is born."""
+    figure, axes = panels(1 + bool(found["sources"]), 4.2)
+    draw_growth(axes[0], found)
+    if found["sources"]:
+        draw_sources(axes[1], found)
     return figure

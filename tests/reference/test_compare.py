@@ -224,13 +224,30 @@ def test_what_cannot_be_rebuilt_is_refused_by_name():
         rebuild(case.program, case.provenance, Case(SWIN, None).model)
 
 
-def test_the_command():
+def test_the_command(tmp_path):
     arguments = ["compare", DIGITS / "digits.eam", f"local-dir:{DIGITS}", "--data", DIGITS / "digits_test.npz", "--limit", "8"]
     done = eamsim(*arguments, "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["values"][-1]["value"] == "head"
     assert set(result["top1"]) == {"program", "float", "fake"}
+    pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
+    file, page = tmp_path / "c.json", tmp_path / "r.html"
+    file.write_text(done.out)
+    assert eamsim("plot", "compare", file, "-o", tmp_path).code == 0
+    assert (tmp_path / "compare.svg").exists()
+    assert eamsim("report", DIGITS / "digits.eam", "--hw", "small-npu", "--compare", file, "-o", page).code == 0
+    assert f"decide otherwise than the float model on {result['decisions']['float']['differ']:.2%}" in page.read_text()
+    assert 'id="figure-comparison"' in page.read_text()
+
+
+@pytest.mark.parametrize("rows", [[], [{"value": "head", "snr_db": "loud"}], [{"value": "head"}]])
+def test_what_is_no_comparison_is_refused(tmp_path, rows):
+    pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
+    whole = {"images": 1, "values": rows, "decisions": {"float": {"differ": 0}, "fake": {"differ": 0}}, "top1": None}
+    (tmp_path / "c.json").write_text(json.dumps(whole))
+    done = eamsim("plot", "compare", tmp_path / "c.json", "-o", tmp_path)
+    assert (done.code, "c.json: not a comparison" in done.err, "values" in done.err) == (3, True, True)
 
 
 def test_the_command_refuses_another_model():

@@ -108,6 +108,19 @@ def widths(
 
 
 @app.command()
+def compare(
+    comparison: Annotated[Path, typer.Argument(metavar="COMPARISON.json", help="What `eamsim compare --json` printed.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """The integers against PyTorch. How the error grows from block to block, and where it is born."""
+    import_matplotlib()
+    from eamsim.figures.compare import compare_figure, read_comparison
+
+    finish("compare", compare_figure(read_comparison(comparison)), out, read_from(comparison), as_json)
+
+
+@app.command()
 def designs(
     table: Annotated[Path, typer.Argument(metavar="DESIGNS.csv", help="Written by `eamsim search -o`.")],
     out: FigureFolder,

@@ -28,6 +28,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="X.html", help="The page to write.")],
     batch: Annotated[int, typer.Option(help="Images that share one fetch of weights and maps.", min=1, max=1 << 20)] = 1,
     sweep: Annotated[Path | None, typer.Option(metavar="sweep.csv", help="Accuracy over tau, from `eamsim sweep`.")] = None,
+    compare: Annotated[Path | None, typer.Option(metavar="C.json", help="The float cross-check, from `eamsim compare --json`.")] = None,
     tables: Annotated[
         list[Path] | None, typer.Option("--table", metavar="X.csv|X.md", help="The table over tau as CSV or Markdown too. May be repeated.")
     ] = None,
@@ -41,6 +42,7 @@ def report(
     try:
         import jinja2
 
+        from eamsim.figures.compare import read_comparison
         from eamsim.figures.report import draw
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in {"eamsim", "cost_model"}:
@@ -51,10 +53,11 @@ def report(
     found = findings(program, chip, batch)
     found["untrained"] = is_untrained(provenance)
     found["accuracy"] = [] if sweep is None else accuracies(sweep)
+    found["comparison"] = None if compare is None else read_comparison(compare)
     manifest = {
         "command": public_command(),
         "eamsim": __version__,
-        "input": [described(path) for path in (model, Path(hw), sweep) if path is not None and path.is_file()],
+        "input": [described(path) for path in (model, Path(hw), sweep, compare) if path is not None and path.is_file()],
         "built": {
             key: provenance[key] for key in ("model", "model_sha256", "random_init", "calibration_sha256", "tau") if key in provenance
         },
