@@ -158,8 +158,10 @@ def aligned(rebuilt: Rebuilt, name: str, tap: np.ndarray, own: np.ndarray, fake:
     by_head = (len(tap), op.windows, op.heads, op.tokens, -1)
     own, fake = own.reshape(by_head), fake.reshape(by_head)
     if part == "codes":
-        taken = np.ones((op.windows, op.tokens, op.tokens), bool) if op.excluded is None else ~op.excluded
-        integers, own, fake = (each.swapaxes(1, 2)[:, :, taken] for each in (tap.reshape(by_head), own, fake))
+        tap = tap.reshape(by_head)
+        if op.excluded is None:
+            return tap, own, fake
+        integers, own, fake = (each.swapaxes(1, 2)[:, :, ~op.excluded] for each in (tap, own, fake))
         return integers, own, fake
     scored = list(op.score_heads)
     heads = list(range(op.heads)) if part == "v" else scored

@@ -17,7 +17,10 @@ from eamsim.inputs.images import open_images
 from eamsim.inputs.labels import HELP
 from eamsim.jobs.load import is_untrained, read_model
 
-BATCH = 8
+BATCH = 2
+"""So few stay in the caches."""
+SOURCE_IMAGES = 64
+"""Each source takes a pass over them, and a share is a mean over all their logits."""
 
 
 def compare(
@@ -29,7 +32,7 @@ def compare(
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Accept weights in a pickle (read with weights_only).")] = False,
     labels: Annotated[str | None, typer.Option("--labels", metavar="by-name|by-order|FILE", help=HELP)] = None,
     limit: Limit = None,
-    sources: Annotated[bool, typer.Option("--sources", help="Each kind of quantiser alone too: one more pass for each.")] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="Each kind of quantiser alone too: a pass for each, on 64 images.")] = False,
     threads: Threads = None,
     isa: Isa = None,
     as_json: Json = False,
@@ -59,9 +62,10 @@ def compare(
     with progress("images compared", len(images)) as advance:
         result = comparison.compare(rebuilt, images.batches(BATCH), run, images.labels, advance)
     if sources:
-        groups = sources_of(rebuilt)
-        with progress("passes", len(images) * len(groups)) as advance:
-            result["sources"] = noise_shares(rebuilt, groups, images.batches(BATCH), advance)
+        groups, some = sources_of(rebuilt), images.spread(SOURCE_IMAGES)
+        with progress("passes", len(some) * len(groups)) as advance:
+            shares = noise_shares(rebuilt, groups, some.batches(BATCH), advance)
+        result |= {"sources": shares, "source_images": len(some)}
     emit_measured(is_untrained(provenance), result | {"data": images.summary.json()}, as_json, *lines(result))
 
 

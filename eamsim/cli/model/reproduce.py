@@ -50,7 +50,7 @@ class Protocol:
     val: Path
     calib: list[Path]
     limit: int | None
-    compensated: bool
+    compensated: bool = True
 
     def check(self, name: Name) -> None:
         """BadFile names the first folder that is missing, and what belongs there."""
