@@ -110,14 +110,14 @@ def widths(
 @app.command()
 def compare(
     comparison: Annotated[Path, typer.Argument(metavar="COMPARISON.json", help="What `eamsim compare --json` printed.")],
-    out: Out,
+    out: FigureFolder,
     as_json: Json = False,
 ) -> None:
     """The integers against PyTorch. How the error grows from block to block, and where it is born."""
-    import_matplotlib()
+    drawing.import_matplotlib()
     from eamsim.figures.compare import compare_figure, read_comparison
 
-    finish("compare", compare_figure(read_comparison(comparison)), out, read_from(comparison), as_json)
+    drawing.finish("compare", compare_figure(read_comparison(comparison)), out, drawing.read_from(comparison), as_json)
 
 
 @app.command()
