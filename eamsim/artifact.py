@@ -15,9 +15,8 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from eamsim.files.container import Refused, canonical, parse_json, replacing
 from eamsim.files.hdf5 import Tables
 from eamsim.files.packing import BITS, DTYPES, narrowest, pack, packed_bytes, stored_form, unpack
 from eamsim.files.tensor_file import FORMAT, VERSIONS, Form, from_bytes, to_bytes
-from eamsim.program import Frozen, Linear, Program
+from eamsim.program import Frozen, Linear, Program, field_hints
 
 VERSION_1, HDF5_SIGNATURE = 1, b"\x89HDF\r\n\x1a\n"
 LATER_FIELDS: dict[type, dict[str, int]] = {Linear: {"levels": 3}}
@@ -169,8 +168,6 @@ class _Encoder:
             self.data += pack(item, packing)
             self.arrays.append((where, packing, item.shape))
             return array
-        if isinstance(item, str) and not item.isprintable():
-            raise ArtifactError(f"{item!r}: expected printable text; choose another name")
         if isinstance(item, Frozen):
             item = dataclasses.replace(item, codes=item.codes[item.mask])
         if dataclasses.is_dataclass(item):
@@ -200,11 +197,6 @@ def _decode(tree: dict[str, Any], data: bytes, version: int) -> tuple[Program, d
     if decoder.offset != len(data):
         raise Refused("/data", f"{decoder.offset} bytes of arrays", len(data))
     return program, _tensor_forms(program, decoder.arrays)
-
-
-@cache
-def _field_hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 class _Decoder:
@@ -252,7 +244,7 @@ class _Decoder:
         return {name: self.item(hint, tree[name], f"{where}.{name}") for name, hint in hints.items()}
 
     def dataclass(self, kind: type, tree: dict[str, Any], where: str) -> Any:
-        hints = {"kind": str, **_field_hints(kind)}
+        hints = {"kind": str, **field_hints(kind)}
         for name, version in LATER_FIELDS.get(kind, {}).items():
             if name not in tree:
                 del hints[name]

@@ -34,6 +34,8 @@ from eamsim.program import (
     Requant,
     Residual,
     Value,
+    field_hints,
+    mistyped,
 )
 
 Bound = tuple[int, int]
@@ -44,7 +46,8 @@ TAPS = {"variance", "reciprocal", "normalised", "acc", "index", "scores", "expon
 MAX_SHIFT = 62
 LEVEL_BITS = 8
 MAX_ELEMENTS = 1 << 31
-INT64_LIMIT = 1 << 63
+SUM_LIMIT = 1 << 62
+SCALED_LIMIT = (1 << 63) - (1 << (MAX_SHIFT - 1))
 PROVED: WeakKeyDictionary[Operation, tuple[tuple[Datapath | Value, ...], Bounds]] = WeakKeyDictionary()
 """By operation: what its proof rests on beside its own fields, and what it says."""
 
@@ -67,15 +70,13 @@ class Check:
     def array(self, label: str, name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...], bound: Bound | None = None) -> None:
         """dtype and shape exactly, every element within the inclusive bound."""
         expected = f"{np.dtype(dtype)} {shape}"
-        self.that(isinstance(array, np.ndarray), label, f"{name} must be {expected}, got {type(array).__name__}")
         self.that(array.dtype == dtype and array.shape == shape, label, f"{name} must be {expected}, got {array.dtype} {array.shape}")
         if bound is not None and array.size:
             found = int(array.min()), int(array.max())
             self.that(bound[0] <= found[0] and found[1] <= bound[1], label, f"{name} must lie in {list(bound)}, got {list(found)}")
 
     def number(self, label: str, name: str, number: int, low: int, high: int) -> None:
-        is_integer = isinstance(number, int) and not isinstance(number, bool)
-        self.that(is_integer and low <= number <= high, label, f"{name} must be an integer in [{low}, {high}], got {number!r}")
+        self.that(low <= number <= high, label, f"{name} must be an integer in [{low}, {high}], got {number}")
 
     def shape(self, label: str, value: Value, shape: tuple[int, ...]) -> None:
         self.that(value.shape == shape, label, f"{value.name} must have shape {shape}, got {value.shape}")
@@ -101,15 +102,15 @@ class Check:
         """The bound of a sum once narrowed; under `error` the sum itself must fit."""
         high = (1 << (self.datapath.accumulator_bits - 1)) - 1
         fits = -high - 1 <= bound[0] and bound[1] <= high
-        self.that(magnitude(bound) < INT64_LIMIT >> 1, label, f"{name} may reach {list(bound)}, beyond 63 bits")
+        self.that(magnitude(bound) < SUM_LIMIT, label, f"{name} may reach {list(bound)}, expected below 2^62 in magnitude")
         if self.datapath.overflow == "error":
             width = self.datapath.accumulator_bits
             self.that(fits, label, f"{name} may reach {list(bound)}, beyond the {width}-bit accumulator (overflow 'error')")
         return bound if fits else (-high - 1, high)
 
-    def product(self, label: str, name: str, reach: int) -> None:
-        """The greatest magnitude of an intermediate, its rounding constant included, stays within int64."""
-        self.that(reach + (1 << (MAX_SHIFT - 1)) < INT64_LIMIT, label, f"{name} may reach {reach}, beyond 63 bits")
+    def scaled(self, label: str, name: str, reach: int) -> None:
+        """The greatest magnitude of what is to be rounded: int64 holds it with any rounding constant."""
+        self.that(reach < SCALED_LIMIT, label, f"{name} may reach {reach}, expected below 3 * 2^61")
 
 
 def magnitude(bound: Bound) -> int:
@@ -135,6 +136,8 @@ class Verified(Program):
 
 def verify(program: Program) -> Verified:
     """The program with its proof; ProgramError unless every constraint holds. One that has its proof is returned as it is."""
+    if not isinstance(program, Program):
+        raise ProgramError(f"program: expected eamsim.program.Program, got {type(program).__name__}; make one, or read one from a file")
     return program if isinstance(program, Verified) else Verified(program.name, program.image, program.operations, program.datapath)
 
 
@@ -156,24 +159,34 @@ def seal(item: object) -> None:
 
 def prove(program: Program) -> Bounds:
     """The bounds of a program whose every constraint holds; raises ProgramError."""
-    check = Check(program.name, program.datapath)
+    check = Check(f"{program.name}", program.datapath)
+    verify_types(check, program)
     verify_datapath(check, program.datapath)
+    check.that(program.name.isprintable(), "P4", f"names must be printable, got {program.name!r}")
     check.that(bool(program.operations), "P1", "a program needs at least one operation")
     image = program.image
     verify_value(check, image)
     is_rgb = len(image.shape) == 3 and image.shape[2] == 3 and image.bits == 8 and not image.signed
     check.that(is_rgb, "P2", f"the image must be u8 [height, width, 3], got {image}")
+    verify_name(check, image)
     values, bounds = {image.name: image}, {}
     for op in program.operations:
         check = Check(f"{op.out.name} {type(op).__name__}", program.datapath)
         verify_value(check, op.out)
         check.that(op.out.name not in values, "P4", "the name is taken by an earlier value")
-        check.that(bool(op.out.name) and op.out.name.rpartition(".")[2] not in TAPS, "P4", "the name is empty or a tap's")
+        verify_name(check, op.out)
         for name in op.inputs:
             check.that(name in values, "P5", f"input '{name}' is not an earlier value")
         bounds |= prove_operation(check, op, values)
         values[op.out.name] = op.out
     return bounds
+
+
+def verify_types(check: Check, program: Program) -> None:
+    """What the other constraints, and every reader, rely on before they look at a number."""
+    for name, hint in field_hints(Program).items():
+        wrong = mistyped(getattr(program, name), hint, name)
+        check.that(wrong is None, "P6", str(wrong))
 
 
 def verify_datapath(check: Check, datapath: Datapath) -> None:
@@ -186,9 +199,15 @@ def verify_datapath(check: Check, datapath: Datapath) -> None:
 def verify_value(check: Check, value: Value) -> None:
     low, high = (2, 32) if value.signed else (1, 16)
     check.number("P3", f"bits of {value.name}", value.bits, low, high)
-    sizes = all(isinstance(n, int) and n > 0 for n in value.shape) and bool(value.shape)
+    sizes = all(n > 0 for n in value.shape) and bool(value.shape)
     fits = sizes and prod(value.shape) < MAX_ELEMENTS  # exact: the int64 of Value.size may wrap
     check.that(fits, "P3", f"{value.name} must have positive extents and fewer than 2^31 elements, got {value.shape}")
+
+
+def verify_name(check: Check, value: Value) -> None:
+    check.that(value.name.isprintable(), "P4", f"names must be printable, got {value.name!r}")
+    allowed = bool(value.name) and value.name.rpartition(".")[2] not in TAPS
+    check.that(allowed, "P4", f"the name of a value is neither empty nor that of a tap, nor ends in one, got '{value.name}'")
 
 
 def prove_operation(check: Check, op: Operation, values: dict[str, Value]) -> Bounds:
@@ -244,7 +263,7 @@ def verify_embed(check: Check, op: Embed, x: Value) -> Bounds:
     check.matrix("C1", x)
     check.wide("C1", x)
     check.wide("C2", op.out)
-    prefix_tokens = len(op.prefix) if isinstance(op.prefix, np.ndarray) and op.prefix.ndim else 0
+    prefix_tokens = len(op.prefix) if op.prefix.ndim else 0
     check.shape("C2", op.out, (prefix_tokens + x.shape[0], x.shape[1]))
     limits = op.out.low, op.out.high
     check.array("C3", "prefix", op.prefix, np.int32, (prefix_tokens, x.shape[1]), limits)
@@ -262,14 +281,14 @@ def verify_layer_norm(check: Check, op: LayerNorm, x: Value) -> Bounds:
     check.number("C4", "shift", op.shift, 0, MAX_SHIFT)
     check.number("C5", "reciprocal_bits", op.reciprocal_bits, 1, 24)
     check.number("C5", "fraction_bits", op.fraction_bits, 0, op.reciprocal_bits + 1)
-    check.number("C6", "variance_offset", op.variance_offset, 1, INT64_LIMIT >> 1)
-    variance = channels * channels * reach * reach + op.variance_offset
-    check.that(variance < INT64_LIMIT >> 1, "C6", f"the variance may reach {variance}, beyond 62 bits")
+    check.number("C6", "variance_offset", op.variance_offset, 1, SUM_LIMIT - 1)
+    variance = channels * channels * reach * reach + op.variance_offset  # C * S2 reaches it
+    check.that(variance < SUM_LIMIT, "C6", f"the terms of the variance may reach {variance}, expected below 2^62")
     # |y * r| <= 2 * channels * reach * 2^25 < 2^57 follows.
     # |y| <= D' sqrt(channels - 1) with D' <= 2 D the unrounded root, and r / 2^(e + reciprocal_bits) <= 1 / D.
     normalised = (2 << op.fraction_bits) * (isqrt(channels) + 2)
     scaled = normalised * magnitude(extent(op.gain)) + magnitude(extent(op.offset))
-    check.product("C7", "normalised x times gain plus offset", scaled)
+    check.scaled("C7", "normalised x times gain plus offset", scaled)
     return {}
 
 
@@ -295,7 +314,7 @@ def verify_linear(check: Check, op: Linear, x: Value, values: dict[str, Value]) 
     epilogue = op.epilogue
     check.array("C9", "multiplier", epilogue.multiplier, np.int32, (out_channels,), (0, check.max_multiplier))
     check.array("C9", "shift", epilogue.shift, np.int32, (out_channels,), (0, MAX_SHIFT))
-    check.product("C10", "acc times multiplier", magnitude(acc) * int(epilogue.multiplier.max()))
+    check.scaled("C10", "acc times multiplier", magnitude(acc) * int(epilogue.multiplier.max()))
     verify_epilogue(check, epilogue, op.out, magnitude(acc), values)
     return {f"{op.out.name}.acc": bound}
 
@@ -336,7 +355,7 @@ def verify_epilogue(check: Check, epilogue: Epilogue, out: Value, acc: int, valu
             check.shape("C13", operand, out.shape)
             check.number("C13", "exponent_change", change, 0, int(epilogue.shift.min()))
             aligned = 1 << (operand.bits - 1 + int(epilogue.shift.max()) - change)
-            check.product("C14", "aligned sum", aligned + acc * int(epilogue.multiplier.max()))
+            check.scaled("C14", "aligned sum", aligned + acc * int(epilogue.multiplier.max()))
         case Raw():
             check.wide("C15", out)
         case _:
@@ -354,7 +373,7 @@ def verify_attention(check: Check, op: Attention, x: Value) -> Bounds:
     check.that(whole, "C3", f"windows {op.windows} and heads {op.heads} must divide out {op.out.shape}")
     pairs = op.windows * op.heads * op.tokens**2
     check.that(pairs < MAX_ELEMENTS, "C3", f"windows * heads * tokens^2 must be below 2^31, got {pairs}")
-    in_range = all(isinstance(h, int) and 0 <= h < op.heads for h in op.score_heads)
+    in_range = all(0 <= head < op.heads for head in op.score_heads)
     ascending = in_range and tuple(sorted(set(op.score_heads))) == op.score_heads
     check.that(ascending, "C4", f"score_heads must be ascending head numbers below {op.heads}, got {op.score_heads}")
     check.shape("C1", x, (op.out.shape[0], (2 * len(op.score_heads) + op.heads) * op.head_dim))
@@ -374,12 +393,12 @@ def verify_softmax_tables(check: Check, op: Attention) -> None:
     check.that(op.tokens << op.exp2_bits < 1 << 31, "C7", f"the sum of {op.tokens} exponentials may reach 2^31")
     check.number("C8", "log2_scale", op.log2_scale, -(1 << 24), 1 << 24)
     check.number("C9", "attention_bits", op.attention_bits, 2, 6)
-    check.that(isinstance(op.last_code_is_zero, bool), "C9", "last_code_is_zero must be true or false")
 
 
 def verify_table(check: Check, name: str, table: np.ndarray, high: int) -> None:
-    size = len(table) if isinstance(table, np.ndarray) and table.ndim == 1 else 0
-    check.that(2 <= size <= 1 << 16 and size & (size - 1) == 0, "C7", f"{name} must have 2^n entries, got {size}")
+    size = len(table) if table.ndim == 1 else 0
+    is_power = 2 <= size <= 1 << 16 and size & (size - 1) == 0
+    check.that(is_power, "C7", f"{name} must be a row of 2^n entries, n in 1..16, got shape {table.shape}")
     check.array("C7", name, table, np.int32, (size,), (0, high))
 
 
@@ -391,7 +410,7 @@ def verify_maps(check: Check, op: Attention) -> None:
     whole = op.softmax == "renormalised" and op.frozen is not None and bool(op.frozen.mask[:, unscored].all())
     check.that(not unscored or whole, "C11", f"heads {unscored} lack scores: they must be wholly frozen, softmax renormalised")
     if op.logit_bias is not None:
-        maps = len(op.logit_bias) if isinstance(op.logit_bias, np.ndarray) and op.logit_bias.ndim else 0
+        maps = len(op.logit_bias) if op.logit_bias.ndim else 0
         check.that(maps in (1, op.windows), "C12", f"logit_bias must have 1 or {op.windows} maps, got {maps}")
         check.array("C12", "logit_bias", op.logit_bias, np.int32, (maps, op.heads, tokens, tokens))
     if op.excluded is not None:
@@ -399,7 +418,7 @@ def verify_maps(check: Check, op: Attention) -> None:
 
 
 def verify_frozen(check: Check, op: Attention, frozen: Frozen) -> None:
-    maps = len(frozen.mask) if isinstance(frozen.mask, np.ndarray) and frozen.mask.ndim else 0
+    maps = len(frozen.mask) if frozen.mask.ndim else 0
     check.that(maps in (1, op.windows), "C10", f"frozen.mask must have 1 or {op.windows} maps, got {maps}")
     shape = (maps, op.heads, op.tokens, op.tokens)
     check.array("C10", "frozen.mask", frozen.mask, np.bool_, shape)
@@ -416,7 +435,7 @@ def verify_attention_bounds(check: Check, op: Attention, x: Value) -> Bounds:
     scores = (min(bias[0], 0) - product, max(bias[1], 0) + product)
     low, high = check.accumulator("C14", "scores", scores)
     check.ratio("C15", op.score_multiplier, op.score_shift)
-    check.product("C15", "exponent before its shift", (high - low) * op.score_multiplier)
+    check.scaled("C15", "exponent before its shift", (high - low) * op.score_multiplier)
     exponents = ((high - low) * op.score_multiplier >> op.score_shift) + 1
     check.that(exponents < 1 << 30, "C15", f"exponents may reach {exponents}, beyond 30 bits")
     sums = op.tokens * (1 << op.top_power) * v
@@ -424,7 +443,7 @@ def verify_attention_bounds(check: Check, op: Attention, x: Value) -> Bounds:
     for name in ("multiplier_even", "multiplier_odd"):
         check.number("C17", name, getattr(op, name), 0, check.max_multiplier)
     check.number("C17", "out_shift", op.out_shift, 0, MAX_SHIFT)
-    check.product("C17", "scaled context", magnitude(even) * (op.multiplier_even + op.multiplier_odd))
+    check.scaled("C17", "scaled context", magnitude(even) * (op.multiplier_even + op.multiplier_odd))
     check.number("C18", "out_zero", op.out_zero, 0, op.out.high)
     name = op.out.name
     return {f"{name}.scores": scores, f"{name}.exponents": (0, exponents), f"{name}.even": (-sums, sums), f"{name}.odd": (-sums, sums)}
@@ -435,6 +454,6 @@ def verify_pool(check: Check, op: Pool, x: Value) -> Bounds:
     check.codes("C2", op.out)
     check.shape("C2", op.out, (1, x.shape[1]))
     check.ratio("C3", op.multiplier, op.shift)
-    check.product("C3", "scaled sum", x.shape[0] * max(-x.low, x.high) * op.multiplier)
+    check.scaled("C3", "scaled sum", x.shape[0] * max(-x.low, x.high) * op.multiplier)
     check.number("C4", "zero", op.zero, 0, op.out.high)
     return {}

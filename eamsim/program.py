@@ -8,9 +8,9 @@ describes one image. Everything an interpreter needs is an integer stored here; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, assert_never
+from dataclasses import dataclass, is_dataclass
+from functools import cache, cached_property
+from typing import Any, Literal, assert_never, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -112,8 +112,8 @@ class Embed:
 class LayerNorm:
     """Integer LayerNorm over the last axis of x [tokens, channels].
 
-    gain int32 [channels], offset int64 [channels] (beta and zero point folded in), shift: H of the page;
-    variance_offset: E, at least 1; fraction_bits: F; reciprocal_bits: the 15 of the page.
+    gain int32 [channels]; offset int64 [channels], beta and the zero point folded in; shift: of the result; variance_offset: at least 1;
+    fraction_bits: of the normalised x; reciprocal_bits: of the reciprocal of its deviation.
     """
 
     x: str
@@ -322,6 +322,30 @@ class Program:
         path = self.datapath
         head = f"program {self.name} ({path.rounding}, {path.accumulator_bits}-bit accumulator, {path.overflow})"
         return "\n".join([head, f"  {self.image}", *(f"  {op.out} = {describe(op)}" for op in self.operations)])
+
+
+def mistyped(item: object, hint: Any, where: str) -> str | None:
+    """The first part of `item` whose class is not one that its annotation names: where, what is expected, what came; None if there is none.
+
+    Exactly these classes: NumPy's integers wrap, True is no number, and a subclass of an array or of an operation may mean something else.
+    """
+    origin, options = get_origin(hint), get_args(hint)
+    kinds = {tuple: (tuple,), Literal: (str,)}.get(origin, options or (hint,))
+    if type(item) not in kinds:
+        return f"{where} must be {' or '.join(kind.__name__ for kind in kinds)}, got {type(item).__name__}"
+    if isinstance(item, tuple):
+        parts = [(each, options[0], f"{where}[{index}]") for index, each in enumerate(item)]
+    elif is_dataclass(item):
+        parts = [(getattr(item, name), each, f"{where}.{name}") for name, each in field_hints(type(item)).items()]
+    else:
+        parts = []
+    return next(filter(None, (mistyped(*part) for part in parts)), None)
+
+
+@cache
+def field_hints(kind: type) -> dict[str, Any]:
+    """The annotations of a dataclass, by field."""
+    return get_type_hints(kind)
 
 
 def describe(op: Operation) -> str:

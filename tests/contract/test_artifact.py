@@ -227,7 +227,7 @@ def test_write_refuses_what_read_would_refuse_and_leaves_the_old_file(path):
 
     with pytest.raises(ProgramError, match="P1"):
         write(path, dataclasses.replace(program, operations=()), {})
-    with pytest.raises(ArtifactError, match=r"'two\\nlines': expected printable text; choose another name"):
+    with pytest.raises(ProgramError, match=r"P4\]: names must be printable, got 'two\\nlines'"):
         write(path, dataclasses.replace(program, name="two\nlines"), {})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write(path, program, {"scale": float("nan")})

@@ -19,9 +19,8 @@ from cost_model.work.gemms import gemms
 from cost_model.work.ledger import ledger
 from cost_model.work.unread import unread_macs
 from eamsim import golden, tensors
-from eamsim.constraints import Verified, verify
+from eamsim.constraints import ProgramError, Verified, verify
 from eamsim.engine import Engine
-from eamsim.engine import load as load_engine
 from eamsim.engine.plan import KINDS, make_plan
 from eamsim.exports import c99, onnx_integer, onnx_qdq
 from eamsim.narrow import narrowed, value_drops, widths_of
@@ -113,20 +112,20 @@ PLACEMENT = evaluate(PLAIN, CHIP).placement
 
 @pytest.mark.parametrize("consumer", CONSUMERS | OF_OPERATIONS)
 def test_an_operation_that_nobody_knows_is_refused_by_name(consumer: str):
-    with pytest.raises(AssertionError, match=r"Expected code to be unreachable, but got: Sigmoid\("):
+    with pytest.raises((AssertionError, ProgramError), match=r"got:? Sigmoid\b"):
         (CONSUMERS | OF_OPERATIONS)[consumer](UNKNOWN["Sigmoid"], SIGMOID)
 
 
 @pytest.mark.parametrize("consumer", CONSUMERS)
 def test_an_epilogue_that_nobody_knows_is_refused_by_name(consumer: str):
-    with pytest.raises(AssertionError, match=r"Expected code to be unreachable, but got: Silu\("):
+    with pytest.raises((AssertionError, ProgramError), match=r"got:? Silu\b"):
         CONSUMERS[consumer](UNKNOWN["Silu"], SILU)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_record_that_no_kernel_runs_is_an_error_of_the_engine(threads: int):
     """In every thread: a kernel that raises would leave the others waiting for what it has not done."""
-    engine: Engine = load_engine(PLAIN, threads)
+    engine = Engine(PLAIN, threads)
     engine._plan.records["kind"][2] = len(KINDS)
     engine._prepare(lambda *_: pytest.fail("nothing is compiled"))
     with pytest.raises(AssertionError, match=f"engine: no kernel runs operations of kind {len(KINDS)}$"):

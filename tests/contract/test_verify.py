@@ -53,8 +53,8 @@ VIOLATIONS = [
         "[P3]: image must have positive extents and fewer than 2^31 elements, got (4294967296, 4294967296, 3)",
     ),
     (changed(PLAIN, NORM, out=value(PLAIN, NORM, name="embed")), "embed LayerNorm [P4]: the name is taken"),
-    (changed(PLAIN, NORM, out=value(PLAIN, NORM, name="embed.acc")), "embed.acc LayerNorm [P4]: the name is empty or a tap's"),
-    (changed(PLAIN, NORM, out=value(PLAIN, NORM, name="")), " LayerNorm [P4]: the name is empty or a tap's"),
+    (changed(PLAIN, NORM, out=value(PLAIN, NORM, name="embed.acc")), "embed.acc LayerNorm [P4]: the name of a value is neither empty nor"),
+    (changed(PLAIN, NORM, out=value(PLAIN, NORM, name="")), " LayerNorm [P4]: the name of a value is neither empty nor"),
     (changed(PLAIN, NORM, x="block7"), "block0.norm1 LayerNorm [P5]: input 'block7' is not an earlier value"),
     (
         changed(PLAIN, "input", x="image", out=value(PLAIN, "input", shape=(4, 3, 3))),
@@ -92,8 +92,23 @@ VIOLATIONS = [
     ),
     (changed(PLAIN, QKV, weight_zero=np.full(24, 16, np.uint8)), "block0.attn.qkv Linear [C5]: weight_zero must lie in"),
     (changed(PLAIN, QKV, x_zero=16), "block0.attn.qkv Linear [C6]: x_zero must be an integer in [0, 15], got 16"),
-    (changed(PLAIN, QKV, x_zero=True), "block0.attn.qkv Linear [C6]: x_zero must be an integer in [0, 15], got True"),
+    (changed(PLAIN, QKV, x_zero=True), "random [P6]: operations[5].x_zero must be int, got bool"),
+    (changed(PLAIN, QKV, x_zero=np.int64(1)), "random [P6]: operations[5].x_zero must be int, got int64"),
+    (changed(PLAIN, QKV, bias=None), "random [P6]: operations[5].bias must be ndarray, got NoneType"),
+    (changed(PLAIN, QKV, bias=np.ma.zeros(24, np.int32)), "random [P6]: operations[5].bias must be ndarray, got MaskedArray"),
+    (
+        unproved(PLAIN, operations=(replace(operation(PLAIN, QKV, Linear), epilogue=None),)),  # pyright: ignore[reportArgumentType]
+        "random [P6]: operations[0].epilogue must be Requant or Gelu or Residual or Raw, got NoneType",
+    ),
+    (changed(PLAIN, ATTN, score_heads=[0, 1]), "random [P6]: operations[6].score_heads must be tuple, got list"),
+    (changed(PLAIN, ATTN, excluded=0), "random [P6]: operations[6].excluded must be ndarray or NoneType, got int"),
+    (changed(PLAIN, ATTN, softmax=None), "random [P6]: operations[6].softmax must be str, got NoneType"),
+    (unproved(PLAIN, operations=(None,)), "random [P6]: operations[0] must be InputQuant or Gather or Embed or"),
+    (unproved(PLAIN, operations=None), "random [P6]: operations must be tuple, got NoneType"),
+    (unproved(PLAIN, image=Value("image", (4, 4.0, 3), 8)), "random [P6]: image.shape[1] must be int, got float"),  # pyright: ignore
+    (unproved(PLAIN, datapath=None), "random [P6]: datapath must be Datapath, got NoneType"),
     (changed(PLAIN, QKV, bias=np.zeros(24, np.int64)), "block0.attn.qkv Linear [C7]: bias must be int32 (24,), got int64 (24,)"),
+    (changed(PLAIN, QKV, bias=np.zeros(24, ">i4")), "block0.attn.qkv Linear [C7]: bias must be int32 (24,), got >i4 (24,)"),
     (changed(PLAIN, QKV, bias=np.full(24, 2**31 - 1, np.int32)), "block0.attn.qkv Linear [C8]: acc may reach"),
     (
         changed(PLAIN, QKV, epilogue={"multiplier": np.full(24, 1 << 16, np.int32)}),
@@ -134,9 +149,18 @@ VIOLATIONS = [
     (changed(PLAIN, ATTN, softmax="exact"), "block0.attn Attention [C5]: unknown softmax 'exact'"),
     (changed(PLAIN, ATTN, k_zero=-1), "block0.attn Attention [C6]: k_zero must be an integer in [0, 15], got -1"),
     (changed(PLAIN, ATTN, exp2=np.zeros(256, np.int32)), "block0.attn Attention [C7]: exp2[0] must be 32768, got 0"),
-    (changed(PLAIN, ATTN, exp2=np.zeros(0, np.int32)), "block0.attn Attention [C7]: exp2 must have 2^n entries, got 0"),
-    (changed(PLAIN, ATTN, exp2=np.zeros((), np.int32)), "block0.attn Attention [C7]: exp2 must have 2^n entries, got 0"),
-    (changed(PLAIN, ATTN, log2=np.zeros(3, np.int32)), "block0.attn Attention [C7]: log2 must have 2^n entries, got 3"),
+    (
+        changed(PLAIN, ATTN, exp2=np.zeros(0, np.int32)),
+        "block0.attn Attention [C7]: exp2 must be a row of 2^n entries",
+    ),
+    (
+        changed(PLAIN, ATTN, exp2=np.zeros((), np.int32)),
+        "block0.attn Attention [C7]: exp2 must be a row of 2^n entries",
+    ),
+    (
+        changed(PLAIN, ATTN, log2=np.zeros(3, np.int32)),
+        "block0.attn Attention [C7]: log2 must be a row of 2^n entries",
+    ),
     (changed(PLAIN, ATTN, log2_scale=1 << 25), "block0.attn Attention [C8]: log2_scale must be an integer in"),
     (changed(PLAIN, ATTN, attention_bits=7), "block0.attn Attention [C9]: attention_bits must be an integer in [2, 6], got 7"),
     (
