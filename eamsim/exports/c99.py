@@ -1,4 +1,4 @@
-"""A program as a C99 program: the sources in eamsim/data/c, the same for all, and program.bin with operations, tables and weights.
+"""A program as a C99 program: the sources in eamsim/exports/c, the same for all, and program.bin with operations, tables and weights.
 
 program.bin holds, in the order in which model.c takes them, numbers of 8 bytes (little endian, two's complement) and arrays: bits
 per element, is_signed, then the elements in the narrowest packing of `eamsim.files.packing`. It ends in its own SHA-256.

@@ -1,7 +1,10 @@
 """The C export: its arithmetic at the edges, what it refuses, and that a wrong one is found out."""
 
+import hashlib
+import os
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from importlib.resources import files
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C co
 
 SOURCES = Path(str(files("eamsim"))) / "exports" / "c"
 SANITIZED = ("cc", "-std=c99", "-fsanitize=undefined", "-fno-sanitize-recover")
+EDGES = np.array([-(2**63), -(2**31), -1, 0, 1, 2, 63, 2**16, 2**31, 2**62, 2**63 - 1])
 SHAPE = Shape(seed=5, windows=4, prefix=0, side=8, freeze="scattered", softmax="renormalised", biased=True, frozen_bits=3)
 ARITHMETIC = """
 #include <inttypes.h>
@@ -129,13 +133,13 @@ def test_each_flipped_bit_of_the_program_is_found(image: np.ndarray, model: Path
 @pytest.mark.parametrize(
     ("source", "right", "wrong", "tap"),
     [
-        ("arithmetic.h", "shift_right(x + half, s)", "floor", "patch_embed"),
+        ("arithmetic.h", "shift_right(plus(x, half), s)", "floor", "patch_embed"),
         ("arithmetic.h", "x < 0 ? ~(~x >> s) : x >> s", "x / ((int64_t)1 << s)", "patch_embed"),
         ("arithmetic.h", "case WRAP: return", "case WRAP: return clip(sum, -half, half - 1); case 9: return", "patch_embed.acc"),
-        ("model.c", "- x_zero)", ")", "patch_embed.acc"),
+        ("model.c", "code - x_zero;", "code;", "patch_embed.acc"),
         ("model.c", "<< a->missing_bits", "", "block0.attn.codes"),
         ("model.c", "is_excluded(a, row, j) || (", "(", "block0.attn.odd"),
-        ("stream.h", "(first + bit) / 8] >>", "(first + bit) / 8] >> (bits == 4 ? 4 : 0) >>", "patch_embed.acc"),
+        ("stream.h", "decode(bytes, i * bits", "decode(bytes, (bits == 4 && (i ^ 1) < count ? i ^ 1 : i) * bits", "patch_embed.acc"),
     ],
     ids=["rounding", "shift of negatives", "saturates instead of wrapping", "zero point", "frozen bits", "excluded", "nibbles"],
 )
@@ -159,3 +163,47 @@ def test_a_name_may_hold_spaces(program: Verified, image: np.ndarray, model: Pat
     c_export.export(program, tmp_path)
     shutil.copy(model, tmp_path)
     assert first_difference(expected_taps(program, image), c_export.run(tmp_path / "model", image)) is None
+
+
+def sealed(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
+
+
+def mutant(content: bytes, rng: np.random.Generator) -> bytes:
+    """One to three changes of a program.bin, with the SHA-256 of what it is now: what anybody can make."""
+    body = bytearray(content[:-32])
+    for _ in range(rng.integers(1, 4)):
+        place = int(rng.integers(0, len(body)))
+        match rng.integers(0, 5):
+            case 0:
+                body[place] ^= 1 << rng.integers(0, 8)
+            case 1:
+                body[place] = rng.integers(0, 256)
+            case 2:
+                body[place : place + 8] = rng.choice(EDGES).astype("<i8").tobytes()
+            case 3:
+                del body[place : place + int(rng.integers(1, 17))]
+            case _:
+                body[place:place] = rng.bytes(int(rng.integers(1, 17)))
+    return sealed(bytes(body))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_program_that_somebody_else_made_is_run_or_refused(seed: int, tmp_path: Path):
+    """Under the sanitizers, EAMSIM_MUTANTS of them in all: exit code 0 or 3, one line, no memory error, no undefined arithmetic."""
+    wrapping = replace(SHAPE, seed=1, windows=1, datapath=Datapath(overflow="wrap"))
+    program = random_program((SHAPE, wrapping, replace(SHAPE, seed=2, softmax="paper"), Shape(seed=9))[seed])
+    c_export.export(program, tmp_path)
+    options = ("-std=c99", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    subprocess.run(["cc", *options, "-o", tmp_path / "model", tmp_path / "model.c"], check=True)
+    pixels, content = random_images(program, 1, seed)[0].tobytes(), (tmp_path / "program.bin").read_bytes()
+    rng, codes = np.random.default_rng(seed), Counter()
+    for index in range(int(os.environ.get("EAMSIM_MUTANTS", 120)) // 4):
+        (tmp_path / "program.bin").write_bytes(mutant(content, rng))
+        command = [tmp_path / "model", tmp_path / "program.bin", "-", "--taps"]
+        done = subprocess.run(command, input=pixels, capture_output=True, timeout=5, env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"})
+        codes[done.returncode] += 1
+        said = done.stderr.decode(errors="replace")
+        assert done.returncode in (0, 3), f"mutant {index} of seed {seed}: {said}"
+        assert said.count("\n") == (done.returncode == 3)
+    assert set(codes) == {0, 3}

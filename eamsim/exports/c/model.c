@@ -21,6 +21,7 @@ enum operation { INPUT_QUANT, GATHER, EMBED, LAYER_NORM, LINEAR, ATTENTION, POOL
 enum epilogue { REQUANT, GELU, RESIDUAL, RAW };
 
 static struct value *values; /* the image, then the output of each operation */
+static int64_t known;         /* so many of them, by now */
 
 /* clip of the page: into the range of the output value. */
 static int64_t fit(int64_t x, const struct value *out) { return clip(x, out->low, out->high); }
@@ -29,15 +30,18 @@ static int64_t fit(int64_t x, const struct value *out) { return clip(x, out->low
 
 static void input_quant(const struct value *x, struct value *out)
 {
-    const int64_t *table = take_array(3 * 256); /* [C3] */
+    expect(x == values && out->size == x->size);                   /* [C1] [C2] */
+    const int64_t *table = take_array(3 * 256, out->low, out->high); /* [C3] */
     for (int64_t i = 0; i < out->size; i++)
         out->data[i] = table[i % 3 * 256 + x->data[i]];
 }
 
 static void gather(const struct value *x, struct value *out)
 {
-    const int64_t granule = take_number(), granules = out->size / granule; /* [C1] */
-    const int64_t *indices = take_array(granules);                         /* [C2] */
+    const int64_t granule = take_number(1, MOST), granules = out->size / granule;
+    expect(out->size % granule == 0 && x->size % granule == 0);                     /* [C1] */
+    expect(out->low == x->low && out->high == x->high);                             /* [C3] */
+    const int64_t *indices = take_array(granules, 0, x->size / granule - 1);        /* [C2] */
     for (int64_t g = 0; g < granules; g++)
         memcpy(out->data + g * granule, x->data + indices[g] * granule, (size_t)granule * sizeof *out->data);
 }
@@ -45,7 +49,9 @@ static void gather(const struct value *x, struct value *out)
 static void embed(const struct value *x, struct value *out)
 {
     const int64_t prefix_size = out->size - x->size;
-    const int64_t *prefix = take_array(prefix_size), *position = take_array(x->size); /* [C3] [C4] */
+    expect(prefix_size >= 0 && out->shape[out->axes - 1] == x->shape[x->axes - 1]); /* [C1] [C2] */
+    const int64_t *prefix = take_array(prefix_size, out->low, out->high);           /* [C3] */
+    const int64_t *position = take_array(x->size, -MOST, MOST - 1);                 /* [C4] */
     memcpy(out->data, prefix, (size_t)prefix_size * sizeof *prefix);
     for (int64_t i = 0; i < x->size; i++)
         out->data[prefix_size + i] = fit(x->data[i] + position[i], out);
@@ -54,24 +60,26 @@ static void embed(const struct value *x, struct value *out)
 static void layer_norm(const struct value *x, struct value *out)
 {
     const int64_t tokens = x->shape[0], channels = x->shape[1];
-    const int64_t *gain = take_array(channels), *offset = take_array(channels); /* [C3] */
-    const int64_t shift = take_number(), variance_offset = take_number();       /* [C4] [C6] */
-    const int64_t fraction_bits = take_number(), reciprocal_bits = take_number(); /* [C5] */
+    expect(x->axes == 2 && out->size == x->size && out->shape[1] == channels); /* [C1] [C2] */
+    const int64_t *gain = take_array(channels, -MOST, MOST - 1), *offset = take_array(channels, INT64_MIN, INT64_MAX); /* [C3] */
+    const int64_t shift = take_number(0, 62), variance_offset = take_number(1, INT64_MAX);  /* [C4] [C6] */
+    const int64_t fraction_bits = take_number(0, 25), reciprocal_bits = take_number(1, 24); /* [C5] */
+    expect(fraction_bits <= reciprocal_bits + 1);
     int64_t *variance = integers(tokens), *reciprocal = integers(tokens), *normalised = integers(x->size);
     for (int64_t t = 0; t < tokens; t++) {
         const int64_t *row = x->data + t * channels;
         int64_t s1 = 0, s2 = 0;
         for (int64_t i = 0; i < channels; i++) {
             s1 += row[i];
-            s2 += row[i] * row[i];
+            s2 = plus(s2, row[i] * row[i]);
         }
-        variance[t] = channels * s2 - s1 * s1 + variance_offset;
+        variance[t] = plus(times(channels, s2) - times(s1, s1), variance_offset);
         const int64_t d = isqrt(variance[t]), e = bit_length(d) + reciprocal_bits;
         reciprocal[t] = power(e) / d;
         for (int64_t i = 0; i < channels; i++) {
             const int64_t y = channels * row[i] - s1, at = t * channels + i;
-            normalised[at] = round_shift(y * reciprocal[t], e - fraction_bits);
-            out->data[at] = fit(round_shift(normalised[at] * gain[i] + offset[i], shift), out); /* [C7] */
+            normalised[at] = round_shift(times(y, reciprocal[t]), e - fraction_bits);
+            out->data[at] = fit(round_shift(plus(times(normalised[at], gain[i]), offset[i]), shift), out); /* [C7] */
         }
     }
     publish(out->name, ".variance", variance, 1, x->shape);
@@ -82,12 +90,13 @@ static void layer_norm(const struct value *x, struct value *out)
 static int64_t *accumulate(const struct value *x, const struct value *out)
 {
     const int64_t tokens = x->shape[0], in_channels = x->shape[1], channels = out->shape[1];
-    int64_t *weight = take_array(in_channels * channels); /* [C4] */
-    const int64_t *weight_zero = take_array(channels);    /* [C5] */
-    const int64_t x_zero = take_number();                 /* [C6] */
-    const int64_t *bias = take_array(channels);           /* [C7] */
-    const int64_t entries = take_number();                /* [C16] */
-    const int64_t *levels = entries ? take_array(entries) : NULL;
+    int64_t *weight = take_array(in_channels * channels, 0, 255); /* [C4] */
+    const int64_t *weight_zero = take_array(channels, 0, 255);    /* [C5] */
+    const int64_t x_zero = take_number(0, x->high);               /* [C6] */
+    const int64_t *bias = take_array(channels, -MOST, MOST - 1);  /* [C7] */
+    const int64_t entries = take_number(0, 256);                  /* [C16] */
+    const int64_t *levels = entries ? take_array(entries, -128, 127) : NULL;
+    expect(!entries || entries > x->high);
     int64_t *acc = integers(out->size);
     for (int64_t i = 0; i < in_channels * channels; i++)
         weight[i] -= weight_zero[i % channels];
@@ -108,11 +117,11 @@ static int64_t *accumulate(const struct value *x, const struct value *out)
 
 static void gelu(const int64_t *v, struct value *out)
 {
-    const int64_t index_zero = take_number(), index_bits = take_number(); /* [C12] */
-    const int64_t *table = take_array(power(index_bits));
+    const int64_t index_zero = take_number(-power(16), power(16)), index_bits = take_number(2, 12); /* [C12] */
+    const int64_t *table = take_array(power(index_bits), out->low, out->high);
     int64_t *index = integers(out->size);
     for (int64_t i = 0; i < out->size; i++) {
-        index[i] = clip(v[i] + index_zero, 0, power(index_bits) - 1);
+        index[i] = clip(plus(v[i], index_zero), 0, power(index_bits) - 1);
         out->data[i] = table[index[i]];
     }
     publish(out->name, ".index", index, 2, out->shape);
@@ -121,27 +130,32 @@ static void gelu(const int64_t *v, struct value *out)
 static void linear(const struct value *x, struct value *out)
 {
     const int64_t channels = out->shape[1];
+    expect(x->axes == 2 && out->axes == 2 && x->low == 0 && x->shape[0] == out->shape[0]); /* [C1] [C2] */
     int64_t *acc = accumulate(x, out), *v = integers(out->size);
     publish(out->name, ".acc", acc, 2, out->shape);
-    const int64_t epilogue = take_number();
-    const int64_t *multiplier = take_array(channels), *shift = take_array(channels); /* [C9] */
+    const int64_t epilogue = take_number(REQUANT, RAW);
+    const int64_t *multiplier = take_array(channels, 0, power(30)), *shift = take_array(channels, 0, 62); /* [C9] */
     if (epilogue == RESIDUAL) {
-        const int64_t *operand = values[take_number()].data, exponent_change = take_number(); /* [C13] */
+        const struct value *operand = values + take_number(0, known - 1);
+        const int64_t exponent_change = take_number(0, 62);
+        expect(operand->size == out->size); /* [C13] */
         for (int64_t i = 0; i < out->size; i++) {
-            const int64_t n = i % channels, aligned = operand[i] * power(shift[n] - exponent_change);
-            out->data[i] = fit(round_shift(aligned + acc[i] * multiplier[n], shift[n]), out); /* [C14] */
+            const int64_t n = i % channels;
+            expect(exponent_change <= shift[n]);
+            const int64_t aligned = times(operand->data[i], power(shift[n] - exponent_change));
+            out->data[i] = fit(round_shift(plus(aligned, times(acc[i], multiplier[n])), shift[n]), out); /* [C14] */
         }
         return;
     }
     for (int64_t i = 0; i < out->size; i++)
-        v[i] = round_shift(acc[i] * multiplier[i % channels], shift[i % channels]); /* [C10] */
+        v[i] = round_shift(times(acc[i], multiplier[i % channels]), shift[i % channels]); /* [C10] */
     if (epilogue == GELU) {
         gelu(v, out);
         return;
     }
-    const int64_t *zero = epilogue == REQUANT ? take_array(channels) : integers(channels); /* [C11] [C15] */
+    const int64_t *zero = epilogue == REQUANT ? take_array(channels, out->low, out->high) : integers(channels); /* [C11] [C15] */
     for (int64_t i = 0; i < out->size; i++)
-        out->data[i] = fit(v[i] + zero[i % channels], out);
+        out->data[i] = fit(plus(v[i], zero[i % channels]), out);
 }
 
 /* Arrays over pairs are [maps, heads, tokens, tokens]; with one map for all windows, maps is 1; 0 where the program has none. */
@@ -161,33 +175,47 @@ struct attention {
 /* One row of one head of one window: `number` in [windows, heads, tokens], `frozen` and `bias` in their own maps. */
 struct row { int64_t window, head, token, number, frozen, bias; };
 
-static struct attention take_attention(const struct value *out)
+/* How many maps an array has: none, one for all windows, or one for each. */
+static int64_t take_maps(const struct attention *a)
+{
+    const int64_t maps = take_number(0, a->windows);
+    expect(maps <= 1 || maps == a->windows);
+    return maps;
+}
+
+static struct attention take_attention(const struct value *x, const struct value *out)
 {
     struct attention a = {0};
-    a.heads = take_number();   /* [C3] */
-    a.windows = take_number(); /* [C3] */
+    expect(x->axes == 2 && out->axes == 2 && x->low == 0 && x->high < power(16) && x->shape[0] == out->shape[0]); /* [C1] [C2] */
+    a.heads = take_number(1, out->shape[1]), a.windows = take_number(1, out->shape[0]);
+    expect(out->shape[1] % a.heads == 0 && out->shape[0] % a.windows == 0);
     a.tokens = out->shape[0] / a.windows;
     a.head_dim = out->shape[1] / a.heads;
-    a.scored = take_number(); /* [C4] */
-    a.scored_heads = take_array(a.scored);
-    a.q_zero = take_number(), a.k_zero = take_number(), a.v_zero = take_number();   /* [C6] */
-    a.score_multiplier = take_number(), a.score_shift = take_number();              /* [C15] */
-    a.f = take_number(), a.exp2 = take_array(power(a.f)), a.exp2_bits = take_number(); /* [C7] */
-    a.m = take_number(), a.log2 = take_array(power(a.m)), a.log2_scale = take_number(); /* [C7] [C8] */
-    a.last_code = power(take_number()) - 1, a.last_code_is_zero = take_number();    /* [C9] */
-    a.renormalised = take_number();                                                 /* [C5] */
-    a.multiplier_even = take_number(), a.multiplier_odd = take_number(), a.out_shift = take_number(); /* [C17] */
-    a.out_zero = take_number();                                                     /* [C18] */
+    expect(a.tokens < power(16) && a.windows * a.heads < MOST / (a.tokens * a.tokens)); /* [C3] */
+    a.scored = take_number(0, a.heads);                                     /* [C4] */
+    a.scored_heads = take_array(a.scored, 0, a.heads - 1);
+    expect(x->shape[1] == (2 * a.scored + a.heads) * a.head_dim);           /* [C1] */
+    a.q_zero = take_number(0, x->high), a.k_zero = take_number(0, x->high), a.v_zero = take_number(0, x->high); /* [C6] */
+    a.score_multiplier = take_number(0, power(30)), a.score_shift = take_number(0, 62); /* [C15] */
+    a.f = take_number(0, 16), a.exp2 = take_array(power(a.f), 0, power(24)), a.exp2_bits = take_number(1, 24); /* [C7] */
+    a.m = take_number(0, 16), a.log2 = take_array(power(a.m), 0, power(a.f));  /* [C7] */
+    a.log2_scale = take_number(-power(24), power(24));                         /* [C8] */
+    a.last_code = power(take_number(2, 6)) - 1, a.last_code_is_zero = take_number(0, 1); /* [C9] */
+    a.renormalised = take_number(0, 1);                                        /* [C5] */
+    a.multiplier_even = take_number(0, power(30)), a.multiplier_odd = take_number(0, power(30)); /* [C17] */
+    a.out_shift = take_number(0, 62), a.out_zero = take_number(0, out->high);  /* [C17] [C18] */
     const int64_t rows = a.heads * a.tokens, pairs = rows * a.tokens;
-    if ((a.frozen_maps = take_number())) { /* [C10] */
-        a.mask = take_array(a.frozen_maps * pairs);
-        a.frozen_codes = take_array(a.frozen_maps * pairs), a.missing_bits = take_number();
-        a.row_log2 = take_array(a.frozen_maps * rows);
+    if ((a.frozen_maps = take_maps(&a))) { /* [C10] */
+        a.mask = take_array(a.frozen_maps * pairs, 0, 1);
+        a.frozen_codes = take_array(a.frozen_maps * pairs, 0, a.last_code), a.missing_bits = take_number(0, 5);
+        for (int64_t i = 0; i < a.frozen_maps * pairs; i++)
+            expect(a.frozen_codes[i] << a.missing_bits <= a.last_code);
+        a.row_log2 = take_array(a.frozen_maps * rows, 0, power(24));
     }
-    if ((a.bias_maps = take_number())) /* [C12] */
-        a.logit_bias = take_array(a.bias_maps * pairs);
-    if ((a.excluding = take_number())) /* [C13] */
-        a.excluded = take_array(a.windows * a.tokens * a.tokens);
+    if ((a.bias_maps = take_maps(&a))) /* [C12] */
+        a.logit_bias = take_array(a.bias_maps * pairs, -MOST, MOST - 1);
+    if ((a.excluding = take_number(0, 1))) /* [C13] */
+        a.excluded = take_array(a.windows * a.tokens * a.tokens, 0, 1);
     a.scores = integers(a.windows * pairs), a.exponents = integers(a.windows * pairs), a.codes = integers(a.windows * pairs);
     a.log_sum = integers(a.windows * rows);
     a.even = integers(out->size), a.odd = integers(out->size);
@@ -222,7 +250,8 @@ static void scores_row(const struct attention *a, const struct value *x, const s
         position++;
     for (int64_t j = 0; j < a->tokens; j++) {
         if (!is_computed(a, row, j))
-            continue; /* so for all pairs of a head without scores [C11] */
+            continue;
+        expect(position < a->scored); /* a head without scores is wholly frozen [C11] */
         const int64_t *q = columns(a, x, row, row->token, position), *k = columns(a, x, row, j, a->scored + position);
         int64_t sum = a->bias_maps ? a->logit_bias[row->bias * a->tokens + j] : 0;
         for (int64_t d = 0; d < a->head_dim; d++)
@@ -235,7 +264,7 @@ static void scores_row(const struct attention *a, const struct value *x, const s
 static int64_t log2_of(const struct attention *a, int64_t n)
 {
     const int64_t p = bit_length(n) - 1;
-    return p * power(a->f) + a->log2[(n * power(a->m) >> p) - power(a->m)];
+    return p * power(a->f) + a->log2[(times(n, power(a->m)) >> p) - power(a->m)];
 }
 
 static void exponents_row(const struct attention *a, const struct row *row)
@@ -248,7 +277,8 @@ static void exponents_row(const struct attention *a, const struct row *row)
     for (int64_t j = 0; j < a->tokens; j++) {
         if (!is_computed(a, row, j))
             continue;
-        exponents[j] = round_shift((greatest - scores[j]) * a->score_multiplier, a->score_shift); /* [C15] */
+        exponents[j] = round_shift(times(greatest - scores[j], a->score_multiplier), a->score_shift);
+        expect(exponents[j] < power(30)); /* [C15] */
         const int64_t whole = exponents[j] >> a->f;
         sum += whole > 62 ? 0 : a->exp2[exponents[j] % power(a->f)] >> whole;
     }
@@ -279,18 +309,18 @@ static void context_row(const struct attention *a, const struct value *x, const 
         const int64_t *v = columns(a, x, row, j, 2 * a->scored + row->head);
         int64_t *sums = codes[j] % 2 ? odd : even;
         for (int64_t d = 0; d < a->head_dim; d++)
-            sums[d] += power(a->last_code / 2 - codes[j] / 2) * (v[d] - a->v_zero);
+            sums[d] = plus(sums[d], power(a->last_code / 2 - codes[j] / 2) * (v[d] - a->v_zero));
     }
     for (int64_t d = 0; d < a->head_dim; d++) {
         even[d] = narrow(even[d]), odd[d] = narrow(odd[d]); /* [C16] */
-        const int64_t scaled = even[d] * a->multiplier_even + odd[d] * a->multiplier_odd; /* [C17] */
-        context[d] = fit(round_shift(scaled, a->out_shift) + a->out_zero, out);
+        const int64_t scaled = plus(times(even[d], a->multiplier_even), times(odd[d], a->multiplier_odd)); /* [C17] */
+        context[d] = fit(plus(round_shift(scaled, a->out_shift), a->out_zero), out);
     }
 }
 
 static void attention(const struct value *x, struct value *out)
 {
-    const struct attention a = take_attention(out);
+    const struct attention a = take_attention(x, out);
     const int64_t maps[] = {a.windows, a.heads, a.tokens, a.tokens}, sums[] = {a.windows, a.heads, a.tokens, a.head_dim};
     for (int64_t number = 0; number < a.windows * a.heads * a.tokens; number++) {
         const int64_t rows = a.heads * a.tokens; /* of one window */
@@ -312,19 +342,21 @@ static void attention(const struct value *x, struct value *out)
 
 static void pool(const struct value *x, struct value *out)
 {
-    const int64_t multiplier = take_number(), shift = take_number(), zero = take_number(); /* [C3] [C4] */
+    expect(x->axes == 2 && out->size == x->shape[1]);                             /* [C1] [C2] */
+    const int64_t multiplier = take_number(0, power(30)), shift = take_number(0, 62); /* [C3] */
+    const int64_t zero = take_number(0, out->high);                               /* [C4] */
     for (int64_t c = 0; c < out->size; c++) {
         int64_t sum = 0;
         for (int64_t t = 0; t < x->shape[0]; t++)
             sum += x->data[t * out->size + c];
-        out->data[c] = fit(round_shift(multiplier * sum, shift) + zero, out);
+        out->data[c] = fit(plus(round_shift(times(multiplier, sum), shift), zero), out);
     }
 }
 
 static void execute(struct value *out)
 {
-    const int64_t kind = take_number();
-    const struct value *x = values + take_number();
+    const int64_t kind = take_number(INPUT_QUANT, POOL);
+    const struct value *x = values + take_number(0, known - 1); /* [P5] */
     *out = take_value();
     switch (kind) {
     case INPUT_QUANT: input_quant(x, out); break;
@@ -358,7 +390,7 @@ static void open_program(const char *path)
     sha256_finish(&sha, digest);
     if (memcmp(digest, stream.bytes + stream.size, DIGEST_BYTES))
         fail(3, path, "damaged: its SHA-256 is not the one at its end; export it again");
-    if (take_number() != FORMAT)
+    if (take_number(INT64_MIN, INT64_MAX) != FORMAT)
         fail(3, path, "of another format than this model.c; export both again");
 }
 
@@ -387,15 +419,16 @@ int main(int count, char **arguments)
     if (count > 4 && !taps.file)
         fail(3, arguments[4], "cannot be written");
     open_program(arguments[1]);
-    datapath.rounding = take_number();
-    datapath.accumulator_bits = take_number();
-    datapath.overflow = take_number();
-    const int64_t operations = take_number();
+    datapath.rounding = take_number(HALF_UP, FLOOR);      /* [D1] */
+    datapath.accumulator_bits = take_number(8, 48);       /* [D4] */
+    datapath.overflow = take_number(ERROR, SATURATE);     /* [D2] */
+    const int64_t operations = take_number(1, stream.size); /* [P1] */
     values = zeros(operations + 1, sizeof *values);
     values[0] = take_value();
+    expect(values->axes == 3 && values->shape[2] == 3 && values->low == 0 && values->high == 255); /* [P2] */
     read_image(arguments[2], values);
-    for (int64_t number = 1; number <= operations; number++)
-        execute(values + number);
+    for (known = 1; known <= operations; known++)
+        execute(values + known);
     const struct value *logits = values + operations;
     int64_t best = 0;
     for (int64_t i = 1; i < logits->size; i++)

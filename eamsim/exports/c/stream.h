@@ -1,5 +1,8 @@
 /* program.bin and memory in, taps out.
  *
+ * Nothing in program.bin is trusted: its SHA-256 says that it is whole, not who made it. Each number and element is checked against
+ * its range as it is taken, so that no index, shift or size is one that the page forbids. Needs arithmetic.h.
+ *
  * A number is 8 bytes, little endian. An array is two numbers, bits per element and is_signed, then the elements without gaps. */
 
 #include <inttypes.h>
@@ -12,6 +15,8 @@
 
 enum { FORMAT = 2 };
 
+static const int64_t MOST = (int64_t)1 << 31; /* elements of a value, and 32 bits of a number [P3] */
+
 struct value {
     char *name;
     int64_t axes, *shape, size, low, high;
@@ -21,12 +26,6 @@ struct value {
 static struct { uint8_t *bytes; int64_t size, position; } stream; /* program.bin */
 static struct { void *blocks[64]; int count; } scratch;           /* freed after each operation */
 static struct { int wanted; FILE *file; } taps;
-
-static void fail(int code, const char *where, const char *message)
-{
-    fprintf(stderr, "error: %s: %s\n", where, message);
-    exit(code);
-}
 
 static void *zeros(int64_t count, size_t size)
 {
@@ -61,31 +60,40 @@ static int64_t decode(const uint8_t *bytes, int64_t first, int64_t bits, int64_t
     return !is_signed || number <= greatest ? (int64_t)number : (int64_t)(number & greatest) - (int64_t)greatest - 1;
 }
 
-static int64_t take_number(void) { return decode(take_bytes(8), 0, 64, 1); }
-
-static int64_t *take_array(int64_t count)
+static int64_t take_number(int64_t low, int64_t high)
 {
-    const int64_t bits = take_number(), is_signed = take_number();
+    const int64_t number = decode(take_bytes(8), 0, 64, 1);
+    expect(low <= number && number <= high);
+    return number;
+}
+
+static int64_t *take_array(int64_t count, int64_t low, int64_t high)
+{
+    const int64_t bits = take_number(1, 64), is_signed = take_number(0, 1);
+    expect(0 <= count && count < MOST && (bits % 8 == 0 || 8 % bits == 0));
     const uint8_t *bytes = take_bytes((count * bits + 7) / 8);
     int64_t *array = integers(count);
-    for (int64_t i = 0; i < count; i++)
+    for (int64_t i = 0; i < count; i++) {
         array[i] = decode(bytes, i * bits, bits, is_signed);
+        expect(low <= array[i] && array[i] <= high);
+    }
     return array;
 }
 
 static struct value take_value(void)
 {
     struct value value = {0};
-    const int64_t length = take_number();
+    const int64_t length = take_number(1, MOST);
+    const uint8_t *name = take_bytes(length);
     value.name = zeros(length + 1, 1);
-    memcpy(value.name, take_bytes(length), (size_t)length);
-    value.axes = take_number();
+    memcpy(value.name, name, (size_t)length);
+    value.axes = take_number(2, 3);
     value.shape = zeros(value.axes, sizeof *value.shape);
     value.size = 1;
     for (int64_t axis = 0; axis < value.axes; axis++)
-        value.size *= value.shape[axis] = take_number();
-    value.low = take_number();
-    value.high = take_number();
+        value.size *= value.shape[axis] = take_number(1, MOST / value.size); /* [P3] */
+    value.low = take_number(-MOST, 0);
+    value.high = take_number(0, MOST - 1);
     value.data = zeros(value.size, sizeof(int64_t));
     return value;
 }
