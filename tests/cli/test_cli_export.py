@@ -81,9 +81,9 @@ def test_export_refuses(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         done = eamsim("export", model, *arguments)
         assert (done.code, done.out) == (code, "")
         assert text in done.err
-    for module in ("onnx_export", "onnx_graph", "onnx_qdq"):
-        monkeypatch.delitem(sys.modules, f"eamsim.{module}", raising=False)
-        monkeypatch.delattr(f"eamsim.{module}", raising=False)
+    for module in ("onnx_integer", "onnx_graph", "onnx_qdq"):
+        monkeypatch.delitem(sys.modules, f"eamsim.exports.{module}", raising=False)
+        monkeypatch.delattr(f"eamsim.exports.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
     done = eamsim("export", model, "-o", tmp_path / "m.onnx")
     assert done.code == MISSING_EXTRA
