@@ -158,7 +158,7 @@ def narrow_operation(op: Operation, widths: Widths, drops: dict[str, int]) -> Op
 def narrow_norm(op: LayerNorm, out: Value, widths: Widths, x_drop: int, out_drop: int) -> LayerNorm:
     """A coarser residual alters E alone, by 4^-x_drop: the rest does not depend on the scale of x."""
     fraction = min(op.fraction_bits, widths.norm_fraction_bits)
-    gain_drop = int(excess(np.abs(op.gain.astype(np.int64)).max(), widths.multiplier_bits - 1))
+    gain_drop = int(excess(np.maximum(op.gain, ~op.gain).max(), widths.multiplier_bits - 1))  # -2^31 needs no more bits than 2^31 - 1
     drop = gain_drop + op.fraction_bits - fraction
     return replace(
         op,

@@ -193,6 +193,19 @@ def test_bits_of_a_sum(bound, bits):
     assert sum_bits(bound) == bits
 
 
+def test_the_least_gain_of_32_bits_stays_under_equal_widths():
+    """-2^31 is as wide as 2^31 - 1: nothing is dropped, though its magnitude has one bit more."""
+    program = random_program(Shape(3))
+    norm = operation(program, "norm", LayerNorm)
+    least = replace(norm, gain=np.full_like(norm.gain, -(1 << 31)))
+    program = replace(program, operations=tuple(least if op is norm else op for op in program.operations))
+
+    found = operation(narrowed(program, widths_of(program)), "norm", LayerNorm)
+
+    np.testing.assert_array_equal(found.gain, least.gain)
+    assert found.shift == least.shift
+
+
 def test_the_widths_of_a_program():
     shape = Shape(1, residual_bits=10, exponent_bits=5, gelu_index_bits=6, datapath=Datapath(multiplier_bits=12, accumulator_bits=30))
     found = widths_of(random_program(shape))
