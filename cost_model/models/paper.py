@@ -11,7 +11,7 @@ from math import isqrt
 from cost_model.models.architectures import Architecture, Layer, Swin
 from cost_model.work.counts import Cost, Macs, count
 from cost_model.work.memory import packed_bytes
-from eamsim.constraints import Verified
+from eamsim.constraints import Verified, expect_verified
 from eamsim.errors import UserError
 from eamsim.program import Attention, Linear, Softmax
 
@@ -69,6 +69,7 @@ def activation_bytes(model: Architecture | Swin) -> int:
 
 def architecture_of(program: Verified) -> Architecture:
     """The architecture a plain ViT program executes, its frozen maps set aside; UserError for any other program."""
+    expect_verified(program)
     attentions = [op for op in program.operations if isinstance(op, Attention)]
     linears = [op for op in program.operations if isinstance(op, Linear)]
     if attentions and len({op.weight_bits for op in linears}) == 1:

@@ -12,7 +12,7 @@ import numpy as np
 from cost_model.models.paper import FROZEN_BITS
 from cost_model.models.skeleton import zeros
 from cost_model.work.ledger import attention_linear
-from eamsim.constraints import Verified
+from eamsim.constraints import Verified, expect_verified
 from eamsim.errors import UserError
 from eamsim.program import Attention, Frozen, Linear, Operation, Requant, Softmax
 
@@ -29,6 +29,7 @@ def refrozen(program: Verified, freezer: Freezer, softmax: Softmax) -> Verified:
 
     UserError where no Linear of its own makes an Attention's q and k, and they change.
     """
+    expect_verified(program)
     changed: dict[str, Operation] = {}
     for op in program.operations:
         if isinstance(op, Attention):
