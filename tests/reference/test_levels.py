@@ -1,19 +1,26 @@
-"""Fitted levels: the nearest one for every value, and no sixteen better ones."""
+"""Fitted levels: the nearest one for every value, and no sixteen better ones; a program built with them."""
 
+import json
 from fractions import Fraction
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import eamsim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from eamsim import artifact, golden  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
+from eamsim.program import Linear  # noqa: E402
 from reference.lowering.constants import gelu, gelu_index, gelu_table  # noqa: E402
 from reference.quantisation.levels import Levels, _best_levels, fit_levels  # noqa: E402
 from reference.quantisation.quantisers import search_affine  # noqa: E402
+
+DIGITS = Path(__file__).parents[2] / "eamsim/data/digits"
 
 
 def tensor(values):
@@ -102,3 +109,27 @@ def test_every_entry_of_the_table_has_the_code_of_the_nearest_level(index_bits):
         assert abs(levels[code] - y) == min(abs(level - y) for level in levels)
     assert table[-1] == 15
     assert index_bits < 8 or set(table.tolist()) == set(range(16))
+
+
+def test_a_program_built_with_them(tmp_path):
+    """Its second MLP layers have levels, its provenance says so, and it decides as the one with even steps."""
+    options = ("--calib", DIGITS / "digits_calib.npz", "--calib-images", 64, "--limit", 64, "--tau", "0", "--json")
+    built = {}
+    for codes in ("uniform", "fitted"):
+        done = eamsim("build", f"local-dir:{DIGITS}", *options, "--codes", codes, "-o", tmp_path / f"{codes}.eam")
+        assert json.loads(done.out)["codes"] == codes
+        built[codes], provenance = artifact.read(tmp_path / f"{codes}.eam")
+        assert provenance["codes"] == codes
+    for codes, program in built.items():
+        fitted = [op.out.name for op in program.operations if isinstance(op, Linear) and op.levels is not None]
+        assert fitted == [name for name in program.values if name.endswith(".mlp.fc2") and codes == "fitted"]
+        assert {value.bits for name, value in program.values.items() if name.endswith(".mlp.fc1")} == {4}
+
+    test = np.load(DIGITS / "digits_test.npz")
+    hits = {
+        codes: sum(
+            golden.run(program, image).argmax() == label for image, label in zip(test["images"][:100], test["labels"][:100], strict=True)
+        )
+        for codes, program in built.items()
+    }
+    assert hits["fitted"] >= hits["uniform"] - 3
