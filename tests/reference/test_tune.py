@@ -168,9 +168,10 @@ def test_the_loss_falls_on_images_that_were_not_seen(calibrated, images, pixels)
     assert held_back(taught(calibrated, images, steps=40), pixels) < 0.9 * before
 
 
-def test_what_is_learnt_is_what_is_lowered(calibrated, images, pixels):
+@pytest.mark.parametrize("codes", ["uniform", "fitted"])
+def test_what_is_learnt_is_what_is_lowered(model, images, pixels, codes):
     """The student, its fake quantisation in float64 and the integers."""
-    lessons = taught(calibrated, images)
+    lessons = taught(calibrate(model, pixels[:8], codes=codes), images)
     found = lessons.student.calibrated_now()
     with torch.no_grad():
         lessons.student.begin()
@@ -261,7 +262,8 @@ def options(pixels, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     save_model(folder)
     np.savez(folder / "calib.npz", images=pixels)
-    return "build", f"local-dir:{folder}", "--calib", folder / "calib.npz", "--calib-images", 8, "--tau", 0.3, "--tune", STEPS
+    source = ("build", f"local-dir:{folder}", "--calib", folder / "calib.npz", "--calib-images", 8)
+    return *source, "--tau", 0.3, "--codes", "fitted", "--tune", STEPS
 
 
 @pytest.fixture(scope="module")
