@@ -81,7 +81,7 @@ def build(
     compensate: Compensate = None,
     tune: Annotated[
         int | None,
-        typer.Option(metavar="STEPS", help="Compensate, then let the float model teach so many steps: 100 do most (minutes).", min=1),
+        typer.Option(metavar="STEPS", help="Then let the float model teach the quantised one so many steps: 100 do most (minutes).", min=1),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted --tune, from X.eam.tuning.")] = False,
     share_windows: Annotated[bool, typer.Option("--share-windows", help="Of a Swin: one map for all windows of a block.")] = False,
