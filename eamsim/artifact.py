@@ -20,8 +20,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
+from eamsim.arguments import expect_path, expect_type
 from eamsim.constraints import ProgramError, Verified, expect_verified, verify
-from eamsim.errors import BadFile
+from eamsim.errors import BadFile, UserError
 from eamsim.files.container import Refused, canonical, parse_json, replacing
 from eamsim.files.hdf5 import Tables
 from eamsim.files.packing import BITS, DTYPES, narrowest, pack, packed_bytes, stored_form, unpack
@@ -48,11 +49,12 @@ class ArtifactError(BadFile):
 def write(path: PathLike, program: Verified, provenance: dict[str, Any]) -> None:
     """Replace the file at `path` in one step; a crash leaves the old file or the new one.
 
-    provenance: anything JSON holds. Raises ProgramError, and ArtifactError where the file cannot be written.
+    provenance: anything JSON holds. Raises ProgramError, UserError, and ArtifactError where the file cannot be written.
     """
+    expect_path("path", path)
     expect_verified(program)
     encoder = _Encoder(program)
-    sizes = {"manifest": encoder.manifest_stream, "data": encoder.data, "provenance": canonical(provenance)}
+    sizes = {"manifest": encoder.manifest_stream, "data": encoder.data, "provenance": _stored(provenance)}
     for name, stream in sizes.items():
         if len(stream) > LIMITS_BYTES[name]:
             raise ArtifactError(f"{path}: {name}: expected at most {LIMITS_BYTES[name]} bytes, got {len(stream)}; use a smaller model")
@@ -74,6 +76,14 @@ def read(path: PathLike) -> tuple[Verified, dict[str, Any]]:
     except ProgramError as error:
         raise ArtifactError(f"{path}: {error}; {REBUILD}") from None
     return program, provenance
+
+
+def _stored(provenance: dict[str, Any]) -> bytes:
+    expect_type("provenance", provenance, dict)
+    try:
+        return canonical(provenance)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"provenance: expected what JSON holds (no NaN, no arrays), got other values ({error}); convert them") from error
 
 
 def sha256(path: PathLike) -> str:

@@ -11,6 +11,7 @@ from typing import assert_never
 
 import numpy as np
 
+from eamsim.arguments import PIXELS, expect_array, expect_type
 from eamsim.constraints import Verified, expect_verified
 from eamsim.intmath import bit_length, isqrt, narrow, round_shift
 from eamsim.program import (
@@ -37,11 +38,11 @@ Values = dict[str, np.ndarray]
 def run(program: Verified, image: np.ndarray, taps: dict[str, np.ndarray] | None = None) -> np.ndarray:
     """Execute a program on one uint8 image [height, width, 3]; return the last value, flattened, int64.
 
-    taps: a dict that receives every tap (docs/spec/datapath.md section 4) as an int64 array under its name.
+    taps: a dict that receives every tap (docs/spec/datapath.md section 4) as an int64 array under its name. Raises UserError.
     """
     expect_verified(program)
-    if image.dtype != np.uint8 or image.shape != program.image.shape:
-        raise ValueError(f"image must be uint8 {program.image.shape}, got {image.dtype} {image.shape}")
+    expect_array("image", image, "uint8", program.image.shape, advice=PIXELS)
+    expect_type("taps", taps, dict, type(None))
     tap: Tap = (lambda name, value: None) if taps is None else taps.__setitem__
     values: Values = {program.image.name: image.astype(np.int64)}
     for op in program.operations:

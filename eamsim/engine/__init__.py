@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from eamsim.arguments import expect_images, expect_integer, expect_names, expect_type
 from eamsim.compiled.compiler import compile_kernel, logged, require_compiler, sources_digest, typeof
 from eamsim.constraints import Verified, expect_verified
 from eamsim.engine.forward import NONE, SOURCES, forward
@@ -79,9 +80,8 @@ class Engine:
 
         With taps (True, or a test of a tap's name): (logits, int64 [batch, ...] by tap name). Images are taken MAX_BATCH at a time.
         """
-        shape = self._image.shape
-        if images.dtype != np.uint8 or images.shape[1:] != shape:
-            raise UserError(f"images: expected uint8 [batch, {', '.join(map(str, shape))}], got {images.dtype} {list(images.shape)}")
+        expect_images(images, self._image.shape)
+        expect_type("taps", taps, bool, Callable)
         wanted = [tap for tap in self._plan.taps if taps is True or (callable(taps) and taps(tap.name))]
         parts = [self._run(images[start : start + MAX_BATCH], wanted) for start in range(0, len(images), MAX_BATCH)]
         logits = np.concatenate([np.empty((0, self._output.size), np.int32), *(part[0] for part in parts)])
@@ -95,6 +95,8 @@ class Engine:
 
         The next step overwrites them: memory holds the inner taps of one operation, and its output is shown where the next ones read it.
         """
+        expect_images(images, self._image.shape, 1)
+        expect_type("wanted", wanted, Callable)
         plan, batch = self._plan, len(images)
         steps = [(*tap_records(records, inner)[:2], inner, output) for records, inner, output in operation_steps(plan, wanted)]
         storage = aligned(max(sum(tap.room for tap in inner) for _, _, inner, _ in steps) * batch, np.uint8)
@@ -115,7 +117,9 @@ class Engine:
 
         Then int64 [names, 2]: the least and the greatest integer of each tap.
         """
+        expect_images(images, self._image.shape, 1)
         plan, batch = self._plan, len(images)
+        expect_names("names", names, [tap.name for tap in plan.taps])
         if self._digested[0] != tuple(names):
             self._digested = tuple(names), *digest_records(plan, names, hash_address())
         _, records, room = self._digested
@@ -135,6 +139,8 @@ class Engine:
 
         Every operation is a call of its own here, in which it is done REPEATS times.
         """
+        expect_images(images, self._image.shape, 1)
+        expect_integer("rounds", rounds, 1)
         self.run(images)
         records, batch = self._untapped[0], len(images)
         seconds = dict.fromkeys((KINDS[kind] for kind in records["kind"]), 0.0)
@@ -183,5 +189,6 @@ def tap_of(space: np.ndarray, offset: int, tap: Tap, batch: int) -> np.ndarray:
 
 def check_threads(threads: int) -> None:
     most = most_threads()
+    expect_type("engine threads", threads, int)
     if not 1 <= threads <= most:
         raise UserError(f"engine threads: expected 1 to {most} (this machine's processors), got {threads}; choose a number in that range")

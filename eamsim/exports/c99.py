@@ -16,6 +16,7 @@ from typing import assert_never, get_args
 
 import numpy as np
 
+from eamsim.arguments import PIXELS, expect_array, expect_path
 from eamsim.constraints import Verified, expect_verified
 from eamsim.errors import BadFile, UserError
 from eamsim.files.container import replacing
@@ -49,7 +50,8 @@ Number = int | np.ndarray
 
 def export(program: Verified, folder: Path) -> list[Path]:
     """Write the sources and program.bin into the folder, made if need be; the paths. BadFile where they cannot be written."""
-    sources = files("eamsim") / "exports" / "c"
+    expect_path("folder", folder)
+    folder, sources = Path(folder), files("eamsim") / "exports" / "c"
     contents = {name: (sources / name).read_bytes() for name in SOURCES} | {"program.bin": encode(program)}
     try:
         folder.mkdir(exist_ok=True)
@@ -69,7 +71,12 @@ def runtime(program: Verified, folder: Path) -> Callable[[np.ndarray], dict[str,
         raise UserError("the C model: expected a C compiler named cc, gcc or clang, got none; install one (Debian: apt install gcc)")
     model = folder / "model"
     _call([compiler, *COMPILER_OPTIONS, "-o", str(model), str(folder / "model.c")])
-    return lambda image: run(model, image)
+
+    def checked(image: np.ndarray) -> dict[str, np.ndarray]:
+        expect_array("image", image, "uint8", program.image.shape, advice=PIXELS)
+        return run(model, image)
+
+    return checked
 
 
 def run(model: Path, image: np.ndarray) -> dict[str, np.ndarray]:

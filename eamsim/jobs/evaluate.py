@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eamsim import engine
+from eamsim.arguments import described, expect_array
 from eamsim.constraints import Verified
 from eamsim.errors import UserError
 from eamsim.program import Softmax
@@ -27,9 +28,10 @@ class Accuracy:
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> Accuracy:
-    """Accuracy of logits [images, classes], float or integer, against labels [images]."""
-    if len(logits) == 0 or len(logits) != len(labels):
-        raise UserError(f"accuracy: expected as many labels as images and at least one, got {len(labels)} labels for {len(logits)} images")
+    """Accuracy of logits [images, classes], float or integer, against integer labels [images] below `classes`. Raises UserError."""
+    if not isinstance(logits, np.ndarray) or logits.ndim != 2 or not len(logits) or np.isnan(logits).any():
+        raise UserError(f"logits: expected numbers [images, classes] of at least one image, got {described(logits)}")
+    expect_array("labels", labels, "integer", (len(logits),), 0, logits.shape[1] - 1, "give the class of every image that was run")
     ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     hits = ranked == labels[:, None]
     return Accuracy(float(hits[:, 0].mean()), float(hits.any(axis=1).mean()), len(labels))

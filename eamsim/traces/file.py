@@ -28,6 +28,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from eamsim import artifact
+from eamsim.arguments import expect_array, expect_images, expect_integer, expect_names, expect_path, expect_type
 from eamsim.artifact import PathLike
 from eamsim.constraints import Verified
 from eamsim.errors import BadFile
@@ -116,21 +117,33 @@ class Recorder:
 
     def __init__(self, file: Writer, program: Verified, names: Sequence[str], images: Sequence[str], stored: bool):
         declared = taps(program)
+        expect_names("taps", names, declared)
         self.entries = {name: entry_of(declared[name], stored) for name in names}
         self.digests = np.zeros((len(images), len(names), DIGEST_BYTES), np.uint8)
         self._pool = ThreadPoolExecutor(HASH_THREADS)
         self._file, self._places = file, {name: index for index, name in enumerate(names)}
+        self._image = program.image.shape
         file.declare(IMAGE, (len(images), *program.image.shape), np.dtype(np.uint8))
         for index, (name, entry) in enumerate(self.entries.items()):
             if stored:
                 file.declare(dataset_name(index, name), (len(images), *entry.shape), dtype_of(entry.packing))
 
     def put_images(self, first: int, images: np.ndarray) -> None:
-        """uint8 [batch, height, width, 3], the first of them number `first`."""
+        """uint8 [batch, height, width, 3], the first of them number `first`; UserError for anything else, and for more than announced."""
+        expect_images(images, self._image)
+        self._expect_room(first, len(images))
         self._file.put_parts(IMAGE, first, images)
 
     def put(self, first: int, integers: dict[str, np.ndarray]) -> None:
-        """[batch, ...] by tap; TraceError where one exceeds what is proven of its tap: its interpreter is wrong."""
+        """Integers [batch, ...] by tap, of images from number `first` on; UserError as `put_images`.
+
+        TraceError where one exceeds what is proven of its tap: its interpreter is wrong.
+        """
+        expect_type("integers", integers, dict)
+        expect_names("integers", list(integers), self.entries)
+        for name, batch in integers.items():
+            expect_array(name, batch, "integer", ("batch", *self.entries[name].shape))
+            self._expect_room(first, len(batch))
         jobs = [(name, image, part) for name, batch in integers.items() for image, part in enumerate(batch)]
         for (name, image, _), found in zip(jobs, self._pool.map(lambda job: self._digest(job[0], job[2]), jobs), strict=True):
             self.digests[first + image, self._places[name]] = np.frombuffer(found, np.uint8)
@@ -141,13 +154,19 @@ class Recorder:
     def put_lanes(self, first: int, lanes: np.ndarray, extremes: np.ndarray) -> None:
         """All taps in their order, where the interpreter has hashed them: lanes uint8 [batch, taps, LANES * 32], as `lanes_of`.
 
-        extremes: int64 [taps, 2], the least and the greatest integer of each tap. TraceError as `put`.
+        extremes: int64 [taps, 2], the least and the greatest integer of each tap. UserError and TraceError as `put`.
         """
+        expect_array("lanes", lanes, "uint8", ("batch", len(self.entries), LANES * DIGEST_BYTES))
+        expect_array("extremes", extremes, "int64", (len(self.entries), 2))
+        self._expect_room(first, len(lanes))
         for entry, (low, high) in zip(self.entries.values(), extremes.tolist(), strict=True):
             if not entry.low <= low <= high <= entry.high:
                 raise beyond(entry, f"{low}..{high}")
         found = b"".join(hashlib.sha256(row).digest() for rows in lanes for row in rows)
         self.digests[first : first + len(lanes)] = np.frombuffer(found, np.uint8).reshape(len(lanes), -1, DIGEST_BYTES)
+
+    def _expect_room(self, first: int, images: int) -> None:
+        expect_integer("first", first, 0, len(self.digests) - images)
 
     def _digest(self, name: str, integers: np.ndarray) -> bytes:
         entry = self.entries[name]
@@ -200,6 +219,7 @@ def recording(
 
     TraceError where something was not put, or there is no tap or image to put.
     """
+    expect_path("path", path)
     path = Path(path)
     if not names or not images:
         raise TraceError(f"{path}: expected at least one tap and one image to record, got {len(names)} and {len(images)}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from eamsim.arguments import expect_type
 from eamsim.compiled.compiler import kept, njit, prange
+from eamsim.errors import UserError
 from reference.attention.entropy import BINS, AttentionStatistics
 
 SMOOTHING = 1 / BINS
@@ -16,11 +18,17 @@ def divergence(reference: AttentionStatistics, quantised: AttentionStatistics, l
 
     p is the reference's histogram as it is: an empty bin adds 0. q is (count + 1/256) / (images + 1), so that a bin that only the
     quantised model leaves empty costs log2(256 (images + 1)) bits at most, not infinity; equal histograms diverge by at most
-    log2(1 + 1/images). Raises UserError if either layer has been given no image.
+    log2(1 + 1/images). Raises UserError if either layer has been given no image, and for layers of two shapes.
     """
-    out = np.empty(reference.maps[layer].shape, np.float32)
+    for statistics in (reference, quantised):
+        expect_type("statistics", statistics, AttentionStatistics)
+    images = [statistics.images_of(layer) for statistics in (reference, quantised)]
+    shape = reference.maps[layer].shape
+    if quantised.maps[layer].shape != shape:
+        raise UserError(f"layer {layer}: expected maps of one shape, got {list(shape)} and {list(quantised.maps[layer].shape)}")
+    out = np.empty(shape, np.float32)
     p_counts, q_counts = (statistics.counts[layer].reshape(-1, BINS) for statistics in (reference, quantised))
-    _divergence(p_counts, reference.images_of(layer), q_counts, quantised.images_of(layer), out.reshape(-1))
+    _divergence(p_counts, images[0], q_counts, images[1], out.reshape(-1))
     return out
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from eamsim.arguments import expect_array, expect_integer, expect_type
 from eamsim.compiled.compiler import kept, njit, prange
 from eamsim.errors import UserError
 from reference.models.maps import Maps
@@ -23,10 +24,14 @@ class AttentionStatistics:
     """Histogram, sum and sum of squares of the attention weights of some layers, fed with their maps batch by batch.
 
     maps: the layers to hold, any subset of the model's, so that several passes can share the memory (`layer_bytes`);
-    images: the most that any layer will be given.
+    images: the most that any layer will be given. Raises UserError.
     """
 
     def __init__(self, maps: Mapping[int, Maps], images: int):
+        expect_type("maps", maps, Mapping)
+        for each in maps.values():
+            expect_type("maps", each, Maps)
+        expect_integer("images", images, 1)
         self.maps = dict(maps)
         self.capacity = {layer: each.per_image * images for layer, each in maps.items()}
         self.counts = {layer: np.zeros((*each.shape, BINS), counter(self.capacity[layer])) for layer, each in maps.items()}
@@ -48,9 +53,7 @@ class AttentionStatistics:
         """
         if layer not in self.counts:
             return
-        shape = self.maps[layer].shape
-        if maps.dtype != np.float64 or maps.ndim != 4 or maps.shape[1:] != shape:
-            raise UserError(f"layer {layer} attention maps: must be float64 {('batch', *shape)}, got {maps.dtype} {maps.shape}")
+        expect_array(f"layer {layer} attention maps", maps, "float64", ("batch", *self.maps[layer].shape))
         self.seen[layer] += len(maps)
         if self.seen[layer] > self.capacity[layer]:
             found, expected = self.seen[layer], self.capacity[layer]
@@ -69,8 +72,9 @@ class AttentionStatistics:
 
         Raises UserError if the layer has been given no image.
         """
+        images = self.images_of(layer)
         out = np.empty(self.maps[layer].shape, np.float32)
-        _entropy(self.counts[layer].reshape(-1, BINS), self.images_of(layer), out.reshape(-1))
+        _entropy(self.counts[layer].reshape(-1, BINS), images, out.reshape(-1))
         return out
 
     def mean(self, layer: int) -> np.ndarray:
@@ -78,7 +82,8 @@ class AttentionStatistics:
 
         Raises UserError if the layer has been given no image.
         """
-        return (self.sums[layer] / self.images_of(layer)).astype(np.float32)
+        images = self.images_of(layer)
+        return (self.sums[layer] / images).astype(np.float32)
 
     def variance(self, layer: int) -> np.ndarray:
         """Population variance of every attention weight: float32 [maps, tokens, tokens], in [0, 1/4], from sums in float64.
@@ -90,7 +95,9 @@ class AttentionStatistics:
         return variance.clip(min=0).astype(np.float32)  # a constant weight's may round to less than 0
 
     def images_of(self, layer: int) -> int:
-        """Images (or windows, where they share maps) a layer has been given; UserError if none."""
+        """Images (or windows, where they share maps) a layer has been given; UserError if none, and for a layer that is not held."""
+        if layer not in self.seen:
+            raise UserError(f"layer: expected one of those held, {', '.join(map(str, self.maps))}, got {layer!r}")
         if not self.seen[layer]:
             raise UserError(f"layer {layer} attention maps: must be of at least one image, got none; the calibration data are empty")
         return self.seen[layer]

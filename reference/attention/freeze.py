@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from eamsim.arguments import expect_array, expect_length, expect_type
 from eamsim.errors import UserError
 
 Scope = Literal["head", "layer", "model"]
@@ -20,11 +21,15 @@ class FrozenMap:
     """Frozen attention weights of one block: where `mask` is set, `mean` replaces the computed weight (Eq. 15).
 
     mask: bool [maps, tokens, tokens], a map for each head (of each window, unless windows share one); mean: float64, same shape, in
-    [0, 1], the mean map A^mu of all weights.
+    [0, 1], the mean map A^mu of all weights. Raises UserError for anything else.
     """
 
     mask: np.ndarray
     mean: np.ndarray
+
+    def __post_init__(self) -> None:
+        expect_array("frozen mask", self.mask, "bool", ("maps", "tokens", "tokens"))
+        expect_array("frozen mean", self.mean, "float64", self.mask.shape, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,25 @@ class Freezing:
 def freeze(scores: Sequence[np.ndarray], mean: Sequence[np.ndarray], freezing: Freezing) -> list[FrozenMap]:
     """Freeze the units of least score: Eq. 15, whose epsilon_tau is the threshold of each head, layer or of the model.
 
-    scores, mean: one float [maps, tokens, tokens] per layer. A weight of infinite score is never frozen and counts for nothing. A
-    unit's score is the mean of its weights' scores, except that the order `random` draws it. The count of frozen units is `lowest`'s.
-    Raises UserError for a score that is NaN, which no order holds.
+    scores, mean: one float [maps, tokens, tokens] per layer, the means in [0, 1]. Which units: `chosen_masks`. Raises UserError.
     """
+    expect_length("mean", mean, len(scores))
+    for number, (layer, each) in enumerate(zip(scores, mean, strict=True)):
+        expect_array(f"block{number} mean", each, "float", np.shape(layer), 0, 1)
+    return [FrozenMap(mask, np.asarray(layer, np.float64)) for mask, layer in zip(chosen_masks(scores, freezing), mean, strict=True)]
+
+
+def chosen_masks(scores: Sequence[np.ndarray], freezing: Freezing) -> list[np.ndarray]:
+    """The units of least score: one bool [maps, tokens, tokens] per layer, as `scores`, which are floats.
+
+    A weight of infinite score is never frozen and counts for nothing. A unit's score is the mean of its weights' scores, except that the
+    order `random` draws it. The count of frozen units is `lowest`'s. Raises UserError, for a score that is NaN too, which no order holds.
+    """
+    expect_type("freezing", freezing, Freezing)
+    if not len(scores):
+        raise UserError("scores: expected those of at least one block, got none; measure the maps first")
     for number, layer in enumerate(scores):
+        expect_array(f"block{number} scores", layer, "float", ("maps", "tokens", "tokens"))
         if np.isnan(layer).any():
             raise UserError(f"block{number}: expected a number as the score of every attention weight, got NaN; measure the maps again")
     live = [np.isfinite(layer) for layer in scores]
@@ -91,8 +110,16 @@ def freeze(scores: Sequence[np.ndarray], mean: Sequence[np.ndarray], freezing: F
         finite = [np.where(each, layer, 0).astype(np.float64) for each, layer in zip(live, scores, strict=True)]
         units = [_pool(layer, shape) / np.maximum(size, 1) for layer, shape, size in zip(finite, shapes, sizes, strict=True)]
     chosen = _choose(units, sizes, freezing)
-    masks = [each & _spread(layer, shape, each.shape[-1]) for each, layer, shape in zip(live, chosen, shapes, strict=True)]
-    return [FrozenMap(mask, np.asarray(layer, np.float64)) for mask, layer in zip(masks, mean, strict=True)]
+    return [each & _spread(layer, shape, each.shape[-1]) for each, layer, shape in zip(live, chosen, shapes, strict=True)]
+
+
+def expect_frozen(block: int, layer: FrozenMap, shape: tuple[int, int, int], heads: int) -> None:
+    """UserError unless it is of this shape (maps, tokens, tokens) or, where windows share maps, of a map for each head."""
+    expect_type(f"block{block} frozen map", layer, FrozenMap)
+    found, shared = layer.mask.shape, (heads, *shape[1:])
+    if found not in (shape, shared):
+        expected = " or ".join(str(list(each)) for each in dict.fromkeys((shape, shared)))
+        raise UserError(f"block{block} frozen map: expected {expected}, got {list(found)}; measure the maps of this model")
 
 
 def lowest(scores: np.ndarray, sizes: np.ndarray, tau: float) -> np.ndarray:

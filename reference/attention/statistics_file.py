@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from eamsim.arguments import expect_array, expect_type
 from eamsim.errors import BadFile, UserError
 from eamsim.files.container import Refused, canonical, parse_json
 from eamsim.files.hdf5 import Stored, Tables
@@ -90,13 +91,26 @@ class Statistics:
 def write_statistics(path: Path, header: Header, layers: Iterable[Mapping[str, np.ndarray]]) -> None:
     """Store the arrays of every layer, named as in `Header.arrays`, as they come; the file appears whole, at the end.
 
-    Raises BadFile where it cannot be written.
+    Raises UserError for other arrays than the header says, BadFile where it cannot be written.
     """
+    expect_type("header", header, Header)
     with _written(path) as file:
         _put_manifest(file, header)
-        for arrays in layers:
+        written = 0
+        for written, arrays in enumerate(layers, 1):
+            _expect_layer(header, written - 1, arrays)
             for name, array in arrays.items():
                 file.put(name, array)
+        if written < header.layers:
+            raise UserError(f"layers: expected {header.layers}, got {written}; measure them all")
+
+
+def _expect_layer(header: Header, layer: int, arrays: Mapping[str, np.ndarray]) -> None:
+    expected = header.arrays(layer) if layer < header.layers else {}
+    if arrays.keys() != expected.keys():
+        raise UserError(f"layer {layer}: expected the arrays {', '.join(expected) or 'of no such layer'}, got {', '.join(arrays)}")
+    for name, (stored, shape) in expected.items():
+        expect_array(name, arrays[name], np.dtype(stored).name, shape)
 
 
 def read_statistics(path: Path) -> Statistics:

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from eamsim.arguments import expect_length
 from eamsim.constraints import Verified
 from eamsim.program import Attention, Frozen, Linear, Operation, Program, Requant
-from reference.attention.freeze import FrozenMap
+from reference.attention.freeze import FrozenMap, expect_frozen
 from reference.quantisation.fakequant import frozen_mass, on_grid
 from reference.quantisation.quantisers import LogSqrt2
 
@@ -18,13 +19,15 @@ from reference.quantisation.quantisers import LogSqrt2
 def with_frozen(program: Program, frozen: Sequence[FrozenMap | None], grids: Sequence[LogSqrt2]) -> Verified:
     """`program`, lowered with nothing frozen, with a frozen map or none per block, its means as codes of the block's attention grid.
 
-    Under `renormalised` a wholly frozen head loses its q and k columns.
+    Under `renormalised` a wholly frozen head loses its q and k columns. Raises UserError for maps that are not the program's.
     """
     operations: dict[str, Operation] = {op.out.name: op for op in program.operations}
     attentions = [op for op in program.operations if isinstance(op, Attention)]
-    for op, layer, grid in zip(attentions, frozen, grids, strict=True):
+    expect_length("frozen", frozen, len(attentions))
+    for block, (op, layer, grid) in enumerate(zip(attentions, frozen, grids, strict=True)):
         if layer is None:
             continue
+        expect_frozen(block, layer, (op.windows * op.heads, op.tokens, op.tokens), op.heads)
         maps = _frozen(layer, grid, op)
         scored = [head for head in range(op.heads) if op.softmax == "paper" or not maps.mask[:, head].all()]
         operations[op.out.name] = replace(op, score_heads=tuple(scored), frozen=maps)

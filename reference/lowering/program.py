@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, assert_never
+from typing import Any, assert_never, get_args
 
+from eamsim.arguments import expect_choice, expect_type
 from eamsim.constraints import Verified, verify
 from eamsim.errors import UserError
 from eamsim.program import Program, Softmax, Value
@@ -33,8 +34,11 @@ def lower(
     """The integer program of a model calibrated in `hardware` mode, one frozen map per block where there are any.
 
     Frozen means become codes of the block's own attention grid. Under `renormalised` a wholly frozen head loses its q and k
-    columns. Raises UserError for a model calibrated `published` and where a constant does not fit its width.
+    columns. Raises UserError for a model calibrated `published`, for maps of another, and where a constant does not fit its width.
     """
+    expect_type("calibrated", calibrated, Calibrated)
+    expect_choice("softmax", softmax, get_args(Softmax))
+    expect_type("config", config, LoweringConfig)
     if calibrated.mode != "hardware":
         raise UserError("lowering needs a model calibrated in 'hardware' mode; the published grid has 17 levels and fractional zero points")
     lowering = Lowering(calibrated, config, softmax, _stream_exponents(calibrated, config))
@@ -53,6 +57,8 @@ def lower(
 
 def provenance(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) -> dict[str, Any]:
     """Where a program comes from, for people and for the preparation of images, as JSON values; no interpreter reads it."""
+    expect_type("calibrated", calibrated, Calibrated)
+    expect_type("config", config, LoweringConfig)
     model = calibrated.model
     scales = {name: _stored(quantiser) for name, quantiser in calibrated.activations.items()}
     return {

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from huggingface_hub import hf_hub_download
@@ -16,8 +17,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
+from eamsim.arguments import expect_images, expect_type
 from eamsim.errors import BadFile, UserError
 from eamsim.files.origin import public_name
 from eamsim.inputs.images import Preprocessing
@@ -52,6 +54,11 @@ class Model:
     config: Mapping[str, Any]
     remarks: tuple[str, ...] = ()
 
+    def tensor(self, images: np.ndarray) -> Tensor:
+        """At least one image uint8 [batch, height, width, 3] of the model's size, as its network takes it; else UserError."""
+        expect_images(images, (self.preprocessing.height, self.preprocessing.width, 3), 1)
+        return torch.from_numpy(np.require(images, requirements=("C", "W")))
+
 
 def load_model(spec: str, weights: str | None = None, random_init: int | None = None, allow_pickle: bool = False) -> Model:
     """The model `spec` (a timm name, `local-dir:DIR` or `hf-hub:ID`) with trained, given or random weights.
@@ -81,6 +88,7 @@ def load_model(spec: str, weights: str | None = None, random_init: int | None = 
 
 def as_model(module: nn.Module, name: str) -> Model:
     """A timm module as a Model; UserError names the first feature that is not a plain ViT's or Swin's."""
+    expect_type("model", module, nn.Module)
     plain: Any = check_supported(module, name)
     cfg = getattr(plain, "pretrained_cfg", None)
     if not cfg:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eamsim.arguments import expect_type
 from eamsim.errors import UserError
 from reference.models.layers import Dense, Request, Steps, keep, softmax
 from reference.models.networks import Network
@@ -36,12 +37,13 @@ def compensate(calibrated: Calibrated, batches: Iterable[np.ndarray], advance: C
     """The same quantisers of activations and attention, with weights and biases that make up for them.
 
     batches: uint8 images [batch, height, width, 3]; what one layer reads is held in memory for all of them. advance: called with 1
-    after each linear layer. Raises UserError for a model calibrated `published`.
+    after each linear layer. Raises UserError for a model calibrated `published`, and for no images.
     """
+    expect_type("calibrated", calibrated, Calibrated)
     if calibrated.mode != "hardware":
         raise UserError("compensation needs a model calibrated in 'hardware' mode, whose zero points are codes")
     with torch.inference_mode():
-        walk = _Walk(calibrated, map(torch.from_numpy, batches))
+        walk = _Walk(calibrated, map(calibrated.model.tensor, batches))
         for _ in calibrated.denses:
             walk.step()
             advance(1)
@@ -153,6 +155,8 @@ class _Walk:
         self._moments: dict[str, _Moments] = {}
         self._readers = {source: name for name, source in calibrated.network.sources.items()}
         self._pairs = [_Pair(self, images) for images in batches]
+        if not self._pairs:
+            raise UserError("batches: expected at least one image, got none; give some to compensate on")
 
     def site(self, name: str, x: Tensor) -> Tensor:
         """Of what a linear layer reads the quantiser's steps, float32; of other values what the quantiser makes of them."""

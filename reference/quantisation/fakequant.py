@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from eamsim.arguments import expect_choice, expect_length, expect_type
 from eamsim.program import Softmax
-from reference.attention.freeze import FrozenMap
+from reference.attention.freeze import FrozenMap, expect_frozen
 from reference.models.layers import Attend, Site, keep
 from reference.models.load import Model
 from reference.models.networks import Network
@@ -32,9 +34,10 @@ def predict(
     softmax: `paper` is Eq. 15 to the letter; `renormalised` takes the softmax over the unfrozen pairs alone and scales it by
     what the frozen ones leave of 1.
     see: called with every value as its quantiser leaves it, and as `block3.attn.codes` with the attention weights, frozen ones
-    among them; the network goes on with what it returns.
+    among them; the network goes on with what it returns. Raises UserError.
     """
     network, site, quantise = _parts(model)
+    expect_choice("softmax", softmax, get_args(Softmax))
     maps = [] if frozen is None else frozen_weights(frozen, network)
 
     def attend(block: int, scores: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ def predict(
             return quantise(block, scores.softmax(dim=-1))
         return maps[block].among(scores, lambda weights: quantise(block, weights), softmax)
 
-    return network(torch.from_numpy(images), lambda name, x: see(name, site(name, x)), attend).numpy()
+    return network(_tensor(model, images), lambda name, x: see(name, site(name, x)), attend).numpy()
 
 
 def collect_maps(model: Model | Calibrated, batches: Iterable[np.ndarray], consume: Callable[[int, np.ndarray], None]) -> None:
@@ -78,11 +81,13 @@ def collect_attention(model: Model | Calibrated, batches: Iterable[np.ndarray], 
         return quantise(block, maps)
 
     for images in batches:
-        network(torch.from_numpy(images), keep_values, attend)
+        network(_tensor(model, images), keep_values, attend)
 
 
 def quantise_frozen(calibrated: Calibrated, frozen: Sequence[FrozenMap]) -> list[FrozenMap]:
-    """The maps with every mean on the attention grid of its block: what an integer program stores."""
+    """The maps with every mean on the attention grid of its block: what an integer program stores. Raises UserError."""
+    expect_type("calibrated", calibrated, Calibrated)
+    expect_length("frozen", frozen, len(calibrated.attention))
     return [on_grid(layer, grid) for layer, grid in zip(frozen, calibrated.attention, strict=True)]
 
 
@@ -115,12 +120,20 @@ class FrozenWeights:
 
 
 def frozen_weights(frozen: Sequence[FrozenMap], network: Network, dtype: torch.dtype = torch.float64) -> list[FrozenWeights]:
-    """One per block, for the maps that the network has."""
+    """One per block, for the maps that the network has; UserError for others."""
+    expect_length("frozen", frozen, len(network.blocks))
+    for number, (layer, maps, block) in enumerate(zip(frozen, network.maps, network.blocks, strict=True)):
+        expect_frozen(number, layer, maps.shape, block.heads)
     return [FrozenWeights(layer, each.shape[0], dtype) for layer, each in zip(frozen, network.maps, strict=True)]
 
 
+def _tensor(model: Model | Calibrated, images: np.ndarray) -> Tensor:
+    return (model if isinstance(model, Model) else model.model).tensor(images)
+
+
 def _parts(model: Model | Calibrated) -> tuple[Network, Site, Attend]:
-    """The network, what stands at its sites, and what is done to its attention weights."""
+    """The network, what stands at its sites, and what is done to its attention weights; UserError for what is no model."""
+    expect_type("model", model, Model, Calibrated)
     if isinstance(model, Model):
         return model.network, keep, lambda block, maps: maps
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from eamsim.arguments import expect_choice, expect_integer, expect_type
 from eamsim.choice import least
 from eamsim.progress import Advance, unheard
 from reference.models.layers import Dense, Norm
@@ -98,10 +99,16 @@ def calibrate(
     the weights behind them are quantised anew. Attention and patches: `activation_bits` and INPUT_BITS.
     advance: as often as `calibration_steps` says.
     `published` keeps a fractional zero point and seventeen attention levels; `hardware` has neither. `published` codes are uniform.
+    Raises UserError.
     """
+    expect_type("model", model, Model)
+    pixels = model.tensor(images)
+    expect_choice("mode", mode, get_args(Mode))
+    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        expect_integer(name, bits, 2, 16)
     ranges = _Ranges(model.network, mode, activation_bits, advance, codes)
     float_weights = _search_weights(model.network, weight_bits, mode, advance)
-    _quantise_weights(model.network, float_weights)(torch.from_numpy(images), ranges.site, ranges.attend)
+    _quantise_weights(model.network, float_weights)(pixels, ranges.site, ranges.attend)
     network, activations = _reparametrise(model.network, ranges.activations, mode)
     weights = _search_weights(network, weight_bits, mode, advance)
     return Calibrated(

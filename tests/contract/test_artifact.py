@@ -19,6 +19,7 @@ from programs import Shape, random_program
 from eamsim import artifact
 from eamsim.artifact import ArtifactError, read, sha256, write
 from eamsim.constraints import ProgramError, Verified
+from eamsim.errors import UserError
 from eamsim.program import Attention, Epilogue, InputQuant, LayerNorm, Linear, Operation, Value
 
 VIT = Shape(1, freeze="scattered", softmax="renormalised", last_code_is_zero=True)
@@ -229,7 +230,7 @@ def test_write_refuses_what_read_would_refuse_and_leaves_the_old_file(path):
         write(path, dataclasses.replace(program, operations=()), {})
     with pytest.raises(ProgramError, match=r"P4\]: names must be printable, got 'two\\nlines'"):
         write(path, dataclasses.replace(program, name="two\nlines"), {})
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(UserError, match=r"provenance: expected what JSON holds .*not JSON compliant"):
         write(path, program, {"scale": float("nan")})
 
     assert path.read_bytes() == old

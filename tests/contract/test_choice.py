@@ -73,9 +73,9 @@ def test_a_budget_search_refuses_a_damage_that_is_no_number(spoiled):
 
 
 def test_scores_that_are_no_numbers_are_refused():
-    from reference.attention.freeze import Freezing, freeze
+    from reference.attention.freeze import Freezing, chosen_masks
 
     scores = [np.zeros((1, 3, 3)), np.full((1, 3, 3), np.inf)]
     scores[1][0, 1, 2] = nan
     with pytest.raises(UserError, match=r"^block1: expected a number as the score of every attention weight, got NaN"):
-        freeze(scores, scores, Freezing(0.5))
+        chosen_masks(scores, Freezing(0.5))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from programs import Shape, operation, random_images, random_program
 
 from eamsim import golden
+from eamsim.errors import UserError
 from eamsim.intmath import bit_length, isqrt, narrow, round_shift
 from eamsim.program import Datapath, LayerNorm, Linear, Raw, Value
 
@@ -115,5 +116,5 @@ def test_all_equal_channels_and_rows_are_defined():
 
 def test_image_of_another_shape_is_refused():
     program = random_program(Shape(seed=1))
-    with pytest.raises(ValueError, match=r"image must be uint8 \(4, 4, 3\), got uint8 \(5, 4, 3\)"):
+    with pytest.raises(UserError, match=r"image: expected uint8 \[4, 4, 3\], got uint8 \[5, 4, 3\]"):
         golden.run(program, np.zeros((5, 4, 3), np.uint8))

@@ -166,7 +166,7 @@ def test_values_that_are_no_softmax_are_refused(value):
 
 @pytest.mark.parametrize("maps", [np.zeros((1, 2, 5, 4)), np.zeros((2, 5, 5)), np.zeros((1, *SHAPE), np.float32)])
 def test_maps_of_another_shape_or_type_are_refused(maps):
-    with pytest.raises(UserError, match=r"layer 0 attention maps: must be float64 \('batch', 2, 5, 5\), got float"):
+    with pytest.raises(UserError, match=r"layer 0 attention maps: expected float64 \[batch, 2, 5, 5\], got float"):
         AttentionStatistics({0: Maps(SHAPE)}, 2).add(0, maps)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from eamsim.errors import UserError
-from reference.attention.freeze import Freezing, FrozenMap, freeze, lowest
+from reference.attention.freeze import Freezing, FrozenMap, chosen_masks, freeze, lowest
 
 TAUS = st.floats(0, 1)
 GRANULARITIES = st.one_of(
@@ -33,7 +33,7 @@ def freezings(draw):
 
 def masks(scores, freezing) -> np.ndarray:
     """bool [layers, heads, tokens, tokens]."""
-    return np.stack([layer.mask for layer in freeze(scores, scores, freezing)])
+    return np.stack(chosen_masks(scores, freezing))
 
 
 def cut(layer, freezing: Freezing) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from eamsim.choice import finite
 from eamsim.constraints import Verified
 from eamsim.errors import UserError
 from eamsim.files.table import write_table
-from reference.attention.freeze import Freezing, freeze
+from reference.attention.freeze import Freezing, chosen_masks
 
 RATES = (0.25, 0.5)
 """Shares of a head's weights that may be frozen, besides all of them."""
@@ -128,7 +128,7 @@ def make_rungs(scores: Mapping[str, Sequence[np.ndarray]], heads: Sequence[int])
     start = len(found) - 1
     for granularity, blocks in scores.items():
         for rate in () if granularity == "head" else RATES:
-            add(granularity, _by_head([each.mask for each in freeze(blocks, blocks, Freezing(rate, granularity))], heads))
+            add(granularity, _by_head(chosen_masks(blocks, Freezing(rate, granularity)), heads))
     found.append(("head", live, np.ones(len(live))))
     granularities, masks, shares = zip(*found, strict=True)
     return Rungs(granularities, masks, np.stack(shares), start)
