@@ -75,7 +75,7 @@ def expect_array(
         raise UserError(f"{name}: expected {low}..{high}, got {array.min()}..{array.max()}{advice}")
 
 
-def expect_images(images: Any, shape: Sequence[int], least: int = 0) -> None:
+def expect_images(images: Any, shape: Sequence[int | str], least: int = 0) -> None:
     """UserError unless these are at least so many images uint8 [batch, *shape], where shape is (height, width, 3)."""
     expect_array("images", images, "uint8", ("batch", *shape), advice=PIXELS)
     if len(images) < least:

@@ -8,8 +8,9 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
-from stat import S_IFDIR, S_IFREG, S_ISDIR, S_ISREG
+from stat import S_IFDIR, S_ISDIR, S_ISREG
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ NETPBM = {".pbm", ".pgm", ".pnm", ".ppm"}
 SUFFIXES = NETPBM | {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 SUFFIXES |= {".avif"} if features.check("avif") else set()
 """What is taken from folders: all that torchvision's ImageFolder takes, and more that Pillow reads."""
+IMAGE_NAME = re.compile(rf"[^.].*({'|'.join(map(re.escape, sorted(SUFFIXES)))})", re.IGNORECASE | re.ASCII | re.DOTALL).fullmatch
+BY_NAME = attrgetter("name")
 EXAMPLES = 3
 
 
@@ -69,13 +72,13 @@ class Summary:
 class Source:
     """The images of one source, in order.
 
-    items: a path or decoded pixels (uint8 [H, W, 3]) per image; names: what an error or a report calls each;
+    items: a path as text or decoded pixels (uint8 [H, W, 3]) per image; names: what an error or a report calls each;
     numbers: int64 [n], the class of each as the source counts its classes, or None; classes: their names in that order, composed
     (NFC), or None where the source has numbers alone.
     """
 
     name: str
-    items: tuple[Path | np.ndarray, ...]
+    items: tuple[str | np.ndarray, ...]
     names: tuple[str, ...]
     numbers: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
@@ -126,7 +129,8 @@ def find(path: Path, left_out: LeftOut) -> Source:
 
 
 def _of_files(source: Path, paths: list[str], numbers: np.ndarray | None = None, classes: tuple[str, ...] | None = None) -> Source:
-    return Source(shown(source), tuple(map(Path, paths)), tuple(map(shown, paths)), numbers, classes)
+    names = paths if all(map(str.isascii, paths)) else map(shown, paths)
+    return Source(shown(source), tuple(paths), tuple(names), numbers, classes)
 
 
 def _folder(root: Path, left_out: LeftOut) -> Source:
@@ -153,7 +157,10 @@ def _folder(root: Path, left_out: LeftOut) -> Source:
 
 
 class _Walk:
-    """Looks through the folder `root`, and says what it leaves out. Paths are text here: a Path takes ten times as long to make."""
+    """Looks through the folder `root`, and says what it leaves out.
+
+    Paths are text, since a Path takes ten times as long to make, and a plain image is taken by the first test, without a look at the disk.
+    """
 
     def __init__(self, root: str, left_out: LeftOut):
         self.root, self.left_out = root, left_out
@@ -164,9 +171,12 @@ class _Walk:
     def entries(self, folder: str) -> list[tuple[str, bool]]:
         """The images and folders in it, sorted by name, links followed, and whether each is a folder."""
         with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+            entries = sorted(found, key=BY_NAME)
         taken = []
         for entry in entries:
+            if IMAGE_NAME(entry.name) and _is_plain(entry):
+                taken.append((entry.path, False))
+                continue
             kind = _kind(entry)
             if entry.name.startswith("."):
                 self.leave("hidden", entry.path)
@@ -176,7 +186,7 @@ class _Walk:
                 taken.append((entry.path, True))
             elif not S_ISREG(kind):
                 self.leave("no regular file", entry.path)
-            elif os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
+            elif not IMAGE_NAME(entry.name):
                 self.leave("other suffix", entry.path)
             else:
                 taken.append((entry.path, False))
@@ -199,14 +209,19 @@ class _Walk:
                 yield path
 
 
-def _kind(entry: os.DirEntry[str]) -> int | None:
-    """The mode bits of what it is or links to; None where that cannot be reached. A plain entry costs no look at the disk."""
+def _is_plain(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file and no link, without a look at the disk."""
     try:
-        if not entry.is_symlink():
-            if entry.is_file(follow_symlinks=False):
-                return S_IFREG
-            if entry.is_dir(follow_symlinks=False):
-                return S_IFDIR
+        return entry.is_file(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _kind(entry: os.DirEntry[str]) -> int | None:
+    """The mode bits of what it is or links to; None where that cannot be reached. A plain folder costs no look at the disk."""
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            return S_IFDIR
         return entry.stat().st_mode
     except OSError:
         return None

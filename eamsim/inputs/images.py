@@ -16,8 +16,9 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, features
 
+from eamsim.arguments import expect_images
 from eamsim.errors import BadFile, UserError
-from eamsim.inputs.datasets import LeftOut, Summary, find, shown
+from eamsim.inputs.datasets import LeftOut, Source, Summary, find, shown
 from eamsim.inputs.labels import Labelling, matched
 
 log = logging.getLogger("eamsim.data")
@@ -108,7 +109,7 @@ class ImageSet:
 
     def spread(self, images: int) -> ImageSet:
         """At most so many images, evenly spaced, so that a folder sorted by class stays balanced."""
-        return self if images >= len(self) else self.select(np.arange(images) * len(self) // images)
+        return self if images >= len(self) else self.select(evenly(len(self), images))
 
     def select(self, chosen: np.ndarray) -> ImageSet:
         """The images of these indices, in this order."""
@@ -155,11 +156,15 @@ class ImageSet:
 
 def in_memory(pixels: np.ndarray, labels: np.ndarray | None = None) -> ImageSet:
     """Images that are prepared already, as a set: uint8 [n, height, width, 3], and int64 [n] classes of the model; UserError."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or not len(pixels):
-        raise UserError(f"images: expected uint8 [n, height, width, 3], got {pixels.dtype} {list(pixels.shape)}")
+    expect_images(pixels, ("height", "width", 3), 1)
     as_they_are = Preprocessing(*pixels.shape[1:3], crop_pct=1.0, interpolation="bicubic")
     names = tuple(f"image {index}" for index in range(len(pixels)))
     return ImageSet(tuple(pixels), names, as_they_are, labels, labels, Summary(len(pixels), len(pixels), LeftOut(), {"how": "given"}))
+
+
+def evenly(count: int, wanted: int) -> np.ndarray:
+    """So many of `count` indices, evenly spaced, the first among them: int64 [wanted]."""
+    return np.arange(wanted) * count // wanted
 
 
 def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
@@ -195,6 +200,19 @@ def check_headers(items: Sequence[Path | np.ndarray]) -> None:
             open_image(item).close()
 
 
+def _found(sources: Sequence[Path], left_out: LeftOut) -> list[Source]:
+    if isinstance(sources, str | Path):
+        raise UserError(f"images: expected a list of paths, got {str(sources)!r} alone; put it in a list")
+    found = [find(source, left_out) for source in sources]
+    empty = next((source.name for source in found if not source.items), None if found else "images")
+    if empty is not None:
+        missed = f" ({left_out})" if left_out.counts else ""
+        raise UserError(f"{empty}: no images found{missed}; give image files, a folder of images or an .npz")
+    alone = [source.items[0] for source in found if len(source.items) == 1]  # what is no image has no labels to ask for either
+    check_headers([Path(item) for item in alone if isinstance(item, str)])
+    return found
+
+
 def open_images(
     sources: Sequence[Path], preprocessing: Preprocessing, limit: int | None = None, labelling: Labelling | None = None
 ) -> ImageSet:
@@ -204,29 +222,30 @@ def open_images(
     The header of each image that is taken is read here, its pixels when a batch asks for them. One line on the logger `eamsim.data`
     says what was taken. Raises BadFile and UserError.
     """
-    if isinstance(sources, str | Path):
-        raise UserError(f"images: expected a list of paths, got {str(sources)!r} alone; put it in a list")
     if limit is not None and limit < 1:
         raise UserError(f"the number of images must be at least 1, got {limit}")
     left_out = LeftOut()
-    found = [find(source, left_out) for source in sources]
-    empty = next((source.name for source in found if not source.items), None if found else "images")
-    if empty is not None:
-        missed = f" ({left_out})" if left_out.counts else ""
-        raise UserError(f"{empty}: no images found{missed}; give image files, a folder of images or an .npz")
-    check_headers([source.items[0] for source in found if len(source.items) == 1])  # what is no image has no labels to ask for either
+    found = _found(sources, left_out)
     items = tuple(item for source in found for item in source.items)
     names = tuple(name for source in found for name in source.names)
     numbers = [source.numbers for source in found if source.numbers is not None]
     labels, how = matched(found, labelling)
-    summary = Summary(len(items), 0, left_out, how)
-    images = ImageSet(items, names, preprocessing, labels, np.concatenate(numbers) if len(numbers) == len(found) else None, summary)
-    if labels is not None and labels.min() < 0:
+    chosen = np.arange(len(items))
+    if labels is not None:
         for index in np.flatnonzero(labels < 0):
             left_out.add("class that the model has not", names[index])
-        images = images.select(np.flatnonzero(labels >= 0))
-    images = images if limit is None else images.spread(limit)
-    check_headers(images.items)
-    images = replace(images, summary=replace(summary, taken=len(images)))
-    log.info("%s", images.summary)
-    return images
+        chosen = np.flatnonzero(labels >= 0)
+    if limit is not None and limit < len(chosen):
+        chosen = chosen[evenly(len(chosen), limit)]
+    summary = Summary(len(items), len(chosen), left_out, how)
+    taken = tuple(Path(item) if isinstance(item, str) else item for item in map(items.__getitem__, chosen))
+    check_headers(taken)
+    log.info("%s", summary)
+    return ImageSet(
+        taken,
+        tuple(names[i] for i in chosen),
+        preprocessing,
+        None if labels is None else labels[chosen],
+        np.concatenate(numbers)[chosen] if len(numbers) == len(found) else None,
+        summary,
+    )

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from eamsim.errors import BadFile, UserError
+from eamsim.inputs import datasets
 from eamsim.inputs.datasets import LeftOut, find
 from eamsim.inputs.images import Preprocessing, open_images
 
@@ -302,6 +303,16 @@ def test_only_what_is_taken_is_opened(tmp_path: Path, monkeypatch: pytest.Monkey
     images = open_images([tmp_path], Preprocessing(8, 8, 1.0, "bicubic"), limit=3)
     assert opened == list(images.items)
     assert len(opened) == 3
+
+
+def test_a_plain_image_costs_no_look_at_the_disk_and_no_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for number in range(20):
+        save(tmp_path / f"cat/{number}.png")
+    looked, kind = [], datasets._kind
+    monkeypatch.setattr(datasets, "_kind", lambda entry: looked.append(entry.name) or kind(entry))
+    found = find(tmp_path, LeftOut())
+    assert looked == ["cat"]
+    assert {type(item) for item in found.items} == {str}
 
 
 def test_what_was_taken_is_kept_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
