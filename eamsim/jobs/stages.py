@@ -19,6 +19,7 @@ import numpy as np
 from eamsim.engine import Engine
 from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet, open_images
+from eamsim.inputs.labels import HELP
 from eamsim.jobs.build import compensate_on, labelling
 from eamsim.program import Softmax
 from eamsim.progress import silent
@@ -38,7 +39,10 @@ Hits = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: choices of frozen weights; with random ones beside each, or not; torch's lines at these taus, on so many images."""
+    """What is measured: choices of frozen weights; with random ones beside each, or not; torch's lines at these taus, on so many images.
+
+    labels: how the classes of the data meet the model's, as `Labelling.choice`.
+    """
 
     choices: Sequence[Freezing]
     random: bool
@@ -47,6 +51,7 @@ class Plan:
     range_images: int
     entropy_images: int | None
     compensated: bool
+    labels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,8 @@ def cell(hits: np.ndarray, base: np.ndarray | None) -> str:
 class Judges:
     """Labelled data sets, and the same evenly spaced but fewer for torch, which takes long."""
 
-    def __init__(self, model: Model, data: Sequence[Path], fake_images: int | None):
-        self.all = [open_images([path], model.preprocessing, labelling=labelling(model)) for path in data]
+    def __init__(self, model: Model, data: Sequence[Path], fake_images: int | None, labels: str | None = None):
+        self.all = [open_images([path], model.preprocessing, labelling=labelling(model, labels)) for path in data]
         self.few = [each.spread(min(fake_images or len(each), len(each))) for each in self.all]
 
     def integers(self, calibrated: Calibrated, frozen: list[FrozenMap] | None = None, softmax: Softmax = "paper") -> tuple[Hits, Hits]:
@@ -101,7 +106,7 @@ def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: Plan) ->
     """A line as soon as it is measured."""
     model = load_model(spec)
     images = open_images(calib, model.preprocessing)
-    judges = Judges(model, data, plan.fake_images)
+    judges = Judges(model, data, plan.fake_images, plan.labels)
     published, hardware = (calibrate_on(model, images, plan.range_images, mode=mode) for mode in ("published", "hardware"))
     base, few = judges.integers(hardware)
     if 0 in plan.fake_taus:
@@ -154,6 +159,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calib-images", type=int, default=32)
     parser.add_argument("--entropy-images", type=int, help="entropies and means of so many calibration images (all unless given)")
+    parser.add_argument("--labels", metavar="by-name|by-order|FILE", help=HELP)
     options = parser.parse_args()
     choices = [Freezing(tau, options.granularity, options.scope, options.order, options.seed) for tau in options.tau]
     fake_taus = [0, *options.tau] if options.fake_tau is None else options.fake_tau
@@ -165,6 +171,7 @@ def main() -> None:
         options.calib_images,
         options.entropy_images,
         not options.no_compensate,
+        options.labels,
     )
     header = ("tau", "softmax", "top-1, %", *(path.stem for path in options.data))
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)

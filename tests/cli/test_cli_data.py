@@ -90,3 +90,16 @@ def test_a_build_keeps_what_it_calibrated_on(tmp_path: Path):
     assert manifest["data"]["left_out"] == {"image beside class folders": {"count": 1, "examples": ["overview.png"]}}
     refused = eamsim("build", f"local-dir:{DIGITS}", "--calib", tmp_path / "d", "--labels", "by-order", "-o", tmp_path / "y.eam")
     assert (refused.code, "--labels: belongs to a budget" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["record", "export"])
+def test_the_manifest_of_a_trace_keeps_what_was_taken(tmp_path: Path, model: Path, command: str):
+    root = photographs(tmp_path / "d", model, LABELS)
+    out = tmp_path / ("t.h5" if command == "record" else "v")
+    options = ("--by", "golden", "--digests") if command == "record" else ("--operations", "head")
+    done = eamsim("trace", command, model, "--data", root, "--images", 2, "-o", out, *options, "--json")
+    assert done.code == 0, done.err
+    left_out = {"image beside class folders": {"count": 1, "examples": ["overview.png"]}}
+    expected = {"found": 20, "taken": 2, "left_out": left_out, "labels": {"how": "not needed"}}
+    kept = json.loads((tmp_path / ("t.h5.json" if command == "record" else "v/manifest.json")).read_text())
+    assert json.loads(done.out)["data"] == kept["data"] == expected

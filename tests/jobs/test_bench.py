@@ -79,6 +79,7 @@ def test_the_command_times_programs_and_threads_in_turn(tmp_path):
         if peak is not None:
             assert row["peak_share"] == pytest.approx(row["gmacs_per_second"] / peak)
     assert [row["time_to_first"] for row in result["results"][::4]] == [1, 1]
+    assert result["data"] == {"found": 3, "taken": 3, "left_out": {}, "labels": {"how": "not needed"}}
 
 
 def test_peers_need_the_float_model(tmp_path):

@@ -165,3 +165,25 @@ def test_missing_weights_are_named(data, tmp_path):
 
     assert finished.code == 3
     assert f"error: {tmp_path / 'w.safetensors'}: no such file; give --weights FILE" in finished.err
+
+
+def test_labels_of_the_validation_images_are_found_as_asked(data, tmp_path, quick):
+    run("table1", data, tmp_path / "digits")
+    other = tmp_path / "words"
+    (other / "val").mkdir(parents=True)
+    for index, folder in enumerate(sorted((data / "val").iterdir())):
+        (other / "val" / f"{'abcdefghij'[index]}").symlink_to(folder)
+    (other / "train").symlink_to(data / "train")
+    refused = eamsim("reproduce", "table1", "--data", other, "--model", MODEL, "-o", tmp_path / "none")
+    assert (refused.code, "--labels by-order" in refused.err) == (2, True)
+    run("table1", other, tmp_path / "out", "--labels", "by-order")
+    expected, found = (read_sweep(folder / "table1-sweep.csv") for folder in (tmp_path / "digits", tmp_path / "out"))
+    assert found == expected
+    origin = json.loads((tmp_path / "out" / "table1-sweep.csv.json").read_text())["models"][public_name(MODEL)]
+    assert origin["data"]["labels"]["how"] == "by-order"
+
+
+def test_labels_that_nothing_would_use_are_refused(data, tmp_path):
+    finished = eamsim("reproduce", "fig2", "--data", data, "--model", MODEL, "-o", tmp_path, "--labels", "by-order")
+    assert finished.code == 2
+    assert finished.err == "error: --labels: belongs to fig5, fig6, table1, which evaluate; leave it out of fig2\n"

@@ -83,7 +83,7 @@ def test_every_form_of_images_gives_the_same_program(quantised, tmp_path: Path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "images: expected uint8"),
+        ([], "images: expected at least 1, got 0"),
         (PIXELS.astype(np.float32) / 255, "images: expected uint8"),
         ([torch.randn(2, 3, 16, 16)], "images: expected floats that are k / 255"),
         ([3], "images: expected batches of pixels, got int"),

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from eamsim.cli.extras import import_reference
-from eamsim.cli.inputs import Compensate, FigureFolder, Weights, compensates
+from eamsim.cli.inputs import Compensate, FigureFolder, Labels, Weights, compensates
 from eamsim.cli.manifest import described, make_folder, manifest_path, write_manifest
 from eamsim.cli.output import Json, Limit, note, progress
 from eamsim.cli.page import drawing
-from eamsim.errors import BadFile
+from eamsim.errors import BadFile, UserError
 from eamsim.files.origin import public_command, public_name
 from eamsim.inputs.datasets import LeftOut, find
 from eamsim.inputs.images import ImageSet, Preprocessing, open_images
@@ -42,7 +42,10 @@ LAYOUT = "expected ImageNet-1K as train/CLASS/*.JPEG (1,281,167 images, 5 % of t
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which model and images: calibration on `calib` or on 5 % of `train`, evaluation on `val`, at most `limit` images of either."""
+    """Which model and images: calibration on `calib` or on 5 % of `train`, evaluation on `val`, at most `limit` images of either.
+
+    labels: how the classes of `val` meet the model's, as `Labelling.choice`.
+    """
 
     spec: str
     weights: str | None
@@ -51,9 +54,12 @@ class Protocol:
     calib: list[Path]
     limit: int | None
     compensated: bool = True
+    labels: str | None = None
 
     def check(self, name: Name) -> None:
-        """BadFile names the first folder that is missing, and what belongs there."""
+        """BadFile names the first folder that is missing, and what belongs there; UserError for labels that nothing would use."""
+        if self.labels and name not in SWEEPS:
+            raise UserError(f"--labels: belongs to {', '.join(SWEEPS)}, which evaluate; leave it out of {name}")
         needed = [] if self.calib or name == "fig1" else [self.train]
         for folder in needed if name in ("fig2", "fig3", "fig4") else [*needed, self.val]:
             if not folder.is_dir():
@@ -79,6 +85,7 @@ def reproduce(
     out: FigureFolder,
     calib: Annotated[list[Path] | None, typer.Option(help="Calibrate on all of these, not on 5 % of DIR/train. May be repeated.")] = None,
     limit: Limit = None,
+    labels: Labels = None,
     on: Annotated[Literal["engine", "fakequant"], typer.Option(help="What runs the 4-bit variants: integers, or torch.")] = "engine",
     weights: Weights = None,
     compensate: Compensate = None,
@@ -89,7 +96,7 @@ def reproduce(
 
     The same command continues an interrupted run in the same folder.
     """
-    protocol = Protocol(model, weights, data / "train", data / "val", calib or [], limit, compensates(compensate, None))
+    protocol = Protocol(model, weights, data / "train", data / "val", calib or [], limit, compensates(compensate, None), labels)
     protocol.check(name)
     if name != "table1":
         drawing.import_matplotlib()
@@ -146,7 +153,7 @@ def swept(protocol: Protocol, name: Swept, on: Literal["engine", "fakequant"], w
 
     model = load_model(protocol.spec, protocol.weights)
     calibration = protocol.calibration(model.preprocessing)
-    data = open_images([protocol.val], model.preprocessing, protocol.limit, labelling(model))
+    data = open_images([protocol.val], model.preprocessing, protocol.limit, labelling(model, protocol.labels))
     subject = Subject(protocol.spec, model, calibration, min(RANGE_IMAGES, len(calibration)), data, protocol.compensated)
     variants, tenths = SWEEPS[name]
     taus = [tenth / 10 for tenth in range(tenths + 1)]

@@ -95,6 +95,7 @@ def bench(
     results = [row for size in batches for row in measure(opened, size, peers, rounds, peaks, isa, profile)]
     in_gmacs = {str(count): peak and peak / 1e9 for count, peak in peaks.items()}
     result = {"instruction_set": isa, "peak_gmacs_per_second": in_gmacs, "rounds": rounds, "results": results}
+    result["data"] = opened[0].images.summary.json()  # of every MODEL
     title = ", ".join(f"{count}: {peak or 0:,.0f} GMAC/s" for count, peak in in_gmacs.items())
     beside = [first_table(results)] if len(opened) * len(counts) > 1 else []
     emit_measured(

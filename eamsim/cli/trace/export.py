@@ -60,7 +60,7 @@ def export(
     tensors = [Tensor("tap", declared[name].value, np.stack([run[name] for run in runs])) for name in names]
     for op in selected:
         tensors += [Tensor("constant", value, array.astype(np.int64)) for value, array in constants(op, program).values()]
-    manifest = vectors.export(out, tensors, layout, chosen, about(model, program, public_names(image_set.names, data), selected))
+    manifest = vectors.export(out, tensors, layout, chosen, about(model, program, image_set, public_names(image_set.names, data), selected))
     rows = [(entry["name"], entry["kind"], form(entry), entry["words"], entry["word_bits"]) for entry in manifest["tensors"]]
     size = sum(file["bytes"] for file in manifest["files"].values())
     emit(

@@ -70,7 +70,8 @@ def record(
             first += len(pixels)
             advance(len(pixels))
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
-    manifest = about(model, program, image_names, []) | {"interpreter": by, "taps": len(names), "reason": reason, "output": output}
+    manifest = about(model, program, image_set, image_names, [])
+    manifest |= {"interpreter": by, "taps": len(names), "reason": reason, "output": output}
     write_manifest(manifest_path(out), manifest)
     what = "digests" if digests else "integers"
     emit(
