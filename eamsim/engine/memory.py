@@ -7,13 +7,12 @@ values int32.
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from eamsim.engine.ir.tile import ROWS
-from eamsim.errors import UserError
 
 CACHE_LINE = 64
 
@@ -91,10 +90,6 @@ def aligned(size: int, kind: str | type) -> np.ndarray:
     raw = np.zeros(max(size, 1) * itemsize + CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % CACHE_LINE
     return raw[start : start + max(size, 1) * itemsize].view(kind)
-
-
-def refuse(where: str, reason: str) -> NoReturn:
-    raise UserError(f"engine: {where} is not supported: {reason}; the golden interpreter runs it")
 
 
 def whole_tiles(rows: int) -> int:

@@ -11,7 +11,8 @@ from eamsim import tensors
 from eamsim.constraints import Verified, magnitude
 from eamsim.engine.ir.tile import ROWS, STEP
 from eamsim.engine.kernels import attention, digest, layernorm, linear, movement
-from eamsim.engine.memory import CACHE_LINE, Constants, Memory, aligned, refuse
+from eamsim.engine.memory import CACHE_LINE, Constants, Memory, aligned
+from eamsim.engine.refusals import Refusal, refuse
 from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Residual, Value
 
 KINDS = ("input_quant", "gather", "embed", "layer_norm", "linear", "pack_heads", "attend", "pool", "publish", "digest")
@@ -107,7 +108,7 @@ def make_plan(program: Verified) -> Plan:
     refuse_overflow(program)
     for value in program.values.values():
         if not value.signed and value.bits > 8:
-            refuse(value.name, f"codes of {value.bits} bits do not fit a byte")
+            refuse(value.name, Refusal.CODES, f"{value.bits} bits")
     places, code_size, value_size = place_values(program)
     constants = Constants(sum(linear.packed_bytes(op) for op in program.operations if isinstance(op, Linear)))
     rows, taps = [], []
@@ -144,7 +145,7 @@ def refuse_overflow(program: Verified) -> None:
     limit = 1 << (bits - 1)
     for name, (low, high) in program.bounds.items():
         if not name.endswith(".exponents") and (low < -limit or high >= limit):
-            refuse(name, f"a sum in [{low}, {high}] leaves {bits} bits (overflow '{program.datapath.overflow}')")
+            refuse(name, Refusal.SUMS, f"[{low}, {high}] in {bits} bits (overflow '{program.datapath.overflow}')")
 
 
 def plan_operation(op: Operation, program: Verified, places: dict[str, int], constants: Constants) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     statistics = AttentionStatistics({0: Maps(MAPS)}, 2)
     statistics.add(0, np.full((2, *MAPS), 1 / TOKENS))
     scores, mean = [np.zeros(MAPS)] * 2, [np.full(MAPS, 0.5)] * 2
-    folder, loaded = tmp_path_factory.mktemp("files"), engine.load(program, 1)
+    folder, loaded = tmp_path_factory.mktemp("files"), engine.Engine(program, 1)
     header = Header((MAPS,), (HEADS,), (), 2, ("float",), False, {}, "")
     arrays = {f"layer0.float.{each}": np.zeros(MAPS, np.float32) for each in ("entropy", "mean", "variance")}
     return SimpleNamespace(**locals())
@@ -291,7 +291,7 @@ OTHERS: dict[str, tuple[Callable[[SimpleNamespace], object], str]] = {
     "digest of no tap": (lambda g: g.loaded.digests(g.images, ["haed"]), "did you mean 'head'?"),
     "digest twice": (lambda g: g.loaded.digests(g.images, ["head", "head"]), "names: expected each once, got 'head' twice"),
     "rounds": (lambda g: g.loaded.profile(g.images, 0), "rounds: expected an integer of at least 1, got 0"),
-    "threads": (lambda g: engine.load(g.program, 1.0), "engine threads: expected int, got 1.0"),
+    "threads": (lambda g: engine.Engine(g.program, 1.0), "engine threads: expected int, got 1.0"),
     "golden taps": (lambda g: golden.run(g.program, g.images[0], True), "taps: expected dict or NoneType, got True"),
     "C folder": (lambda g: c_export.export(g.program, None), "folder: expected str or PathLike, got None"),
     "path of a program": (lambda g: artifact.write(3, g.program, {}), "path: expected str or PathLike, got 3"),

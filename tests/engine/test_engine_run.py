@@ -91,35 +91,6 @@ def test_images_of_another_kind_are_refused(program, images):
         engine.Engine(program).run(images)
 
 
-def test_attention_codes_beyond_four_bits_are_refused(program):
-    changed = replace(operation(program, "block0.attn", Attention), attention_bits=5)
-    with pytest.raises(UserError, match=r"engine: .*attn.* Attention is not supported: attention_bits is 5.*golden interpreter runs it"):
-        engine.Engine(with_operation(program, changed))
-
-
-def test_weights_beyond_int8_are_refused(program):
-    op = operation(program, "block0.mlp.fc1", Linear)
-    wide = replace(op, weight_bits=8, weight=np.full_like(op.weight, 200), weight_zero=np.zeros_like(op.weight_zero))
-    with pytest.raises(UserError, match=r"engine: .*fc1.* Linear is not supported: .* beyond int8; the golden interpreter runs it"):
-        engine.Engine(with_operation(program, wide))
-
-
-@pytest.mark.parametrize("overflow", ["wrap", "saturate"])
-def test_an_accumulator_that_may_overflow_is_refused(program, overflow):
-    narrow = replace(program, datapath=Datapath(accumulator_bits=9, overflow=overflow))
-    with pytest.raises(UserError, match=rf"a sum in .* leaves 9 bits \(overflow '{overflow}'\); the golden interpreter runs it"):
-        engine.Engine(narrow)
-
-
-def test_codes_wider_than_a_byte_are_refused(program):
-    op = operation(program, "block0.mlp.fc1", Linear)
-    consumer = operation(program, "block0.mlp.fc2", Linear)
-    wide = with_operation(program, replace(op, out=replace(op.out, bits=9)))
-    assert consumer.x == op.out.name
-    with pytest.raises(UserError, match="codes of 9 bits do not fit a byte"):
-        engine.Engine(wide)
-
-
 CHILD = """
 import sys; sys.path.insert(0, "tests/support")
 from programs import Shape, random_images, random_program

@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("timm", reason="needs the extra 'reference'")
 
 from local_models import save_model
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 
 from eamsim import engine
 from eamsim.inputs.images import open_images
@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     built = eamsim("build", f"local-dir:{root / 'model'}", "--calib", root / "calib.npz", "--tau", 0, "-o", root / "m.eam")
     assert built.code == 0, built.err
     program, preprocessing, *_ = read_model(root / "m.eam")
-    answers = engine.load(program, 1).run(images).argmax(axis=1)
+    answers = engine.Engine(program, 1).run(images).argmax(axis=1)
     wnids = ImageNetInfo("imagenet-1k").label_names()
     assert (wnids[0], wnids[217], wnids[999]) == ("n01440764", "n02102040", "n15075141")  # tench, English springer, toilet tissue
     return SimpleNamespace(root=root, images=images, answers=answers, wnids=wnids, preprocessing=preprocessing)

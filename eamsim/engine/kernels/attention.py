@@ -19,7 +19,8 @@ from eamsim.engine.kernels import needed
 from eamsim.engine.kernels.fixedpoint import bit_length
 from eamsim.engine.kernels.linear import safe_steps
 from eamsim.engine.kernels.needed import order_of
-from eamsim.engine.memory import CACHE_LINE, Constants, keep, refuse, tap_fields, whole_tiles
+from eamsim.engine.memory import CACHE_LINE, Constants, keep, tap_fields, whole_tiles
+from eamsim.engine.refusals import Refusal, refuse
 from eamsim.program import Attention, Value
 
 FIELDS = (
@@ -49,11 +50,11 @@ def plan_attention(op: Attention, x: Value, score_bound: Bound, constants: Const
 def refuse_widths(op: Attention, x: Value) -> None:
     where = f"{op.out.name} Attention"
     if op.attention_bits > MAX_ATTENTION_BITS:
-        refuse(where, f"attention_bits is {op.attention_bits}, and the powers of more than {MAX_ATTENTION_BITS} bits leave a byte")
+        refuse(where, Refusal.ATTENTION_CODES, f"{op.attention_bits} bits, whose powers leave a byte")
     for name in ("k_zero", "v_zero"):
         zero = getattr(op, name)
         if zero > 128 or x.high - zero > 127:
-            refuse(where, f"codes of {x.bits} bits less {name} {zero} leave int8")
+            refuse(where, Refusal.KEYS_AND_VALUES, f"{x.bits} bits and {name} {zero}")
 
 
 def plan_blocks(op: Attention, constants: Constants) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from numba.extending import intrinsic
 from eamsim.constraints import extent, magnitude
 from eamsim.engine.ir import epilogue, tile
 from eamsim.engine.kernels.fixedpoint import ROUNDINGS, bit_length, clip, isqrt_each, round_narrow
-from eamsim.engine.memory import Constants, keep, refuse, store_row, tap_fields
+from eamsim.engine.memory import Constants, keep, store_row, tap_fields
+from eamsim.engine.refusals import Refusal, refuse
 from eamsim.program import LayerNorm
 
 FIELDS = (
@@ -35,10 +36,8 @@ def plan_layer_norm(op: LayerNorm, constants: Constants) -> dict[str, Any]:
     tokens, channels = op.out.shape
     reach = (2 << op.fraction_bits) * (math.isqrt(channels) + 2)
     if channels << (op.reciprocal_bits + 1) >= 1 << 31 or reach >= 1 << 31:
-        refuse(
-            f"{op.out.name} LayerNorm",
-            f"{op.reciprocal_bits} reciprocal and {op.fraction_bits} fraction bits on {channels} channels exceed int32",
-        )
+        fields = f"{op.reciprocal_bits} reciprocal and {op.fraction_bits} fraction bits on {channels} channels"
+        refuse(f"{op.out.name} LayerNorm", Refusal.NORMS, fields)
     whole = op.offset[: channels // LANES * LANES].reshape(-1, LANES // 2, 2)
     arrays = {"gain": constants.add(op.gain), "offset": constants.add(op.offset)}
     arrays["split_offset"] = constants.add(whole.transpose(0, 2, 1))

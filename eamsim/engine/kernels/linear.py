@@ -12,7 +12,8 @@ from eamsim.engine.ir.epilogue import Finish
 from eamsim.engine.ir.tile import PANEL, ROWS, STEP, STEP_BYTES, Product
 from eamsim.engine.isa import AddResidual, AddShortResidual, Portable, ToCodes, ToShortCodes, ToValues, gemm, look_up, tiles
 from eamsim.engine.kernels.fixedpoint import Floor, HalfUp, clip, round_shift
-from eamsim.engine.memory import Constants, keep, refuse, store_row, tap_fields
+from eamsim.engine.memory import Constants, keep, store_row, tap_fields
+from eamsim.engine.refusals import Refusal, refuse
 from eamsim.program import Epilogue, Gelu, Linear, Raw, Requant, Residual, Value
 
 FIELDS = (
@@ -41,7 +42,7 @@ def plan_linear(op: Linear, x: Value, operand: Value | None, place: int, reach: 
     """Units: tokens. operand: the Residual's r, which lies at `place` (-1 without one); reach: the greatest magnitude of a sum."""
     low, high = (int(limit(limit(op.weight, axis=0).astype(np.int16) - op.weight_zero)) for limit in (np.min, np.max))
     if low < -128 or high > 127:
-        refuse(f"{op.out.name} Linear", f"weight - weight_zero reaches [{low}, {high}], beyond int8")
+        refuse(f"{op.out.name} Linear", Refusal.WEIGHTS, f"[{low}, {high}]")
     weight = (op.weight - op.weight_zero).view(np.int8)  # modulo 256: the difference is what fits
     zero, greatest, levels = plan_levels(op, x, constants)
     bias = op.bias - zero * weight.sum(axis=0, dtype=np.int64)
