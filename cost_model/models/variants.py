@@ -39,7 +39,8 @@ def refrozen(program: Verified, freezer: Freezer, softmax: Softmax) -> Verified:
             if len(scored) != len(op.score_heads):
                 linear = attention_linear(program, op)
                 if linear is None:
-                    raise UserError(f"{op.out.name}: its heads can lose or regain q and k only if a Linear makes them for it alone")
+                    why = "its heads lose or regain q and k only where a Linear makes them for it alone"
+                    raise UserError(f"{op.out.name}: {why}, got {op.x}, which is not so made; count the program without a chip")
                 changed[linear.out.name] = _with_channels(linear, (2 * len(scored) + op.heads) * op.head_dim)
     return replace(program, operations=tuple(changed.get(op.out.name, op) for op in program.operations))
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_program, unproved
 
-from cost_model.models.variants import thawed
+from cost_model.models.variants import refrozen, scattered, thawed, whole_heads
 from cost_model.work.counts import Cost, Macs, computed_scores, count, count_operations, frozen_share, granularity, linear_layers
 from cost_model.work.memory import constant_bytes, live_bytes, packed_bytes
 from eamsim.constraints import Verified
+from eamsim.errors import UserError
 from eamsim.program import Attention, Linear, Residual
 
 
@@ -190,3 +191,12 @@ def test_constants_are_everything_but_weights_and_maps():
 @pytest.mark.parametrize(("elements", "bits", "expected"), [(0, 4, 0), (1, 1, 1), (8, 1, 1), (9, 1, 2), (3, 4, 2), (5, 16, 10)])
 def test_packed_bytes_round_up(elements, bits, expected):
     assert packed_bytes(elements, bits) == expected
+
+
+@pytest.mark.parametrize("detour", ["qkv.norm", "qkv.gather", "twice"])
+def test_heads_whose_q_and_k_no_linear_of_their_own_makes_keep_them_by_name(detour):
+    program = random_program(Shape(seed=2, detour=detour))
+    kept = r"^block0\..*: its heads lose or regain q and k only where a Linear makes them for it alone, got block0\..*; count the program"
+    with pytest.raises(UserError, match=kept):
+        refrozen(program, whole_heads(program, 1), "renormalised")
+    assert count(refrozen(program, scattered(0.5), "renormalised")).dense == count(thawed(program)).macs
