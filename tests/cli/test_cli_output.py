@@ -6,18 +6,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from command_line import eamsim, save_data, save_model
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from eamsim import artifact
+from eamsim import artifact, golden
 from eamsim.cli import output
-from eamsim.cli.model import entropy, sweep
-from eamsim.cli.program import bench
+from eamsim.cli.model import build, entropy, sweep
+from eamsim.cli.program import bench, widths
+from eamsim.jobs.search.widths import Trial
 from eamsim.jobs.sweep_table import Row
+from eamsim.narrow import KNOBS
 
 WIDTH = 80
 DIGITS = Path(artifact.__file__).parent / "data" / "digits"
@@ -47,7 +51,11 @@ def test_a_table_fits_and_splits_no_word(data: st.DataObject):
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    save_data(tmp_path / "d.npz", save_model(tmp_path / "m.eam"))
+    program = save_model(tmp_path / "m.eam")
+    save_data(tmp_path / "d.npz", program)
+    taps: dict[str, np.ndarray] = {}
+    golden.run(program, np.load(tmp_path / "d.npz")["images"][0], taps)
+    np.savez(tmp_path / "dump.npz", allow_pickle=False, **{name: integers[None] + 10**6 for name, integers in taps.items()})
     return tmp_path
 
 
@@ -61,6 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("search", "deit_tiny_patch16_224", "--rows", "8,16", "--columns", "8", "--sram", "1024", "--batch", "1"),
         ("trace", "export", "m.eam", "--data", "d.npz", "-o", "vectors", "--taps", "block0.*"),
         ("trace", "record", "m.eam", "--data", "d.npz", "-o", "t.h5", "--by", "golden", "--images", "1"),
+        ("trace", "diff", "m.eam", "dump.npz", "--data", "d.npz"),
     ],
 )
 def test_the_tables_of_commands_fit_80_columns(folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple):
@@ -73,7 +82,7 @@ def test_the_tables_of_commands_fit_80_columns(folder: Path, monkeypatch: pytest
 
     monkeypatch.setattr(output, "_rendered", spy)
     monkeypatch.setenv("COLUMNS", str(WIDTH))
-    assert eamsim(*arguments).code == 0
+    assert eamsim(*arguments).code == (1 if "diff" in arguments else 0)
     if arguments[:2] == ("trace", "record"):
         assert eamsim("trace", "inspect", "t.h5").code == 0
     assert shown
@@ -95,6 +104,30 @@ def test_the_tables_of_long_commands_fit_80_columns():
     measured |= times | {"peak_memory_bytes": 10**10, "time_to_first_quartiles": quartiles, "macs_to_first": 1.0}
     assert_fits(bench.result_table([measured]))
     assert_fits(bench.first_table([measured]))
+
+
+def test_the_tables_of_searches_fit_80_columns(tmp_path: Path):
+    trials = [
+        {"granularity": kind, "tau": tau, "macs_saved": tau / 14, "top1": 0.8125, "images": 5000, "loss_change": 0.125, "pareto": True}
+        for kind, tau in (("none", 0.0), ("weight+row+column+tile:16x16", 0.999))
+    ]
+    found: dict[str, Any] = {"trials": trials, "judged": {"labelled": False, "images": 5000}}
+    wide = {"energy_uj": 12345.678, "area_um2": 1.2345e9, "cost": 0.123, "noise": 0.1234, "loss": -0.1234, "error": 0.1234}
+    tested = Trial(*(32 for _ in KNOBS), "joint", **wide, top1=0.5, images=5000, search="", kept=True, chosen=True)
+    found_widths = {"sums": {"proven": 32, "observed": 20, "images": 5000}, "keep": 0.005, "hardware": {"name": "small-npu"}}
+    found_widths |= {"judged": {"labelled": True, "images": 5000, "views": 3}}
+    lines = (*build.write_trials(tmp_path / "x.eam", found), *widths.report([tested], found_widths, tmp_path / "x.csv"))
+    shown = [line for line in lines if isinstance(line, Table)]
+    assert len(shown) == 3
+    for each in shown:
+        assert_fits(each)
+
+
+def test_the_list_of_commands_cuts_no_help():
+    for command in ((), ("trace",), ("plot",), ("hardware",)):
+        shown = eamsim(*command, "-h")
+        assert shown.code == 0
+        assert "..." not in shown.out.partition("Commands:")[2], command
 
 
 def test_what_comes_from_outside_moves_no_cursor_and_splits_no_line(folder: Path):

@@ -87,7 +87,7 @@ def inspect(
     tap_names: Annotated[str, typer.Option("--taps", metavar="PATTERNS", help="These taps, such as block0.attn*,*.acc")] = "*",
     as_json: Json = False,
 ) -> None:
-    """What a trace holds: shapes, widths, ranges, histograms of codes, registers at their limits, sums against their proven bounds."""
+    """What a trace holds. Shapes, widths, ranges, histograms of codes, registers at their limits, sums against their proven bounds."""
     with trace_file.reading(trace) as recorded:
         header, names = recorded.header, matching(recorded.entries, tap_names, "--taps")
         found: dict[str, TapStatistics | None] = {}
