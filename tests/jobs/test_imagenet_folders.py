@@ -17,8 +17,8 @@ from timm.data.imagenet_info import ImageNetInfo
 from eamsim import engine
 from eamsim.inputs.images import open_images
 from eamsim.jobs.load import read_model
-from eamsim.jobs.stages import rows
-from reference.attention.freeze import Freezing
+from eamsim.jobs.stages import Judges, hits
+from reference.models.load import load_model
 
 CLASSES, IMAGES = 1000, 1200
 
@@ -34,10 +34,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     built = eamsim("build", f"local-dir:{root / 'model'}", "--calib", root / "calib.npz", "--tau", 0, "-o", root / "m.eam")
     assert built.code == 0, built.err
     program, preprocessing, *_ = read_model(root / "m.eam")
-    answers = engine.Engine(program, 1).run(images).argmax(axis=1)
+    run = engine.Engine(program, 1).run
+    answers = run(images).argmax(axis=1)
     wnids = ImageNetInfo("imagenet-1k").label_names()
     assert (wnids[0], wnids[217], wnids[999]) == ("n01440764", "n02102040", "n15075141")  # tench, English springer, toilet tissue
-    return SimpleNamespace(root=root, images=images, answers=answers, wnids=wnids, preprocessing=preprocessing)
+    return SimpleNamespace(root=root, images=images, run=run, answers=answers, wnids=wnids, preprocessing=preprocessing)
 
 
 def folder(made: SimpleNamespace, path: Path, labels: np.ndarray) -> Path:
@@ -73,5 +74,5 @@ def test_a_subset_of_the_classes_keeps_their_index(made, tmp_path):
     assert len(chosen) > 3
     data = folder(made, tmp_path / "some", made.answers)
     assert evaluated(made, data) == (1.0, {"how": "by-name", "classes": len(chosen), "model_classes": CLASSES})
-    *_, hardware = next(rows(f"local-dir:{made.root / 'model'}", [made.root / "calib.npz"], [data], [Freezing(0.5)], 8, "by-name"))
-    assert hardware == 1.0  # the same program, by the same labels
+    judges = Judges(load_model(f"local-dir:{made.root / 'model'}"), [data], None, "by-name")
+    assert hits(made.run, judges.all[0]).all()  # the table of stages, by the same labels
