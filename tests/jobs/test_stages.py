@@ -1,0 +1,33 @@
+"""The table of stages: its cells against NumPy's numbers, and its options."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+
+from eamsim.jobs import stages  # noqa: E402
+from eamsim.jobs.stages import Line, Plan, cell  # noqa: E402
+from reference.attention.freeze import Freezing  # noqa: E402
+
+DIGITS = Path(str(files("eamsim") / "data" / "digits"))
+MODEL, CALIB, TEST = f"local-dir:{DIGITS}", DIGITS / "digits_calib.npz", DIGITS / "digits_test.npz"
+
+
+def test_a_cell_has_the_standard_error_of_the_pairs():
+    hits, base = np.array([True, True, False, True]), np.array([True, False, True, False])
+    assert cell(hits, None) == "75.00"
+    assert cell(hits, base) == f"75.00 (+25.00 \N{PLUS-MINUS SIGN} {100 * np.std([0, 1, -1, 1]) / 2:.2f})"
+
+
+def test_the_command_prints_a_table(monkeypatch, capsys):
+    line = Line(0.2, "paper", "**integers**", [np.array([True])], None)
+    seen = []
+    monkeypatch.setattr(stages, "lines", lambda *arguments: seen.append(arguments) or [line])
+    monkeypatch.setattr("sys.argv", ["stages", MODEL, "--calib", str(CALIB), "--data", str(TEST), "--tau", "0.2", "--no-compensate"])
+    stages.main()
+    assert capsys.readouterr().out.splitlines()[-1] == "| 0.2 | paper | **integers** | 100.00 |"
+    assert seen[0][3] == Plan([Freezing(0.2)], False, [0, 0.2], None, 32, None, False)
