@@ -171,16 +171,17 @@ def test_labels_of_the_validation_images_are_found_as_asked(data, tmp_path, quic
     run("table1", data, tmp_path / "digits")
     other = tmp_path / "words"
     (other / "val").mkdir(parents=True)
-    for index, folder in enumerate(sorted((data / "val").iterdir())):
-        (other / "val" / f"{'abcdefghij'[index]}").symlink_to(folder)
+    for folder in (data / "val").iterdir():
+        (other / "val" / "abcdefghij"[int(folder.name)]).symlink_to(folder)
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
     (other / "train").symlink_to(data / "train")
     refused = eamsim("reproduce", "table1", "--data", other, "--model", MODEL, "-o", tmp_path / "none")
     assert (refused.code, "--labels by-order" in refused.err) == (2, True)
-    run("table1", other, tmp_path / "out", "--labels", "by-order")
+    run("table1", other, tmp_path / "out", "--labels", tmp_path / "names.txt")
     expected, found = (read_sweep(folder / "table1-sweep.csv") for folder in (tmp_path / "digits", tmp_path / "out"))
     assert found == expected
     origin = json.loads((tmp_path / "out" / "table1-sweep.csv.json").read_text())["models"][public_name(MODEL)]
-    assert origin["data"]["labels"]["how"] == "by-order"
+    assert origin["data"]["labels"]["how"] == "by names.txt"
 
 
 def test_labels_that_nothing_would_use_are_refused(data, tmp_path):
