@@ -33,6 +33,7 @@ from eamsim.traces.file import reading, recording
 
 SLOW_SECONDS = 5
 PROGRAM = random_program(Shape(1, freeze="scattered", fitted=True))
+OLD_PROGRAM = random_program(Shape(1, freeze="scattered"))  # what version 1 can hold
 STATISTICS_IMAGES = 40
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
 
@@ -94,7 +95,7 @@ def downgrade(path: Path, version: int) -> None:
 
 
 def write_old_eam(path: Path) -> None:
-    write_version_1(path, PROGRAM, {"seed": 1})
+    write_version_1(path, OLD_PROGRAM, {"seed": 1})
 
 
 def write_old_trace(path: Path) -> None:
