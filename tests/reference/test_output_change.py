@@ -55,7 +55,7 @@ def contributions(calibrated, block: int, values):
 def test_layers_one_at_a_time_give_the_same(measured, monkeypatch):
     calibrated, whole, change, _ = measured
     images = open_images([DIGITS / "digits_calib.npz"], calibrated.model.preprocessing, 48)
-    monkeypatch.setattr("eamsim.jobs.build.STATISTICS_BYTES", 1)
+    monkeypatch.setattr("reference.attention.collect.STATISTICS_BYTES", 1)
     again = OutputChange(calibrated.network)
 
     statistics = attention_statistics(calibrated, images, progress, again)
