@@ -3,7 +3,7 @@
 import json
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def corners(datapath: Datapath, softmax: Softmax) -> Verified:
             Linear("rows", values, **eye, bias=np.full(24, -128, np.int32), epilogue=raw),
             norm,
             Linear("rows", Value("requant", (8, 16), 4), **dense, epilogue=requant),
-            Linear("rows", Value("fitted", (8, 16), 4), **dense | {"x_zero": 0}, epilogue=requant, levels=levels),
+            replace(Linear("rows", Value("fitted", (8, 16), 4), **dense, epilogue=requant), x_zero=0, levels=levels),
             Linear("rows", Value("gelu", (8, 16), 4), **dense, epilogue=gelu),
             attention("flat", score_shift=62, softmax=softmax),
             attention("attn", score_shift=10, softmax=softmax),
