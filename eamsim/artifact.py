@@ -21,7 +21,8 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 
 from eamsim.arguments import expect_path, expect_type
-from eamsim.constraints import ProgramError, Verified, expect_verified, verify
+from eamsim.check import ProgramError
+from eamsim.constraints import Verified, expect_verified, verify
 from eamsim.errors import BadFile, UserError
 from eamsim.files.container import Refused, canonical, parse_json, replacing
 from eamsim.files.hdf5 import Tables

@@ -11,7 +11,8 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from eamsim.constraints import MAX_SHIFT, Verified, expect_verified
+from eamsim.check import MAX_SHIFT
+from eamsim.constraints import Verified, expect_verified
 from eamsim.program import (
     Attention,
     Embed,

@@ -10,7 +10,8 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from eamsim.constraints import LEVEL_BITS, Bound, Verified, expect_verified
+from eamsim.check import Bound
+from eamsim.constraints import LEVEL_BITS, Verified, expect_verified
 from eamsim.errors import UserError
 from eamsim.files.packing import BITS, limits
 from eamsim.program import (

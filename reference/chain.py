@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet, in_memory, open_images
 from eamsim.progress import Progress, silent
-from reference.attention.collect import attention_statistics, calibrate_on, frozen_maps
+from reference.attention.collect import attention_statistics, frozen_maps, quantise_on
 from reference.attention.freeze import Freezing, FrozenMap
 from reference.attention.output_change import OutputChange
 from reference.models.load import Model, as_model, load_model
 from reference.quantisation.levels import Grid
-from reference.quantisation.quantisers import Affine
+from reference.quantisation.quantisers import Affine, as_scale
 from reference.quantisation.repq import Calibrated, Codes
 
 Images = np.ndarray | str | Path | Iterable[Any]
@@ -29,15 +29,21 @@ TOLERANCE = 0.01  # of a level: what float32 leaves of a pixel that was normalis
 
 
 def quantise(
-    model: str | nn.Module | Model, images: Images, range_images: int = 32, progress: Progress = silent, codes: Codes = "uniform"
+    model: str | nn.Module | Model,
+    images: Images,
+    range_images: int = 32,
+    progress: Progress = silent,
+    compensated: bool = True,
+    codes: Codes = "uniform",
 ) -> Calibrated:
-    """RepQ-ViT's quantisers, W4A4 in the hardware-true form, from `range_images` of the images, evenly spaced.
+    """RepQ-ViT's quantisers, W4A4 in the hardware-true form, as `eamsim build` has them; not tuned.
 
-    model: a timm name, local-dir:DIR, hf-hub:ID, or a module that timm has made. codes: what those after GELU stand for. Raises UserError
+    model: a timm name, local-dir:DIR, hf-hub:ID, or a module that timm has made. range_images: so many, evenly spaced, set the ranges;
+    compensated: weights and biases re-fitted to what quantisation loses; codes: what those after GELU stand for. Raises UserError
     and BadFile.
     """
     found = opened(model)
-    return calibrate_on(found, image_set(found, images), range_images, progress, codes=codes)
+    return quantise_on(found, image_set(found, images), range_images, progress, compensated, codes)
 
 
 def freeze(calibrated: Calibrated, images: Images, freezing: Freezing, progress: Progress = silent) -> list[FrozenMap]:
@@ -111,4 +117,4 @@ def _checked(name: str, quantiser: Affine, old: Grid) -> Affine:
         raise UserError(f"{name}: expected finite scales above 0")
     if not ((quantiser.zero == quantiser.zero.round()) & (quantiser.zero >= 0) & (quantiser.zero <= limit)).all():
         raise UserError(f"{name}: expected whole zero points in 0..{limit}")
-    return Affine(quantiser.scale.float().double(), quantiser.zero.double(), old.bits)
+    return Affine(as_scale(quantiser.scale), quantiser.zero.double(), old.bits)

@@ -8,7 +8,8 @@ from typing import Any, assert_never
 import numpy as np
 
 from eamsim import tensors
-from eamsim.constraints import Verified, magnitude
+from eamsim.check import magnitude
+from eamsim.constraints import Verified
 from eamsim.engine.ir.tile import ROWS, STEP
 from eamsim.engine.kernels import attention, digest, layernorm, linear, movement
 from eamsim.engine.memory import CACHE_LINE, Constants, Memory, aligned

@@ -15,13 +15,11 @@ from eamsim.jobs.search.budget import Budget, make_rungs
 from eamsim.jobs.search.budget_search import Bench, build_within, logit_scale
 from eamsim.program import Softmax
 from eamsim.progress import Progress
-from reference.attention.collect import attention_statistics, calibrate_on, frozen_maps, maps_of, means, parameters_sha256, scores
+from reference.attention.collect import attention_statistics, frozen_maps, maps_of, means, parameters_sha256, quantise_on, scores
 from reference.attention.freeze import Freezing, FrozenMap
 from reference.attention.output_change import OutputChange
 from reference.lowering.program import lower, provenance
 from reference.models.load import Model, load_model
-from reference.quantisation.compensate import BATCH as AT_ONCE
-from reference.quantisation.compensate import SETTINGS, compensate, most_images
 from reference.quantisation.repq import Calibrated, Codes
 from reference.tuning.tune import Start, Tuning, tune_on
 
@@ -60,7 +58,7 @@ def build_program(
     judging = labelling(model, labels, required=False) if isinstance(freezing, Budget) else None  # else labels decide nothing
     images = open_images(calib, model.preprocessing, limit, judging)
     range_images = min(range_images, len(images))
-    quantised = partial(quantise, model, images, range_images, progress, compensated, codes)
+    quantised = partial(quantise_on, model, images, range_images, progress, compensated, codes)
     sources = {
         "entropy_from": entropy_from,
         "share_windows": share_windows,
@@ -71,33 +69,24 @@ def build_program(
         "calibration_sha256": images.sha256,
     }
     if isinstance(freezing, Budget):
-        calibrated, compensation = quantised()
+        calibrated = quantised()
         source = model if entropy_from == "float" else calibrated
         judged = open_images(freezing.validation, model.preprocessing, None, labelling(model, labels)) if freezing.validation else images
         program, choice = _within(freezing, calibrated, source, images, judged, progress, share_windows)
     else:
 
         def start() -> Start:
-            calibrated, compensation = quantised()
+            calibrated = quantised()
             source = model if entropy_from == "float" else calibrated
-            return Start(calibrated, _frozen(freezing, source, images, progress, share_windows), compensation)
+            return Start(calibrated, _frozen(freezing, source, images, progress, share_windows))
 
         choice = asdict(freezing) | {"softmax": softmax}
         identity = choice | sources | {"range_images": range_images, "compensated": compensated}
         found = tune_on(tuning, model, images, softmax, start, identity, progress) if tuning else start()
         choice["tuning"] = tuning and tuning.settings
-        calibrated, compensation = found.calibrated, found.compensation
-        program = lower(calibrated, found.frozen, softmax)
-    origin = choice | sources | {"compensation": compensation, "data": images.summary.json()}
+        calibrated, program = found.calibrated, lower(found.calibrated, found.frozen, softmax)
+    origin = choice | sources | {"data": images.summary.json()}
     return program, provenance(calibrated) | origin
-
-
-def quantise(
-    model: Model, images: ImageSet, range_images: int, progress: Progress, compensated: bool = True, codes: Codes = "uniform"
-) -> tuple[Calibrated, dict[str, Any] | None]:
-    """Calibrated, and what `compensate_on` did to it, if it was to."""
-    calibrated = calibrate_on(model, images, range_images, progress, codes=codes)
-    return compensate_on(calibrated, images, progress) if compensated else (calibrated, None)
 
 
 def _frozen(
@@ -136,11 +125,3 @@ def _within(
 def labelling(model: Model, choice: str | None = None, required: bool = True) -> Labelling:
     """How data's classes are found among the model's."""
     return Labelling(model.module.num_classes, model.label_names, model.label_descriptions, choice, required)
-
-
-def compensate_on(calibrated: Calibrated, images: ImageSet, progress: Progress) -> tuple[Calibrated, dict[str, Any]]:
-    """Compensated on as many of the images, evenly spaced, as memory is meant for; and how, for the provenance."""
-    chosen = images.spread(most_images(calibrated.network, next(images.batches(1))[0]))
-    with progress("layers compensated", len(calibrated.denses)) as advance:
-        found = compensate(calibrated, chosen.batches(AT_ONCE), advance)
-    return found, {"images": len(chosen), **SETTINGS}

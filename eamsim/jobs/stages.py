@@ -20,10 +20,10 @@ from eamsim.engine import Engine
 from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.inputs.labels import HELP
-from eamsim.jobs.build import compensate_on, labelling
+from eamsim.jobs.build import labelling
 from eamsim.program import Softmax
 from eamsim.progress import silent
-from reference.attention.collect import attention_statistics, calibrate_on, frozen_maps
+from reference.attention.collect import attention_statistics, calibrate_on, compensate_on, frozen_maps
 from reference.attention.freeze import Freezing, FrozenMap, Order, Scope
 from reference.attention.output_change import OutputChange
 from reference.lowering.program import lower
@@ -115,7 +115,7 @@ def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: Plan) ->
         yield Line(0, "-", "hardware-true, fake-quantised", judges.torch(hardware), few)
     yield Line(0, "-", "**integers**, as calibrated", base, None)
     if plan.compensated:
-        hardware, _ = compensate_on(hardware, images, silent)
+        hardware = compensate_on(hardware, images)
         before, (base, few) = base, judges.integers(hardware)
         yield Line(0, "-", "**integers**, compensated", base, before)
         if 0 in plan.fake_taus:

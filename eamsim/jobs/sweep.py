@@ -19,13 +19,13 @@ from eamsim import __version__
 from eamsim.errors import UserError
 from eamsim.files.container import canonical, written
 from eamsim.inputs.images import ImageSet, open_images
-from eamsim.jobs.build import labelling, quantise
+from eamsim.jobs.build import labelling
 from eamsim.jobs.evaluate import Accuracy, evaluate, evaluate_program
 from eamsim.jobs.sweep_table import Row, Runner, Unit, Variant
 from eamsim.jobs.workers import Workers, results
 from eamsim.program import Softmax
 from eamsim.progress import Progress
-from reference.attention.collect import attention_statistics, means, parameters_sha256, scores
+from reference.attention.collect import attention_statistics, means, parameters_sha256, quantise_on, scores
 from reference.attention.freeze import Order, Scope, freeze
 from reference.attention.output_change import OutputChange
 from reference.lowering.program import lower
@@ -157,7 +157,7 @@ def prepare(subject: Subject, units: Sequence[Unit], progress: Progress) -> Prep
     """Calibrate, and gather what decides about the frozen weights of these units; torch uses one thread."""
     freezings = {(unit.order, unit.granularity): unit.freezing for unit in units if unit.freezing}
     with one_torch_thread():
-        calibrated, _ = quantise(subject.model, subject.calibration, subject.range_images, progress, subject.compensated)
+        calibrated = quantise_on(subject.model, subject.calibration, subject.range_images, progress, subject.compensated)
         if not freezings:
             return Prepared(calibrated, [], {})
         change = OutputChange(calibrated.network) if any(order == "output" for order, _ in freezings) else None

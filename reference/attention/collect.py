@@ -21,6 +21,8 @@ from reference.models.load import Model
 from reference.models.maps import Maps
 from reference.models.networks import Network
 from reference.models.swin import Swin
+from reference.quantisation.compensate import BATCH as AT_ONCE
+from reference.quantisation.compensate import compensate, most_images
 from reference.quantisation.fakequant import collect_attention
 from reference.quantisation.repq import Calibrated, Codes, Mode, calibrate, calibration_steps
 
@@ -46,6 +48,26 @@ def calibrate_on(
     for remark in stream_remarks(calibrated):
         log.warning("%s: %s", model.name, remark)
     return calibrated
+
+
+def compensate_on(calibrated: Calibrated, images: ImageSet, progress: Progress = silent) -> Calibrated:
+    """Compensated on as many of the images, evenly spaced, as memory is meant for."""
+    chosen = images.spread(most_images(calibrated.network, next(images.batches(1))[0]))
+    with progress("layers compensated", len(calibrated.denses)) as advance:
+        return compensate(calibrated, chosen.batches(AT_ONCE), advance)
+
+
+def quantise_on(
+    model: Model,
+    images: ImageSet,
+    range_images: int,
+    progress: Progress = silent,
+    compensated: bool = True,
+    codes: Codes = "uniform",
+) -> Calibrated:
+    """Calibrated, and compensated if it is to be: what builds, sweeps and notebooks begin with."""
+    calibrated = calibrate_on(model, images, range_images, progress, codes=codes)
+    return compensate_on(calibrated, images, progress) if compensated else calibrated
 
 
 def attention_statistics(

@@ -71,6 +71,7 @@ def provenance(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) -> dic
         "config": dict(model.config),
         "remarks": [*model.remarks, *stream_remarks(calibrated, config)],
         "calibration": {"method": "RepQ-ViT", "mode": calibrated.mode, "images": calibrated.images},
+        "compensation": calibrated.compensation,
         "lowering": asdict(config),
         "activations": scales,
         "attention": [asdict(quantiser) for quantiser in calibrated.attention],

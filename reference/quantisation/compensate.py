@@ -42,12 +42,14 @@ def compensate(calibrated: Calibrated, batches: Iterable[np.ndarray], advance: C
     expect_type("calibrated", calibrated, Calibrated)
     if calibrated.mode != "hardware":
         raise UserError("compensation needs a model calibrated in 'hardware' mode, whose zero points are codes")
+    images = [calibrated.model.tensor(batch) for batch in batches]
     with torch.inference_mode():
-        walk = _Walk(calibrated, map(calibrated.model.tensor, batches))
+        walk = _Walk(calibrated, images)
         for _ in calibrated.denses:
             walk.step()
             advance(1)
-    return replace(calibrated, network=calibrated.network.with_layers(walk.denses), weights=walk.weights)
+    how = {"images": sum(map(len, images)), **SETTINGS}
+    return replace(calibrated, network=calibrated.network.with_layers(walk.denses), weights=walk.weights, compensation=how)
 
 
 def most_images(network: Network, image: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Fitted levels: a quantiser whose codes stand for any 8-bit integers, for values that no even grid fits (docs/datapath.md, Linear)."""
+"""Fitted levels: a quantiser whose codes stand for any 8-bit integers, where no even grid fits (docs/spec/datapath.md, Linear)."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class Calibrated:
     activations: per tensor, under the name of the quantised value (the networks' `__call__` lists them); weights: per output
     channel, under the name of the layer's output; attention: one per block; stream_max: the largest magnitude seen in each value
     that is not quantised to codes; stream_least: the typical magnitude, the median over the channels, of its smallest token.
+    compensation: how weights and biases were re-fitted, JSON values for the provenance, or None.
     """
 
     model: Model
@@ -46,6 +47,7 @@ class Calibrated:
     stream_max: dict[str, float]
     stream_least: dict[str, float]
     images: int
+    compensation: dict[str, Any] | None = None
 
     @cached_property
     def denses(self) -> dict[str, Dense]:

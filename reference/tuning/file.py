@@ -28,11 +28,10 @@ DIGEST_BYTES = 32
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """What tuning starts from, and ends in; compensation: what was done before, for the provenance."""
+    """What tuning starts from, and ends in."""
 
     calibrated: Calibrated
     frozen: list[FrozenMap] | None
-    compensation: dict[str, Any] | None
 
 
 class TuningFile:
@@ -72,12 +71,12 @@ class TuningFile:
 
 def _plain(start: Start) -> dict[str, Any]:
     """Without layers, which the state holds."""
-    names = ("activations", "weights", "attention", "stream_max", "stream_least", "images")
+    names = ("activations", "weights", "attention", "stream_max", "stream_least", "images", "compensation")
     frozen = start.frozen and [(torch.tensor(each.mask), torch.tensor(each.mean)) for each in start.frozen]
-    return {name: getattr(start.calibrated, name) for name in names} | {"frozen": frozen, "compensation": start.compensation}
+    return {name: getattr(start.calibrated, name) for name in names} | {"frozen": frozen}
 
 
 def _start(model: Model, plain: dict[str, Any]) -> Start:
-    frozen, compensation = plain.pop("frozen"), plain.pop("compensation")
+    frozen = plain.pop("frozen")
     maps = frozen and [FrozenMap(*(each.numpy() for each in layer)) for layer in frozen]
-    return Start(Calibrated(model, "hardware", model.network, **plain), maps, compensation)
+    return Start(Calibrated(model, "hardware", model.network, **plain), maps)

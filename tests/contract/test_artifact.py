@@ -18,7 +18,8 @@ from programs import Shape, random_program
 
 from eamsim import artifact
 from eamsim.artifact import ArtifactError, read, sha256, write
-from eamsim.constraints import ProgramError, Verified
+from eamsim.check import ProgramError
+from eamsim.constraints import Verified
 from eamsim.errors import UserError
 from eamsim.program import Attention, Epilogue, InputQuant, LayerNorm, Linear, Operation, Value
 

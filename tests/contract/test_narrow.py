@@ -8,7 +8,7 @@ import pytest
 from programs import Shape, operation, random_program
 
 from eamsim import golden
-from eamsim.constraints import ProgramError
+from eamsim.check import ProgramError
 from eamsim.narrow import (
     Widths,
     excess,

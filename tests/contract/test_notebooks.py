@@ -12,7 +12,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "docs/notebooks"
 SAID = {
     "designer": ("multiply-accumulates", "pays from batch", "bytes of SRAM"),
     "researcher": ("block0.attn", "(True, ", "of the logits change"),
-    "verification": ("block0", "True", "NOT equal", "block0.attn.proj[3, 7]", "1"),
+    "verification": ("block0", "True", "NOT equal", "block0.attn.proj[3, 7]"),
 }
 
 

@@ -19,7 +19,8 @@ from cost_model.work.gemms import gemms
 from cost_model.work.ledger import ledger
 from cost_model.work.unread import unread_macs
 from eamsim import golden, tensors
-from eamsim.constraints import ProgramError, Verified, verify
+from eamsim.check import ProgramError
+from eamsim.constraints import Verified, verify
 from eamsim.engine import Engine
 from eamsim.engine.plan import KINDS, make_plan
 from eamsim.exports import c99, onnx_integer, onnx_qdq

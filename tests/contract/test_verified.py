@@ -24,7 +24,8 @@ from cost_model.work.ledger import ledger
 from cost_model.work.unread import unread_macs
 from eamsim import artifact, engine, golden, tensors
 from eamsim import constraints as verify
-from eamsim.constraints import ProgramError, Verified
+from eamsim.check import ProgramError
+from eamsim.constraints import Verified
 from eamsim.exports import c99 as c_export
 from eamsim.exports import onnx_integer as onnx_export
 from eamsim.exports import onnx_qdq

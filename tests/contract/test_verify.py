@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from programs import Shape, operation, random_program, unproved
 
-from eamsim.constraints import ProgramError, verify
+from eamsim.check import ProgramError
+from eamsim.constraints import verify
 from eamsim.program import Attention, Datapath, Linear, Program, Value
 
 PLAIN = random_program(Shape(seed=3, freeze="scattered", softmax="renormalised"))

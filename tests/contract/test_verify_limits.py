@@ -11,7 +11,8 @@ import pytest
 from programs import Shape, operation, random_program, unproved
 
 from eamsim import golden, tensors
-from eamsim.constraints import Check, ProgramError, verify, verify_operation
+from eamsim.check import Check, ProgramError
+from eamsim.constraints import verify, verify_operation
 from eamsim.program import Attention, Datapath, LayerNorm, Linear, Operation, Pool, Raw, Requant, Residual, Value
 
 PAGE = (Path(__file__).parents[2] / "docs/spec/datapath.md").read_text()

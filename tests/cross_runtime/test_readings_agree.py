@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
 from eamsim import artifact, golden
-from eamsim.constraints import ProgramError, Verified
+from eamsim.check import ProgramError
+from eamsim.constraints import Verified
 from eamsim.exports import c99 as c_export
 from eamsim.exports import onnx_integer as onnx_export
 from eamsim.program import Attention, Datapath, LayerNorm, Operation

@@ -27,7 +27,8 @@ from cost_model.work.counts import count_operations
 from cost_model.work.unread import unread_macs
 from eamsim import artifact, engine, golden, tensors
 from eamsim.artifact import ArtifactError
-from eamsim.constraints import ProgramError, Verified, verify
+from eamsim.check import ProgramError
+from eamsim.constraints import Verified, verify
 from eamsim.errors import UserError
 from eamsim.exports import c99, onnx_integer, onnx_qdq
 from eamsim.jobs.costs.findings import findings

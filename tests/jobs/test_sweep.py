@@ -20,11 +20,11 @@ from eamsim.files.origin import public_name, without_folders  # noqa: E402
 from eamsim.inputs.images import open_images  # noqa: E402
 from eamsim.jobs import sweep as library  # noqa: E402
 from eamsim.jobs import workers as places  # noqa: E402
-from eamsim.jobs.build import build_program, labelling, quantise  # noqa: E402
+from eamsim.jobs.build import build_program, labelling  # noqa: E402
 from eamsim.jobs.evaluate import Accuracy, evaluate, evaluate_program  # noqa: E402
 from eamsim.jobs.sweep_table import Row, read_sweep  # noqa: E402
 from eamsim.program import Softmax  # noqa: E402
-from reference.attention.collect import attention_statistics, frozen_maps  # noqa: E402
+from reference.attention.collect import attention_statistics, frozen_maps, quantise_on  # noqa: E402
 from reference.attention.freeze import Freezing  # noqa: E402
 from reference.attention.output_change import OutputChange  # noqa: E402
 from reference.lowering.program import lower  # noqa: E402
@@ -134,7 +134,7 @@ def test_the_numbers_are_those_of_the_models(whole, options):
         program, _ = build_program(MODEL, [calib], progress, freezing, softmax=softmax, range_images=8)
         return evaluate_program(program, data.batches(60), labels)
 
-    calibrated, _ = quantise(model, images, 8, progress)
+    calibrated = quantise_on(model, images, 8, progress)
     maps = frozen_maps(attention_statistics(calibrated, images, progress), Freezing(0.6))
     expect(evaluate(model, data.batches(50), labels), "baseline", "float", "", None)
     expect(evaluate(calibrated, data.batches(50), labels), "baseline", "fakequant", "", None)
@@ -152,7 +152,7 @@ def test_other_choices_reach_the_model(options, tmp_path, in_process):
     model = load_model(MODEL)
     data = open_images([DIGITS / "digits_test.npz"], model.preprocessing, 60, labelling(model))
     images = open_images([calib], model.preprocessing)
-    calibrated, _ = quantise(model, images, 8, progress)
+    calibrated = quantise_on(model, images, 8, progress)
     change = OutputChange(calibrated.network)
     frozen = frozen_maps(attention_statistics(calibrated, images, progress, change), freezing, change)
     labels = data.labels

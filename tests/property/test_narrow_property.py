@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
 from eamsim import artifact, engine, golden
-from eamsim.constraints import ProgramError
+from eamsim.check import ProgramError
 from eamsim.narrow import FLOORS, KNOBS, Widths, narrowed, proven_sums, widths_of
 from eamsim.program import Datapath
 from eamsim.traces.difference import first_difference

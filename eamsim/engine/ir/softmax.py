@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from eamsim.constraints import Bound
+from eamsim.check import Bound
 from eamsim.engine.ir.shuffles import BYTES, ENTRIES, LANES, SHUFFLES, WORDS, look_up_words
 from eamsim.engine.ir.tile import I8, I16, I32, I64, PANEL, address, broadcast, declare, each_vector, load, store
 from eamsim.engine.memory import Constants

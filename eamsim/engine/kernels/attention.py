@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from eamsim.constraints import Bound
+from eamsim.check import Bound
 from eamsim.engine.ir import softmax
 from eamsim.engine.ir.softmax import COMPUTED, EXCLUDED, IN_SOFTMAX
 from eamsim.engine.ir.tile import PANEL, ROWS, STEP, STEP_BYTES

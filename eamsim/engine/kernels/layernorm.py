@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from eamsim.constraints import extent, magnitude
+from eamsim.check import extent, magnitude
 from eamsim.engine.ir import epilogue, tile
 from eamsim.engine.kernels.fixedpoint import ROUNDINGS, bit_length, clip, isqrt_each, round_narrow
 from eamsim.engine.memory import Constants, keep, store_row, tap_fields

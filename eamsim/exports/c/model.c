@@ -191,7 +191,7 @@ static struct attention take_attention(const struct value *x, const struct value
     expect(out->shape[1] % a.heads == 0 && out->shape[0] % a.windows == 0);
     a.tokens = out->shape[0] / a.windows;
     a.head_dim = out->shape[1] / a.heads;
-    expect(a.tokens < power(16) && a.windows * a.heads < MOST / (a.tokens * a.tokens)); /* [C3] */
+    expect(a.tokens < power(16) && a.windows * a.heads <= (MOST - 1) / (a.tokens * a.tokens)); /* [C3] */
     a.scored = take_number(0, a.heads);                                     /* [C4] */
     a.scored_heads = take_array(a.scored, 0, a.heads - 1);
     expect(x->shape[1] == (2 * a.scored + a.heads) * a.head_dim);           /* [C1] */

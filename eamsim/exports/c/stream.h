@@ -70,7 +70,7 @@ static int64_t take_number(int64_t low, int64_t high)
 static int64_t *take_array(int64_t count, int64_t low, int64_t high)
 {
     const int64_t bits = take_number(1, 64), is_signed = take_number(0, 1);
-    expect(0 <= count && count < MOST && (bits % 8 == 0 || 8 % bits == 0));
+    expect(0 <= count && count < INT64_MAX / 64 && (bits % 8 == 0 || 8 % bits == 0));
     const uint8_t *bytes = take_bytes((count * bits + 7) / 8);
     int64_t *array = integers(count);
     for (int64_t i = 0; i < count; i++) {

@@ -12,7 +12,8 @@ import numpy as np
 
 from cost_model.chip.hardware import Hardware
 from cost_model.price.widths import Price, price
-from eamsim.constraints import ProgramError, Verified
+from eamsim.check import ProgramError
+from eamsim.constraints import Verified
 from eamsim.inputs.images import ImageSet
 from eamsim.jobs.search.widths import Enough, Trial, paired_loss, unexplained, write_trials
 from eamsim.narrow import Widths, narrowed, widths_of
