@@ -21,9 +21,8 @@ def front_path(out: Path) -> Path:
 
 def check_output(out: Path) -> None:
     """UserError unless `out` can be an .eam file in an existing, writable folder: said before hours of work, not after."""
-    if out.suffix != ".eam":
-        raise UserError(f"--out: expected a name that ends in .eam, got {out}")
-    check_writable("--out", out, manifest_path(out), front_path(out))
+    check_out(out, ".eam")
+    check_writable("--out", front_path(out))
 
 
 def check_writable(option: str, *paths: Path) -> None:

@@ -1,6 +1,5 @@
 """Bad input ends in one line that names the trouble and in the right exit code: no traceback, no partial file."""
 
-import importlib.abc
 import json
 import os
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Finished, eamsim, save_data, save_model
+from command_line import Finished, eamsim, forget_modules, save_data, save_model
 from PIL import Image
 
 from eamsim.engine import isa
@@ -209,14 +208,8 @@ def test_progress_that_cannot_be_written_costs_nothing(model: Path, data: Path, 
 
 @pytest.mark.parametrize("command", [("build", "m", "--calib", "d", "-o", "x.eam"), ("demo", "--from-float")])
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]):
-    class NoTorch(importlib.abc.MetaPathFinder):
-        def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-            if fullname == "torch":
-                raise ModuleNotFoundError("No module named 'torch'", name="torch")
-
-    for name in [name for name in sys.modules if name.startswith(("torch", "reference", "eamsim.jobs"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [NoTorch(), *sys.meta_path])
+    forget_modules(monkeypatch, "reference", "eamsim.jobs")
+    monkeypatch.setitem(sys.modules, "torch", None)
     assert_refused(eamsim(*command), MISSING_EXTRA, "needs the extra 'reference': pip install '.[reference]'")
 
 

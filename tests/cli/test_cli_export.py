@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from command_line import eamsim, save_data, save_model
+from command_line import eamsim, forget_modules, save_data, save_model
 
 from eamsim import artifact, golden
 from eamsim.constraints import Verified
@@ -81,9 +81,7 @@ def test_export_refuses(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         done = eamsim("export", model, *arguments)
         assert (done.code, done.out) == (code, "")
         assert text in done.err
-    for module in ("onnx_integer", "onnx_graph", "onnx_qdq"):
-        monkeypatch.delitem(sys.modules, f"eamsim.exports.{module}", raising=False)
-        monkeypatch.delattr(f"eamsim.exports.{module}", raising=False)
+    forget_modules(monkeypatch, *(f"eamsim.exports.{module}" for module in ("onnx_integer", "onnx_graph", "onnx_qdq")))
     monkeypatch.setitem(sys.modules, "onnx", None)
     done = eamsim("export", model, "-o", tmp_path / "m.onnx")
     assert done.code == MISSING_EXTRA

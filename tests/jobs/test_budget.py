@@ -237,7 +237,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, options, message)
 
 
 def test_too_few_evaluations_are_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(library, "calibrate_on", None)
+    monkeypatch.setattr(library, "quantise_on", None)
     done = eamsim(*SOURCE, "--keep-accuracy", 1, "--evaluations", 20, "-o", tmp_path / "x.eam")
 
     assert (done.code, done.out) == (2, "")

@@ -311,7 +311,7 @@ def test_an_interruption_says_how_to_go_on(stopped):
 
 
 def test_an_interrupted_tuning_goes_on_to_the_same_bytes(options, interrupted, whole, monkeypatch):
-    monkeypatch.setattr("eamsim.jobs.build.calibrate_on", lambda *arguments: pytest.fail("what it starts from is in the file"))
+    monkeypatch.setattr("eamsim.jobs.build.quantise_on", lambda *arguments: pytest.fail("what it starts from is in the file"))
     done = eamsim(*options, "-o", interrupted, "--resume")
 
     assert done.code == 0, done.err

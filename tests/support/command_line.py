@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from programs import Shape, random_images, random_program
 
 from eamsim import artifact
@@ -34,6 +35,17 @@ def eamsim(*arguments: object) -> Finished:
         except SystemExit as stop:
             code = stop.code
     return Finished(code, out.getvalue(), err.getvalue())
+
+
+def forget_modules(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """As if these modules, and those below them, had never been imported, until the end of the test: their packages forget them too."""
+    gone = [name for name in sys.modules if any(f"{name}.".startswith(f"{known}.") for known in names)]
+    for name in gone:
+        package, _, leaf = name.rpartition(".")
+        if package:
+            monkeypatch.delattr(sys.modules[package], leaf, raising=False)
+    for name in gone:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def save_model(path: Path, seed: int = 1, **changes: object) -> Verified:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from eamsim import artifact
 from eamsim.cli.extras import import_reference
-from eamsim.cli.manifest import check_writable, manifest_path, write_manifest
+from eamsim.cli.manifest import check_out, manifest_path, write_manifest
 from eamsim.cli.output import Json, Limit, progress, table
 from eamsim.cli.untrained import emit_measured
 from eamsim.errors import UserError
@@ -45,7 +45,7 @@ def entropy(
 
     An interrupted run leaves X.h5.progress; the same command continues from there.
     """
-    check_output(out)
+    check_out(out, ".h5")
     if not 0 < memory < math.inf:
         raise UserError(f"--memory: expected GiB above 0, got {memory}; write 4 for four GiB")
     import_reference("eamsim entropy")
@@ -87,13 +87,6 @@ def entropy(
         head_table(rows),
         f"{out}: {output['bytes']:,} bytes, {statistics.header.images} images, {rate:,.1f} images/s",
     )
-
-
-def check_output(out: Path) -> None:
-    """UserError unless `out` can be a new .h5 file in an existing, writable folder: said before hours of work, not after."""
-    if out.suffix != ".h5":
-        raise UserError(f"--out: expected a name that ends in .h5, got {out}")
-    check_writable("--out", out, manifest_path(out))
 
 
 def head_rows(statistics: Statistics) -> list[dict[str, Any]]:

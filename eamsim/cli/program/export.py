@@ -9,7 +9,7 @@ import typer
 
 from eamsim import __version__, artifact
 from eamsim.cli.inputs import ModelFile
-from eamsim.cli.manifest import check_writable, described, manifest_path, write_manifest
+from eamsim.cli.manifest import check_out, described, manifest_path, write_manifest
 from eamsim.cli.output import Json, emit
 from eamsim.constraints import Verified
 from eamsim.errors import MissingExtra, UserError
@@ -32,7 +32,7 @@ def export(
     if qdq and (out is None or taps):
         raise UserError("--qdq: expected -o X.onnx without --taps; the approximate model has logits alone")
     if out is not None:
-        check_output(out)
+        check_out(out, ".onnx")
     program, _ = artifact.read(model)
     versions = {"eamsim": __version__, "python": sys.version.split()[0], "numpy": version("numpy")}
     manifest = {"command": public_command(), "versions": versions, "input": described(model)}
@@ -47,13 +47,6 @@ def export(
         files += written
         write_manifest(c / "manifest.json", manifest | {"output": written})
     emit(manifest | {"output": files}, as_json, *(f"{file['file']}: {file['bytes']:,} bytes, sha256 {file['sha256']}" for file in files))
-
-
-def check_output(out: Path) -> None:
-    """UserError unless `out` can be an .onnx file in an existing, writable folder."""
-    if out.suffix != ".onnx":
-        raise UserError(f"--out: expected a name that ends in .onnx, got {out}")
-    check_writable("--out", out, manifest_path(out))
 
 
 def write_onnx(out: Path, program: Verified, taps: bool, qdq: bool) -> None:
