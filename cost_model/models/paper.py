@@ -6,14 +6,11 @@ The paper writes FLOPs for what are multiply-accumulates: every number here is i
 from __future__ import annotations
 
 from dataclasses import replace
-from math import isqrt
 
 from cost_model.models.architectures import Architecture, Layer, Swin
-from cost_model.work.counts import Cost, Macs, count
+from cost_model.work.counts import Cost, Macs
 from cost_model.work.memory import packed_bytes
-from eamsim.constraints import Verified, expect_verified
-from eamsim.errors import UserError
-from eamsim.program import Attention, Linear, Softmax
+from eamsim.program import Softmax
 
 FROZEN_BITS = 4  # EAM_4bits
 CODE_BITS, PIXEL_BITS, RESIDUAL_BITS = 4, 8, 16  # the default datapath's activations
@@ -65,26 +62,3 @@ def activation_bytes(model: Architecture | Swin) -> int:
         residual = packed_bytes(layer.tokens * layer.width, RESIDUAL_BITS)
         peaks.append(residual + packed_bytes(4 * layer.tokens * layer.width, CODE_BITS) + residual)
     return max(peaks)
-
-
-def architecture_of(program: Verified) -> Architecture:
-    """The architecture a plain ViT program executes, its frozen maps set aside; UserError for any other program."""
-    expect_verified(program)
-    attentions = [op for op in program.operations if isinstance(op, Attention)]
-    linears = [op for op in program.operations if isinstance(op, Linear)]
-    if attentions and len({op.weight_bits for op in linears}) == 1:
-        model = Architecture(
-            name=program.name,
-            width=attentions[0].out.shape[1],
-            heads=attentions[0].heads,
-            depth=len(attentions),
-            image=program.image.shape[0],
-            patch=max(1, isqrt(linears[0].weight.shape[0] // 3)),
-            classes=program.output.size,
-            weight_bits=linears[0].weight_bits,
-        )
-        if count(program).dense == estimate(model, 0, "paper").macs:
-            return model
-    raise UserError(
-        f"{program.name}: --tau expects a plain ViT with one weight width, got another program; leave --tau out to count its own masks"
-    )

@@ -18,6 +18,7 @@ from eamsim.progress import Progress
 from reference.attention.collect import attention_statistics, frozen_maps, maps_of, means, parameters_sha256, quantise_on, scores
 from reference.attention.freeze import Freezing, FrozenMap
 from reference.attention.output_change import OutputChange
+from reference.lowering.layers import LoweringConfig
 from reference.lowering.program import lower, provenance
 from reference.models.load import Model, load_model
 from reference.quantisation.repq import Calibrated, Codes
@@ -42,6 +43,7 @@ def build_program(
     codes: Codes = "uniform",
     labels: str | None = None,
     tuning: Tuning | None = None,
+    keep_unread: bool = False,
 ) -> tuple[Verified, dict[str, Any]]:
     """The integer program of a float model, its attention weights frozen as chosen or as a budget allows, and its provenance.
 
@@ -49,8 +51,9 @@ def build_program(
     `eamsim.inputs.images.open_images`, of which at most `limit` images give the entropies and `range_images` the quantisers' ranges;
     share_windows: of a Swin, one map for all windows of a block instead of one for each; compensated: with weights and biases re-fitted
     by `reference.quantisation.compensate`; codes: what those after GELU stand for; labels: as `Labelling.choice`, for a budget; tuning:
-    by `reference.tuning`, not with a budget. Raises UserError and BadFile.
+    by `reference.tuning`, not with a budget; keep_unread: as `LoweringConfig`. Raises UserError and BadFile.
     """
+    config = LoweringConfig(keep_unread=keep_unread)
     model = load_model(spec, weights, random_init, allow_pickle)
     if isinstance(freezing, Budget):
         freezing.check(sum(block.heads for block in model.network.blocks))
@@ -72,7 +75,7 @@ def build_program(
         calibrated = quantised()
         source = model if entropy_from == "float" else calibrated
         judged = open_images(freezing.validation, model.preprocessing, None, labelling(model, labels)) if freezing.validation else images
-        program, choice = _within(freezing, calibrated, source, images, judged, progress, share_windows)
+        program, choice = _within(freezing, calibrated, source, images, judged, progress, share_windows, config)
     else:
 
         def start() -> Start:
@@ -84,9 +87,9 @@ def build_program(
         identity = choice | sources | {"range_images": range_images, "compensated": compensated}
         found = tune_on(tuning, model, images, softmax, start, identity, progress) if tuning else start()
         choice["tuning"] = tuning and tuning.settings
-        calibrated, program = found.calibrated, lower(found.calibrated, found.frozen, softmax)
+        calibrated, program = found.calibrated, lower(found.calibrated, found.frozen, softmax, config)
     origin = choice | sources | {"data": images.summary.json()}
-    return program, provenance(calibrated) | origin
+    return program, provenance(calibrated, config) | origin
 
 
 def _frozen(
@@ -107,6 +110,7 @@ def _within(
     judged: ImageSet,
     progress: Progress,
     share_windows: bool,
+    config: LoweringConfig,
 ) -> tuple[Verified, dict[str, Any]]:
     """The program that the search finds, and how it was found; the order is `output`."""
     change = OutputChange(source.network, maps_of(source.network, share_windows))
@@ -114,7 +118,7 @@ def _within(
     units = [Freezing(0, granularity, "model", "output") for granularity in budget.granularities]
     heads = [block.heads for block in source.network.blocks]
     rungs = make_rungs({each.granularity: scores(statistics, each, change) for each in units}, heads)
-    dense = lower(calibrated, softmax="renormalised")
+    dense = lower(calibrated, softmax="renormalised", config=config)
     bench = Bench(dense, calibrated.attention, means(statistics), logit_scale(calibrated, dense), rungs, budget.macs)
     program, found = build_within(bench, budget, images, judged, progress)
     judges = {"images": len(judged), "sha256": judged.sha256, "labelled": judged.labels is not None, "data": judged.summary.json()}

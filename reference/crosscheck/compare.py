@@ -149,10 +149,15 @@ def block_of(name: str) -> int:
 
 
 def aligned(rebuilt: Rebuilt, name: str, tap: np.ndarray, own: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A tap's integers and both networks' values, element by element: of q and k the heads that are scored, of maps no excluded pair."""
+    """A tap's integers and both networks' values, element by element: of q and k the heads that are scored, of maps no excluded pair.
+
+    A tap with fewer rows is of a ViT's last block, and has the class token's, which come first.
+    """
     part = name.rpartition(".")[2]
     if part not in ("q", "k", "v", "codes"):
-        return tap, own.reshape(tap.shape), fake.reshape(tap.shape)
+        rows = tap[0, ..., 0].size
+        own, fake = (np.ascontiguousarray(each.reshape(len(tap), -1, tap.shape[-1])[:, :rows]).reshape(tap.shape) for each in (own, fake))
+        return tap, own, fake
     op = rebuilt.operations[f"block{block_of(name)}.attn"]
     assert isinstance(op, Attention)
     by_head = (len(tap), op.windows, op.heads, op.tokens, -1)

@@ -63,7 +63,8 @@ class LoweringConfig:
     """Widths of the lowered program (docs/spec/datapath.md); all in bits.
 
     exponent_bits: fraction of the base-2 exponents of the softmax; log2_index_bits: index of its logarithm table;
-    headroom: how far beyond the largest calibrated value the residual stream reaches before it saturates.
+    headroom: how far beyond the largest calibrated value the residual stream reaches before it saturates; keep_unread: compute the
+    rows that nothing reads, as published counts do.
     """
 
     residual_bits: int = 16
@@ -78,6 +79,7 @@ class LoweringConfig:
     headroom: float = 2.0
     rounding: Rounding = "half_up"
     overflow: Overflow = "error"
+    keep_unread: bool = False
 
     @property
     def datapath(self) -> Datapath:

@@ -11,6 +11,7 @@ from eamsim.arguments import expect_choice, expect_type
 from eamsim.constraints import Verified, verify
 from eamsim.errors import UserError
 from eamsim.program import Program, Softmax, Value
+from eamsim.unread import without_unread_rows
 from reference.attention.freeze import FrozenMap
 from reference.lowering.frozen import with_frozen
 from reference.lowering.layers import DEFAULTS, Lowering, LoweringConfig
@@ -34,7 +35,8 @@ def lower(
     """The integer program of a model calibrated in `hardware` mode, one frozen map per block where there are any.
 
     Frozen means become codes of the block's own attention grid. Under `renormalised` a wholly frozen head loses its q and k
-    columns. Raises UserError for a model calibrated `published`, for maps of another, and where a constant does not fit its width.
+    columns. Rows that nothing reads are left out unless `config.keep_unread`. Raises UserError for a model calibrated `published`, for
+    maps of another, and where a constant does not fit its width.
     """
     expect_type("calibrated", calibrated, Calibrated)
     expect_choice("softmax", softmax, get_args(Softmax))
@@ -52,7 +54,8 @@ def lower(
         case _:
             assert_never(network)
     program = Program(calibrated.model.name, image, tuple(operations), config.datapath)
-    return verify(program) if frozen is None else with_frozen(program, frozen, calibrated.attention)
+    dense = verify(program) if config.keep_unread else without_unread_rows(verify(program))
+    return dense if frozen is None else with_frozen(dense, frozen, calibrated.attention)
 
 
 def provenance(calibrated: Calibrated, config: LoweringConfig = DEFAULTS) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from programs import Shape, operation, random_program, unproved
 
 from cost_model.chip.hardware import load
 from cost_model.exports import layers, scalesim_csv, zigzag_yaml
-from cost_model.models.paper import architecture_of
 from cost_model.models.variants import thawed
 from cost_model.price.energy import evaluate, workload
 from cost_model.work.counts import count, count_operations
@@ -57,7 +56,6 @@ READERS: dict[str, Callable] = {
     "zigzag": zigzag_yaml,
     "ledger": ledger,
     "thawed": thawed,
-    "architecture": architecture_of,
     "unread": unread_macs,
 }
 

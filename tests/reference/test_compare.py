@@ -124,17 +124,18 @@ def test_rows_equal_plain_numpy(case):
     fake = case.rebuilt.fake_logits(images(), lambda name, x: seen.setdefault(name, x))
     last = len(case.model.network.blocks) - 1
     for name in (f"block{last}.norm1", f"block{last}.mlp.fc1", f"block{last}.mlp.fc2"):
-        code, grid = taps[name].reshape(own[name].shape), case.provenance["activations"].get(name)
+        code, grid = taps[name], case.provenance["activations"].get(name)
+        code = code.reshape(len(code), -1, own[name].shape[-1])
+        expected, found = (each[name].numpy()[:, : code.shape[1]] for each in (own, seen))
         if grid:
             top = (1 << grid["bits"]) - 1
             levels = np.array(grid["levels"] if "levels" in grid else np.arange(top + 1) - grid["zero"])
-            value, other = levels[code] * grid["scale"], np.searchsorted(levels, np.rint(seen[name].numpy() / grid["scale"]))
+            value, other = levels[code] * grid["scale"], np.searchsorted(levels, np.rint(found / grid["scale"]))
             assert rows[name]["codes_differ"] == (other != code).mean()
             assert (rows[name]["at_low"], rows[name]["at_high"]) == ((code == 0).mean(), (code == top).mean())
         else:
             value = code * 2.0 ** case.provenance["stream_log2_scales"][name]
             assert rows[name]["codes_differ"] is None
-        expected = own[name].numpy()
         noise = ((value - expected) ** 2).sum()
         cosine = (value * expected).sum() / np.sqrt((value**2).sum() * (expected**2).sum())
         np.testing.assert_allclose(rows[name]["snr_db"], 10 * np.log10((expected**2).sum() / noise), rtol=1e-9)

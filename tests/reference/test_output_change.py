@@ -18,7 +18,7 @@ from eamsim.program import Attention  # noqa: E402
 from reference.attention.collect import attention_statistics, calibrate_on, frozen_maps  # noqa: E402
 from reference.attention.freeze import Freezing  # noqa: E402
 from reference.attention.output_change import OutputChange  # noqa: E402
-from reference.lowering.program import lower  # noqa: E402
+from reference.lowering.program import LoweringConfig, lower  # noqa: E402
 from reference.models.load import load_model  # noqa: E402
 from reference.quantisation.fakequant import collect_attention  # noqa: E402
 
@@ -100,7 +100,8 @@ def test_rows_of_the_last_block_that_nothing_reads_are_frozen_for_free(measured)
 
     assert [layer.mask.mean() for layer in frozen[:-1]] == [0] * (len(frozen) - 1)
     images = np.concatenate(list(open_images([DIGITS / "digits_test.npz"], calibrated.model.preprocessing, 8).batches(8)))
-    dense, lighter = lower(calibrated), lower(calibrated, frozen, "renormalised")
+    every_row = LoweringConfig(keep_unread=True)
+    dense, lighter = lower(calibrated, config=every_row), lower(calibrated, frozen, "renormalised", every_row)
     np.testing.assert_array_equal(engine.Engine(lighter, threads=1).run(images), engine.Engine(dense, threads=1).run(images))
     assert count(lighter).macs.scores < count(dense).macs.scores
 

@@ -28,6 +28,7 @@ from reference.quantisation.repq import calibrate  # noqa: E402
 
 BLOCKS, HEADS, TOKENS, CHANNELS = 2, 3, 17, 48
 WIDE = LoweringConfig(
+    keep_unread=True,
     residual_bits=20,
     multiplier_bits=20,
     reciprocal_bits=20,
@@ -119,7 +120,7 @@ def test_the_gelu_index_covers_every_change_of_the_code(scale, zero):
 
 
 def test_the_program_is_valid_and_shaped_as_documented(calibrated):
-    program = lower(calibrated)
+    program = lower(calibrated, config=LoweringConfig(keep_unread=True))
     verify(program)
 
     assert [op.out.name for op in program.operations] == [

@@ -9,8 +9,8 @@ import typer
 
 from cost_model.chip.hardware import Hardware, Level, load
 from cost_model.models.architectures import Architecture, Swin
-from cost_model.models.paper import architecture_of
 from cost_model.price.energy import evaluate
+from cost_model.work.counts import count
 from cost_model.work.encodings import check_encoding
 from cost_model.work.memory import constant_bytes
 from cost_model.work.unread import unread_macs
@@ -27,6 +27,7 @@ from eamsim.jobs.costs.chip import add_hardware
 from eamsim.jobs.costs.operations import operation_rows
 from eamsim.jobs.costs.rows import MEANINGS, estimated_rows, opened, own_row
 from eamsim.program import Softmax
+from eamsim.unread import without_unread_rows
 
 DEFAULT_TAUS = "0,0.1,0.2,0.3,0.5,0.7,0.9"
 
@@ -90,9 +91,11 @@ def counted(
     if published is None:
         rows = [own_row(program)]
         if tau is not None:
-            rows += estimated_rows(architecture_of(program), parse_shares(tau, "--tau"), meanings)
+            rows += estimated_rows(program, parse_shares(tau, "--tau"), meanings)
         return {"constant_bytes": constant_bytes(program), **facts}, rows
+    built = count(without_unread_rows(program)).macs  # as `eamsim build` makes it
     facts = {"parameters": published.parameters, "map_elements": published.map_elements, **facts}
+    facts |= {"macs_paper_without_unread_rows": built.paper, "macs_full_without_unread_rows": built.full}
     if isinstance(published, Swin):
         facts["shared_map_elements"] = published.shared_map_elements
     return facts, estimated_rows(published, parse_shares(DEFAULT_TAUS if tau is None else tau, "--tau"), meanings)

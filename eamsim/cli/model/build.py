@@ -85,6 +85,9 @@ def build(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted --tune, from X.eam.tuning.")] = False,
     share_windows: Annotated[bool, typer.Option("--share-windows", help="Of a Swin: one map for all windows of a block.")] = False,
+    keep_unread: Annotated[
+        bool, typer.Option("--keep-unread", help="Compute the rows of a ViT's last block that nothing reads, as published counts do.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Float model to .eam file. Calibrate (RepQ-ViT, 4 bits), compensate, measure entropies, freeze, lower to integers, write."""
@@ -119,6 +122,7 @@ def build(
         codes=codes,
         labels=labels,
         tuning=tuning,
+        keep_unread=keep_unread,
     )
     artifact.write(out, program, provenance)
     output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from cost_model.models.paper import architecture_of
 from eamsim import artifact
 from eamsim.cli.chip.cost_tables import saving_table
 from eamsim.cli.extras import import_reference
@@ -45,7 +44,7 @@ def demo(
     with as_file(files("eamsim") / "data" / "digits") as digits, tempfile.TemporaryDirectory() as scratch:
         model = rebuild(digits, Path(scratch) / "digits.eam") if from_float else digits / "digits.eam"
         result, program = run_and_verify(model, digits / "digits_test.npz", threads)
-    rows = [own_row(program), *estimated_rows(architecture_of(program), TAUS, MEANINGS)]
+    rows = [own_row(program), *estimated_rows(program, TAUS, MEANINGS)]
     found = result["first_difference"]
     verdict = "bit-exact" if found is None else f"NOT bit-exact ({found['image']}: {found['text']})"
     emit(

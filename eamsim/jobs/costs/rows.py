@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from cost_model.models.architectures import Architecture, Swin, architecture
 from cost_model.models.paper import estimate
 from cost_model.models.skeleton import skeleton
+from cost_model.models.variants import refrozen, scattered, thawed
 from cost_model.work.counts import Cost, constant_share, count, frozen_share, granularity
 from cost_model.work.ledger import structured_macs, zero_code_macs
 from cost_model.work.unread import unread_macs
@@ -28,9 +30,13 @@ def opened(model: str) -> tuple[Verified, Architecture | Swin | None, bool]:
     return skeleton(published), published, False
 
 
-def estimated_rows(model: Architecture | Swin, taus: list[float], meanings: tuple[Softmax, ...]) -> list[dict]:
-    """One row per tau and meaning, for scattered weights."""
-    excluded = model.excluded_share if isinstance(model, Swin) else 0.0
+def estimated_rows(subject: Verified | Architecture | Swin, taus: list[float], meanings: tuple[Softmax, ...]) -> list[dict]:
+    """One row per tau and meaning, for scattered weights; of a program on its own shapes, whatever it has frozen."""
+    if isinstance(subject, Verified):
+        bare = thawed(subject)
+        excluded, cost_of = constant_share(bare), lambda tau, meaning: count(refrozen(bare, scattered(tau), meaning))
+    else:
+        excluded, cost_of = subject.excluded_share if isinstance(subject, Swin) else 0.0, partial(estimate, subject)
     return [
         {
             "tau": tau,
@@ -38,7 +44,7 @@ def estimated_rows(model: Architecture | Swin, taus: list[float], meanings: tupl
             "softmax": meaning,
             "granularity": "weight",
             "estimated": True,
-            **figures(estimate(model, tau, meaning)),
+            **figures(cost_of(tau, meaning)),
         }
         for tau in taus
         for meaning in meanings

@@ -1,0 +1,52 @@
+"""A program without its unread rows: equal outputs in fewer multiply-accumulates."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import DETOURS, FREEZES, Shape, random_images, random_program
+
+from cost_model.work.counts import count
+from cost_model.work.unread import unread_macs
+from eamsim import artifact, golden
+from eamsim.unread import without_unread_rows
+
+shapes = st.builds(
+    Shape,
+    seed=st.integers(0, 2**32 - 1),
+    depth=st.sampled_from([1, 2]),
+    windows=st.sampled_from([1, 2]),
+    prefix=st.just(0),
+    freeze=st.sampled_from(FREEZES),
+    softmax=st.sampled_from(["paper", "renormalised"]),
+    biased=st.booleans(),
+    pooled=st.booleans(),
+    detour=st.sampled_from(DETOURS),
+).filter(lambda shape: shape.detour not in ("class", "split") or shape.windows == 1)
+
+
+@settings(max_examples=60)
+@given(shapes)
+def test_outputs_are_equal_and_what_stays_is_read_or_cannot_be_left_out(shape):
+    program = random_program(shape)
+    short = without_unread_rows(program)
+    for image in random_images(program, 2, shape.seed):
+        np.testing.assert_array_equal(golden.run(short, image), golden.run(program, image))
+    saved = count(program).macs.full - count(short).macs.full
+    assert saved == sum(unread_macs(program).values()) - sum(unread_macs(short).values()) >= 0
+    assert artifact.program_sha256(without_unread_rows(short)) == artifact.program_sha256(short)
+
+
+def test_the_class_token_leaves_after_the_last_attention():
+    program = random_program(Shape(seed=3, depth=2))
+    short = without_unread_rows(program)
+    assert list(unread_macs(program)) == [f"block1.{name}" for name in ("attn.qkv", "attn", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    assert short.values["block1.mlp.fc2"].shape == (1, 8)
+    assert set(short.values) - set(program.values) == {"block1.attn.proj.x", "block1.attn.proj.operand"}
+    assert {name for name in unread_macs(short)} == {"block1.attn.qkv", "block1.attn"}
+
+
+@pytest.mark.parametrize("detour", ["none", "split"])
+def test_a_program_that_reads_all_its_rows_is_the_same(detour):
+    program = random_program(Shape(seed=5, pooled=True, detour=detour))
+    assert without_unread_rows(program).operations == program.operations
