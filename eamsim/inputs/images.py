@@ -62,10 +62,10 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """uint8 [height, width, 3] of any image, equal to the last bit to what timm and torchvision make of it."""
-        image = image.convert("RGB")
         size = self._resized(*image.size)
+        check_resized(image.size, size)  # before anything is decoded
+        image = image.convert("RGB")
         if size != image.size:
-            check_resized(image.size, size)
             image = image.resize(size, RESAMPLING[self.interpolation])
         canvas = Image.new("RGB", (self.width, self.height), self.fill)
         canvas.paste(image, (_offset(image.width, self.width), _offset(image.height, self.height)))

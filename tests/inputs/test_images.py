@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from eamsim.errors import BadFile, UserError
 from eamsim.inputs.images import Interpolation, Preprocessing, open_images
@@ -217,9 +218,10 @@ def test_an_npz_has_a_suffix_of_any_case(tmp_path: Path):
     assert len(open_images([tmp_path / "D.NPZ"], SMALL)) == 2
 
 
-def test_a_thin_image_is_refused_before_it_takes_the_memory(tmp_path: Path):
+def test_a_thin_image_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Image.new("RGB", (1, 60_000)).save(tmp_path / "thin.png")
     images = open_images([tmp_path / "thin.png"], Preprocessing(224, 224, 0.9, "bicubic"))
+    monkeypatch.setattr(PngImageFile, "load", None)
     with pytest.raises(BadFile, match=r"thin\.png: its 1 x 60000 pixels would be resized to 248 x 14880000, of at most .*; crop it first"):
         next(images.batches(1))
 
