@@ -5,13 +5,19 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
+import typer
 from command_line import Finished, eamsim, forget_modules, save_data, save_model
 from PIL import Image
+from typer.models import CommandInfo, OptionInfo
 
+from eamsim.cli import COMMANDS
 from eamsim.engine import isa
 from eamsim.files.origin import without_folders
 
@@ -141,6 +147,31 @@ def test_usage_errors_exit_with_2(arguments: tuple[str, ...]):
     assert "Usage: eamsim" in done.err
     assert "Traceback" not in done.err
     assert done.out == ""
+
+
+NUMBERS_THAT_ARE_CHECKED_LATER = {"layer", "memory", "pad"}
+
+
+def options(command: object) -> Iterator[tuple[str, OptionInfo]]:
+    """Name and typer's option of each number that a command or one of its group takes."""
+    if isinstance(command, typer.Typer):
+        for each in (*command.registered_commands, *(group.typer_instance for group in command.registered_groups)):
+            yield from options(each.callback if isinstance(each, CommandInfo) else each)
+        return
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        if get_origin(hint) is Annotated and {int, float} & {get_args(hint)[0], *get_args(get_args(hint)[0])}:
+            yield from ((name, each) for each in hint.__metadata__ if isinstance(each, OptionInfo))
+
+
+def test_no_number_of_a_command_is_without_bounds():
+    modules = {name: import_module(f"eamsim.cli.{module}") for name, (module, _, _) in COMMANDS.items()}
+    found = [(command, *each) for command, (_, name, _) in COMMANDS.items() for each in options(getattr(modules[command], name))]
+    assert len(found) > 40
+    unbounded = {(command, name) for command, name, option in found if option.min is None and option.parser is None}
+    assert {name for _, name in unbounded} == NUMBERS_THAT_ARE_CHECKED_LATER, unbounded
+    seeds = [option for _, name, option in found if name == "random_init"]  # torch takes 64 bits
+    assert {option.max for option in seeds} == {2**63 - 1}
+    assert len(seeds) == 5
 
 
 def build(tmp_path: Path, *arguments: object, out: str = "x.eam") -> Finished:

@@ -28,7 +28,7 @@ def compare(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="What it was built from: a timm name, local-dir:DIR or hf-hub:ID.")],
     data: Annotated[list[Path], typer.Option("--data", help="Images, labelled or not. May be repeated.")],
     weights: Annotated[str | None, typer.Option(help="A .safetensors file, local-dir:DIR or hf-hub:ID.")] = None,
-    random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Random weights instead of trained ones.")] = None,
+    random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Accept weights in a pickle (read with weights_only).")] = False,
     labels: Annotated[str | None, typer.Option("--labels", metavar="by-name|by-order|FILE", help=HELP)] = None,
     limit: Limit = None,
