@@ -159,14 +159,33 @@ def test_a_command_that_varies_a_program_proves_each_operation_once(command: tup
     assert max(proofs[1].values()) == 1
 
 
-def test_widths_reads_its_program_once(tmp_path: Path, proofs):
-    program = save_model(tmp_path / "m.eam")
-    save_data(tmp_path / "d.npz", program, 9)
+WHAT_READS_ONCE = {
+    "widths": ("widths", "m.eam", "--data", "d.npz", "-o", "y.eam", "--evaluations", "2"),
+    "compare": (
+        "compare",
+        DIGITS,
+        f"local-dir:{DIGITS.parent}",
+        "--data",
+        DIGITS.with_name("digits_test.npz"),
+        "--limit",
+        "2",
+        "--sources",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", WHAT_READS_ONCE)
+def test_a_command_that_makes_others_of_a_program_reads_it_once(command: str, tmp_path: Path, monkeypatch, proofs):
+    if command == "compare":
+        pytest.importorskip("timm", reason="needs the extra 'reference'")
+    monkeypatch.chdir(tmp_path)
+    save_data(tmp_path / "d.npz", save_model(tmp_path / "m.eam"), 9)
+    proofs[0].clear()
+    proofs[1].clear()
     reads = []
     original = artifact.read
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifact, "read", lambda path: reads.append(path) or original(path))
-        done = eamsim("widths", tmp_path / "m.eam", "--data", tmp_path / "d.npz", "-o", tmp_path / "y.eam", "--evaluations", "2")
+    monkeypatch.setattr(artifact, "read", lambda path: reads.append(str(path)) or original(path))
+    done = eamsim(*WHAT_READS_ONCE[command])
     assert done.code == 0, done.err
-    assert reads == [tmp_path / "m.eam"]
-    assert max(proofs[1].values()) == 1
+    assert reads == [str(WHAT_READS_ONCE[command][1])]
+    assert set(proofs[1].values()) == {1}
