@@ -2,13 +2,13 @@
 
 A line a stage: float; RepQ-ViT as published and hardware-true, fake-quantised; the integers, as calibrated and compensated; then EAM,
 integers and fake-quantised. A column for each --data. In brackets what is gained or lost, in points, with the standard error of the
-pairs of the same images: of integers against those with nothing frozen, of other lines against the integers of the same weights and maps.
+pairs of the same images: of integers against those with nothing frozen, of weights frozen at random against the chosen ones, of other
+lines against the integers of the same weights and maps.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from eamsim.progress import silent
 from reference.attention.collect import attention_statistics, calibrate_on, compensate_on, frozen_maps
 from reference.attention.freeze import Freezing, FrozenMap, Order, Scope
 from reference.attention.output_change import OutputChange
+from reference.crosscheck.compare import paired
 from reference.lowering.program import lower
 from reference.models.load import Model, load_model
 from reference.quantisation.fakequant import predict, quantise_frozen
@@ -74,8 +75,8 @@ def cell(hits: np.ndarray, base: np.ndarray | None) -> str:
     """Top-1 in %, and what it gains over `base`, with the standard error of the pairs."""
     if base is None:
         return f"{100 * hits.mean():.2f}"
-    change = 100 * (hits.astype(float) - base)
-    return f"{100 * hits.mean():.2f} ({change.mean():+.2f} \N{PLUS-MINUS SIGN} {change.std() / math.sqrt(len(change)):.2f})"
+    change = paired(hits, base)
+    return f"{100 * hits.mean():.2f} ({100 * change['mean']:+.2f} \N{PLUS-MINUS SIGN} {100 * change['standard_error']:.2f})"
 
 
 class Judges:
@@ -131,16 +132,17 @@ def eam(calibrated: Calibrated, images: ImageSet, judges: Judges, plan: Plan, ba
     counted = images.spread(min(plan.entropy_images or len(images), len(images)))
     statistics = attention_statistics(calibrated, counted, silent, change)
     for choice in plan.choices:
-        drawn = [replace(choice, order="random")] * plan.random
-        for each in (choice, *drawn):
-            frozen = frozen_maps(statistics, each, change)
-            for softmax in MEANINGS:
-                found, few = judges.integers(calibrated, frozen, softmax)
-                yield Line(each.tau, softmax, f"**integers**{', random' * (each is not choice)}", found, base)
-                if each is choice and each.tau in plan.fake_taus:
-                    yield Line(each.tau, softmax, "float means, fake-quantised", judges.torch(calibrated, frozen, softmax), few)
-                    on_grid = quantise_frozen(calibrated, frozen)
-                    yield Line(each.tau, softmax, "4-bit means, fake-quantised", judges.torch(calibrated, on_grid, softmax), few)
+        frozen = frozen_maps(statistics, choice, change)
+        drawn = frozen_maps(statistics, replace(choice, order="random"), change) if plan.random else None
+        for softmax in MEANINGS:
+            found, few = judges.integers(calibrated, frozen, softmax)
+            yield Line(choice.tau, softmax, "**integers**", found, base)
+            if drawn:
+                yield Line(choice.tau, softmax, "**integers**, random", judges.integers(calibrated, drawn, softmax)[0], found)
+            if choice.tau in plan.fake_taus:
+                yield Line(choice.tau, softmax, "float means, fake-quantised", judges.torch(calibrated, frozen, softmax), few)
+                on_grid = quantise_frozen(calibrated, frozen)
+                yield Line(choice.tau, softmax, "4-bit means, fake-quantised", judges.torch(calibrated, on_grid, softmax), few)
 
 
 def main() -> None:

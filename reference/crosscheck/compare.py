@@ -41,7 +41,7 @@ def tap_of(rebuilt: Rebuilt, name: str) -> str:
 
 
 def compare(rebuilt: Rebuilt, batches: Iterable[np.ndarray], run: Run, labels: np.ndarray | None, advance: Advance) -> dict[str, Any]:
-    """Keys images, values (a row for each, in the order of execution) and decisions; memory holds the values of one batch.
+    """Keys images, values (a row for each, in the order of execution), decisions and accuracies; memory holds the values of one batch.
 
     batches: uint8 [batch, height, width, 3]; labels: int64 [images], or None; advance: called with each batch's images.
     """
@@ -55,13 +55,22 @@ def compare(rebuilt: Rebuilt, batches: Iterable[np.ndarray], run: Run, labels: n
         logits.append(np.stack([integers, expected[LOGITS], found[LOGITS]]))
         advance(len(images))
     program, own, fake = np.concatenate(logits, axis=1)
-    judged = {} if labels is None else {"program": program, "float": own, "fake": fake}
+    networks = {"program": program, "float": own, "fake": fake}
+    hits = {} if labels is None else {name: each.argmax(axis=1) == labels for name, each in networks.items()}
     return {
         "images": len(own),
         "values": [{"value": name} | each.row() for name, each in sums.items()],
         "decisions": {"float": decisions(program, own), "fake": decisions(program, fake)},
-        "top1": {name: float((each.argmax(axis=1) == labels).mean()) for name, each in judged.items()} or None,
+        "fake_logits_snr_db": decibels(float(np.vdot(own, own)), float(np.square(own - fake).sum())),
+        "top1": {name: float(each.mean()) for name, each in hits.items()} or None,
+        "top1_change": {name: paired(hits["program"], each) for name, each in hits.items() if name != "program"} or None,
     }
+
+
+def paired(hits: np.ndarray, base: np.ndarray) -> dict[str, float]:
+    """What bools [images] gain over others of the same images, as a fraction, and the standard error of the pairs."""
+    change = hits.astype(float) - base
+    return {"mean": float(change.mean()), "standard_error": float(change.std() / math.sqrt(len(change)))}
 
 
 def recorded(forward: Callable[..., np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
@@ -97,18 +106,20 @@ class Sums:
 
     def add(self, rebuilt: Rebuilt, name: str, own: np.ndarray, fake: np.ndarray, tap: np.ndarray) -> None:
         """One batch: float64 values of the float and of the fake-quantised network, and the tap's integers."""
-        integers, own, fake = aligned(rebuilt, name, tap, own, fake)
+        integers, own, fake = (np.ascontiguousarray(each) for each in aligned(rebuilt, name, tap, own, fake))
         grid = grid_of(rebuilt, name)
         if isinstance(grid, Grid | LogSqrt2):
             found, low, high = decoded(grid, integers), 0, (1 << grid.bits) - 1
             self.coded = True
-            self.differ += int((grid.codes(torch.from_numpy(fake)).numpy() != integers).sum())
+            # Values of an even or fitted grid are equal where their codes are; the last bit of a power of two is exp2's affair.
+            other = found != fake if isinstance(grid, Grid) else grid.codes(torch.from_numpy(fake)).numpy() != integers
+            self.differ += int(np.count_nonzero(other))
         else:
             bits = rebuilt.operations[name].out.bits
             found, low, high = integers * grid, -1 << (bits - 1), (1 << (bits - 1)) - 1
         self.elements += integers.size
-        self.low += int((integers == low).sum())
-        self.high += int((integers == high).sum())
+        self.low += int(np.count_nonzero(integers == low))
+        self.high += int(np.count_nonzero(integers == high))
         pairs = ((found, found), (own, own), (fake, fake), (found, own), (found - own,) * 2, (found - fake,) * 2)
         self.products += [float(np.vdot(*pair)) for pair in pairs]
 
@@ -140,7 +151,7 @@ def grid_of(rebuilt: Rebuilt, name: str) -> Grid | LogSqrt2 | float:
 
 def decoded(grid: Grid | LogSqrt2, codes: np.ndarray) -> np.ndarray:
     """float64 of the same shape."""
-    return grid.decode(torch.from_numpy(codes.astype(np.float64))).numpy()
+    return grid.decode(torch.arange(1 << grid.bits, dtype=torch.float64)).numpy().take(codes)
 
 
 def block_of(name: str) -> int:

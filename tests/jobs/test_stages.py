@@ -31,3 +31,21 @@ def test_the_command_prints_a_table(monkeypatch, capsys):
     stages.main()
     assert capsys.readouterr().out.splitlines()[-1] == "| 0.2 | paper | **integers** | 100.00 |"
     assert seen[0][3] == Plan([Freezing(0.2)], False, [0, 0.2], None, 32, None, False)
+
+
+def test_weights_frozen_at_random_are_held_against_the_chosen_ones():
+    """Lines of one small choice on digits: the base of the chosen is what nothing frozen gives, that of the drawn the chosen ones' line."""
+    plan = Plan([Freezing(0.5)], True, [], None, 8, 16, False)
+    found = list(stages.lines(MODEL, [CALIB], [TEST], plan))
+    assert [(line.softmax, line.stage.removeprefix("**integers**")) for line in found] == [
+        ("-", ", as calibrated"),
+        ("paper", ""),
+        ("paper", ", random"),
+        ("renormalised", ""),
+        ("renormalised", ", random"),
+    ]
+    base, *frozen = found
+    for chosen, drawn in zip(frozen[::2], frozen[1::2], strict=True):
+        assert chosen.against is base.hits
+        assert drawn.against is chosen.hits
+        assert (drawn.hits[0] != chosen.hits[0]).any()

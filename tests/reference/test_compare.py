@@ -19,7 +19,7 @@ from eamsim.narrow import narrowed, widths_of  # noqa: E402
 from eamsim.program import Linear  # noqa: E402
 from eamsim.progress import unheard  # noqa: E402
 from reference.attention.freeze import FrozenMap  # noqa: E402
-from reference.crosscheck.compare import compare, decisions, tap_names  # noqa: E402
+from reference.crosscheck.compare import compare, decisions, paired, tap_names  # noqa: E402
 from reference.crosscheck.noise_sources import Source, logits_with, noise_shares, sources_of  # noqa: E402
 from reference.crosscheck.rebuild import rebuild  # noqa: E402
 from reference.lowering.program import lower, provenance  # noqa: E402
@@ -142,6 +142,8 @@ def test_rows_equal_plain_numpy(case):
         np.testing.assert_allclose(rows[name]["cosine"], cosine, rtol=1e-9)
     chosen = taps["head"].reshape(len(fake), -1).argmax(axis=1)
     assert result["decisions"]["fake"]["differ"] == (chosen != fake.argmax(axis=1)).mean()
+    logits = case.rebuilt.float_logits(images())
+    np.testing.assert_allclose(result["fake_logits_snr_db"], 10 * np.log10((logits**2).sum() / ((logits - fake) ** 2).sum()), rtol=1e-9)
 
 
 def test_every_value_is_near_its_own(case):
@@ -211,6 +213,23 @@ def test_sources(case):
     assert (sites, set(case.rebuilt.fake.weights)) == (sources[-2].sites, set().union(*(source.layers for source in sources[:-2])))
 
 
+def test_accuracies_have_the_standard_error_of_the_pairs():
+    """Labels are the program's own decisions but for the first image's: it is right on all others, and each network where it agrees."""
+    case = Case(VIT, None)
+    chosen = case.run(images())["head"].reshape(6, -1).argmax(axis=1)
+    labels = np.where(np.arange(6) == 0, (chosen + 1) % 5, chosen)
+    result = compare(case.rebuilt, [images()], case.run, labels, unheard)
+    right = {"program": np.arange(6) > 0}
+    right |= {
+        name: run(images()).argmax(axis=1) == labels
+        for name, run in [("float", case.rebuilt.float_logits), ("fake", case.rebuilt.fake_logits)]
+    }
+    assert result["top1"] == {name: each.mean() for name, each in right.items()}
+    assert result["top1_change"] == {name: paired(right["program"], right[name]) for name in ("float", "fake")}
+    gained = paired(np.array([True, True, False, True]), np.array([True, False, True, False]))
+    assert gained == {"mean": 0.25, "standard_error": pytest.approx(np.std([0, 1, -1, 1]) / 2)}
+
+
 def test_decisions():
     program, other = np.array([[1.0, 3], [2, 1], [0, 1]]), np.array([[5.0, 1], [2, 1], [4, 2]])
     assert decisions(program, other) == {"differ": 2 / 3, "margin_mean": 3, "margin_max": 4}
@@ -232,6 +251,7 @@ def test_the_command(tmp_path):
     result = json.loads(done.out)
     assert result["values"][-1]["value"] == "head"
     assert set(result["top1"]) == {"program", "float", "fake"}
+    assert set(result["top1_change"]) == {"float", "fake"}
     pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
     file, page = tmp_path / "c.json", tmp_path / "r.html"
     file.write_text(done.out)

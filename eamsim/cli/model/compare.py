@@ -19,7 +19,7 @@ from eamsim.jobs.load import is_untrained, read_model
 
 BATCH = 2
 """So few stay in the caches."""
-SOURCE_IMAGES = 64
+SOURCE_IMAGES = 16
 """Each source takes a pass over them, and a share is a mean over all their logits."""
 
 
@@ -32,7 +32,7 @@ def compare(
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Accept weights in a pickle (read with weights_only).")] = False,
     labels: Annotated[str | None, typer.Option("--labels", metavar="by-name|by-order|FILE", help=HELP)] = None,
     limit: Limit = None,
-    sources: Annotated[bool, typer.Option("--sources", help="Each kind of quantiser alone too: a pass for each, on 64 images.")] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="Each kind of quantiser alone too: a pass for each, on 16 images.")] = False,
     threads: Threads = None,
     isa: Isa = None,
     as_json: Json = False,
@@ -87,8 +87,14 @@ def lines(result: dict[str, Any]) -> list[Any]:
     for name, each in result["decisions"].items():
         margin = f", by {each['margin_mean']:.3f} on average, {each['margin_max']:.3f} at most" if each["differ"] else ""
         found.append(f"decisions that differ from {name}: {each['differ']:.2%}{margin}")
+    found.append(f"logits of fake quantisation: SNR {shown(result['fake_logits_snr_db'], '{:.1f}')} dB against float")
     if result["top1"]:
         found.append("top-1: " + ", ".join(f"{name} {share:.2%}" for name, share in result["top1"].items()))
+        gained = [
+            f"{100 * each['mean']:+.2f} \N{PLUS-MINUS SIGN} {100 * each['standard_error']:.2f} over {name}"
+            for name, each in result["top1_change"].items()
+        ]
+        found.append(f"points that the program gains: {', '.join(gained)}")
     if "sources" in result:
         ordered = sorted(result["sources"], key=lambda row: -(row["share"] or 0))
         found.append(
