@@ -1,9 +1,9 @@
 """One model's accuracy at every stage of the chain, as a Markdown table: `python -m eamsim.jobs.stages MODEL --calib D --data D`.
 
-A line a stage: float; RepQ-ViT as published and hardware-true, fake-quantised; the integers, as calibrated and compensated; then EAM,
-integers and fake-quantised. A column for each --data. In brackets what is gained or lost, in points, with the standard error of the
-pairs of the same images: of integers against those with nothing frozen, of weights frozen at random against the chosen ones, of other
-lines against the integers of the same weights and maps.
+A line a stage: float; RepQ-ViT as published and hardware-true, fake-quantised; the integers, as calibrated, of finished .eam files, and
+compensated; then EAM, integers and fake-quantised. A column for each --data. In brackets what is gained or lost, in points, with the
+standard error of the pairs of the same images: of unfrozen integers and finished files against the integers as calibrated, of weights
+that entropy froze against nothing frozen, of those frozen at random against these, of torch's lines against the integers they simulate.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import get_args
 
 import numpy as np
 
+from eamsim.constraints import Verified
 from eamsim.engine import Engine
 from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.inputs.labels import HELP
 from eamsim.jobs.build import labelling
+from eamsim.jobs.load import read_model
 from eamsim.program import Softmax
 from eamsim.progress import silent
-from reference.attention.collect import attention_statistics, calibrate_on, compensate_on, frozen_maps
+from reference.attention.collect import attention_statistics, calibrate_on, compensate_on, frozen_maps, parameters_sha256
 from reference.attention.freeze import Freezing, FrozenMap, Order, Scope
 from reference.attention.output_change import OutputChange
 from reference.crosscheck.compare import paired
@@ -42,7 +44,7 @@ Hits = list[np.ndarray]
 class Plan:
     """What is measured: choices of frozen weights; with random ones beside each, or not; torch's lines at these taus, on so many images.
 
-    labels: how the classes of the data meet the model's, as `Labelling.choice`.
+    labels: how the classes of the data meet the model's, as `Labelling.choice`; programs: finished ones of the same model, a line each.
     """
 
     choices: Sequence[Freezing]
@@ -53,6 +55,7 @@ class Plan:
     entropy_images: int | None
     compensated: bool
     labels: str | None = None
+    programs: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,11 @@ class Judges:
 
     def integers(self, calibrated: Calibrated, frozen: list[FrozenMap] | None = None, softmax: Softmax = "paper") -> tuple[Hits, Hits]:
         """Of all images, and of the few among them."""
-        run = Engine(lower(calibrated, frozen, softmax)).run
+        return self.judged(lower(calibrated, frozen, softmax))
+
+    def judged(self, program: Verified) -> tuple[Hits, Hits]:
+        """Of all images, and of the few among them."""
+        run = Engine(program).run
         return [hits(run, each) for each in self.all], [hits(run, each) for each in self.few]
 
     def torch(self, network: Model | Calibrated, frozen: list[FrozenMap] | None = None, softmax: Softmax = "paper") -> Hits:
@@ -115,6 +122,7 @@ def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: Plan) ->
         yield Line(0, "-", "RepQ-ViT as published, fake-quantised", judges.torch(published), few)
         yield Line(0, "-", "hardware-true, fake-quantised", judges.torch(hardware), few)
     yield Line(0, "-", "**integers**, as calibrated", base, None)
+    yield from (finished(file, model, judges, base) for file in plan.programs)
     if plan.compensated:
         hardware = compensate_on(hardware, images)
         before, (base, few) = base, judges.integers(hardware)
@@ -122,6 +130,15 @@ def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: Plan) ->
         if 0 in plan.fake_taus:
             yield Line(0, "-", "compensated, fake-quantised", judges.torch(hardware), few)
     yield from eam(hardware, images, judges, plan, base)
+
+
+def finished(file: Path, model: Model, judges: Judges, base: Hits) -> Line:
+    """The line of an .eam file, against the integers as calibrated. Raises UserError for another model's."""
+    program, _, _, provenance = read_model(file)
+    if provenance.get("model_sha256") != parameters_sha256(model.module):
+        raise UserError(f"{file}: was built from other weights than those of {model.name}; give programs of that model")
+    tau = provenance.get("tau", 0)
+    return Line(tau, provenance["softmax"] if tau else "-", f"**integers**, {file.stem}", judges.judged(program)[0], base)
 
 
 def eam(calibrated: Calibrated, images: ImageSet, judges: Judges, plan: Plan, base: Hits) -> Iterator[Line]:
@@ -155,6 +172,7 @@ def main() -> None:
     parser.add_argument("--fake-tau", type=float, nargs="*", help="torch's lines at these taus alone (all unless given; 0: nothing frozen)")
     parser.add_argument("--fake-images", type=int, help="torch's lines on so many images of each set (all unless given)")
     parser.add_argument("--no-compensate", action="store_true")
+    parser.add_argument("--programs", type=Path, nargs="*", default=[], help=".eam files of the model, a line each")
     parser.add_argument("--granularity", default="weight", metavar="weight|row|column|head|tile:RxC")
     parser.add_argument("--scope", default="head", choices=get_args(Scope))
     parser.add_argument("--order", default="entropy", choices=get_args(Order))
@@ -174,6 +192,7 @@ def main() -> None:
         options.entropy_images,
         not options.no_compensate,
         options.labels,
+        options.programs,
     )
     header = ("tau", "softmax", "top-1, %", *(path.stem for path in options.data))
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)

@@ -9,9 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
+import eamsim  # noqa: E402
+from eamsim.errors import UserError  # noqa: E402
 from eamsim.jobs import stages  # noqa: E402
 from eamsim.jobs.stages import Line, Plan, cell  # noqa: E402
 from reference.attention.freeze import Freezing  # noqa: E402
+from reference.models.load import load_model  # noqa: E402
 
 DIGITS = Path(str(files("eamsim") / "data" / "digits"))
 MODEL, CALIB, TEST = f"local-dir:{DIGITS}", DIGITS / "digits_calib.npz", DIGITS / "digits_test.npz"
@@ -30,7 +33,7 @@ def test_the_command_prints_a_table(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["stages", MODEL, "--calib", str(CALIB), "--data", str(TEST), "--tau", "0.2", "--no-compensate"])
     stages.main()
     assert capsys.readouterr().out.splitlines()[-1] == "| 0.2 | paper | **integers** | 100.00 |"
-    assert seen[0][3] == Plan([Freezing(0.2)], False, [0, 0.2], None, 32, None, False)
+    assert seen[0][3] == Plan([Freezing(0.2)], False, [0, 0.2], None, 32, None, False, None, [])
 
 
 def test_weights_frozen_at_random_are_held_against_the_chosen_ones():
@@ -49,3 +52,18 @@ def test_weights_frozen_at_random_are_held_against_the_chosen_ones():
         assert chosen.against is base.hits
         assert drawn.against is chosen.hits
         assert (drawn.hits[0] != chosen.hits[0]).any()
+
+
+def test_finished_programs_have_lines(monkeypatch):
+    """The engine's accuracy of the file, against the integers as calibrated; another model's is refused."""
+    file = DIGITS / "digits.eam"
+    base, line = list(stages.lines(MODEL, [CALIB], [TEST], Plan([], False, [], None, 8, None, False, None, [file])))
+    model = eamsim.load(file)
+    images = model.images(TEST, labelled=True)
+    logits = eamsim.Engine(model.program).run(np.concatenate(list(images.batches(50))))
+    np.testing.assert_array_equal(line.hits[0], logits.argmax(axis=1) == images.labels)
+    assert (line.stage, line.tau, line.softmax) == ("**integers**, digits", model.provenance["tau"], model.provenance["softmax"])
+    assert line.against is base.hits
+    monkeypatch.setattr(stages, "parameters_sha256", lambda module: "another")
+    with pytest.raises(UserError, match=r"digits\.eam: was built from other weights"):
+        stages.finished(file, load_model(MODEL), stages.Judges(load_model(MODEL), [TEST], None), base.hits)
