@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from eamsim.errors import BadFile
 from eamsim.figures.curves import FRONT_COLOURS, FRONT_MARKERS
 from eamsim.figures.style import COLUMN_INCHES, new_figure, style
 
-NUMBERS = ("energy_uj", "latency_ms", "area_mm2")
 SMALLEST, PER_MM2 = 4.0, 1.5
-
-
-def read_designs(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a table of `eamsim search`: `NUMBERS` float64, granularity str, pareto bool; BadFile names what is wrong."""
-    advice = "make it again with `eamsim search -o`"
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-        found = {name: np.array([float(row[name]) for row in rows]) for name in NUMBERS}
-        flags = [{"True": True, "False": False}[row["pareto"]] for row in rows]
-        found |= {"granularity": np.array([row["granularity"] for row in rows]), "pareto": np.array(flags, np.bool_)}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
-        raise BadFile(f"{path}: not a readable table of designs ({type(error).__name__}: {error}); {advice}") from error
-    if not found["pareto"].any():
-        raise BadFile(f"{path}: expected designs on a Pareto front, got none of {len(rows)} rows; {advice}")
-    return found
 
 
 @style()

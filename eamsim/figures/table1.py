@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 
 from eamsim.errors import UserError
@@ -44,13 +42,6 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     header, *body = cells
     rule = ["---", "---", *("---:" for _ in header[2:])]
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *body))
-
-
-def comma_separated(cells: Sequence[Sequence[str]]) -> str:
-    """Cells as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(cells)
-    return text.getvalue()
 
 
 def _percent(row: Row) -> str:

@@ -23,6 +23,7 @@ from eamsim.inputs.images import ImageSet, open_images
 from eamsim.inputs.labels import HELP
 from eamsim.jobs.build import labelling
 from eamsim.jobs.load import read_model
+from eamsim.jobs.measure import label_ranks
 from eamsim.program import Softmax
 from eamsim.progress import silent
 from reference.attention.collect import attention_statistics, calibrate_on, compensate_on, frozen_maps, parameters_sha256
@@ -107,7 +108,7 @@ def hits(run: Callable[[np.ndarray], np.ndarray], images: ImageSet) -> np.ndarra
     """bool [images]; run: uint8 [batch, height, width, 3] -> logits [batch, classes]."""
     if images.labels is None:
         raise UserError("--data: expected labelled images, got images alone; give an ImageFolder or an .npz with labels")
-    return np.concatenate([run(batch) for batch in images.batches(BATCH)]).argmax(axis=1) == images.labels
+    return label_ranks(np.concatenate([run(batch) for batch in images.batches(BATCH)]), images.labels) == 0
 
 
 def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: Plan) -> Iterator[Line]:

@@ -20,7 +20,8 @@ from eamsim.errors import UserError
 from eamsim.files.container import canonical, written
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.jobs.build import labelling
-from eamsim.jobs.evaluate import Accuracy, evaluate, evaluate_program
+from eamsim.jobs.evaluate import evaluate, evaluate_program
+from eamsim.jobs.measure import Accuracy
 from eamsim.jobs.sweep_table import Row, Runner, Unit, Variant
 from eamsim.jobs.workers import Workers, results
 from eamsim.program import Softmax

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from eamsim.errors import BadFile, UserError
-from eamsim.files.container import written
+from eamsim.files.table import read_lines, write_lines
 from eamsim.program import Softmax
 from reference.attention.freeze import Freezing, Order, Scope
 
@@ -87,29 +85,18 @@ COLUMNS = SWIN_COLUMNS[:-1]
 """Of a table without a Swin's rows."""
 
 
-def render(rows: Sequence[Row]) -> str:
-    """The text of a table: a header and a line a row; fractions in the shortest decimals that read back the same."""
-    columns = COLUMNS if all(row.tau_with_excluded is None for row in rows) else SWIN_COLUMNS
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([astuple(row)[: len(columns)] for row in rows])
-    return text.getvalue()
-
-
 def write_sweep(path: Path, rows: Sequence[Row]) -> None:
-    """Replace the table at `path` in one step; equal rows make equal bytes. Raises BadFile where it cannot be written."""
-    with written(path, "free some space, then continue with --resume") as temporary:
-        temporary.write_text(render(rows), encoding="utf-8")
+    """Replace the table at `path` in one step; fractions in the shortest decimals that read back the same.
+
+    Equal rows make equal bytes. Raises BadFile where it cannot be written.
+    """
+    columns = COLUMNS if all(row.tau_with_excluded is None for row in rows) else SWIN_COLUMNS
+    write_lines(path, [columns, *(astuple(row)[: len(columns)] for row in rows)], "free some space, then continue with --resume")
 
 
 def read_sweep(path: Path) -> list[Row]:
     """The rows of a table in the order of the file; BadFile names what is wrong and where."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *lines = list(csv.reader(file, strict=True)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadFile(f"{path}: not a readable table of a sweep ({error}); make it with `eamsim sweep`") from error
+    header, lines = read_lines(path, "a sweep", "make it with `eamsim sweep`")
     if tuple(header) not in (COLUMNS, SWIN_COLUMNS):
         raise BadFile(f"{path}: expected the columns {','.join(COLUMNS)}, got {','.join(header)[:200]}; make it with `eamsim sweep`")
     return [_row(f"{path}: row {number}", header, line) for number, line in enumerate(lines, 1)]

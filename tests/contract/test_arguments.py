@@ -16,7 +16,8 @@ from local_models import VIT
 from eamsim import artifact, engine, golden
 from eamsim.errors import UserError
 from eamsim.exports import c99 as c_export
-from eamsim.jobs.evaluate import accuracy, evaluate, evaluate_program
+from eamsim.jobs.evaluate import evaluate, evaluate_program
+from eamsim.jobs.measure import accuracy
 from eamsim.tensors import taps
 from eamsim.traces.file import DIGEST_BYTES, LANES, recording
 from reference.attention.divergence import divergence

@@ -22,7 +22,7 @@ from eamsim.errors import UserError
 from eamsim.jobs import build as library
 from eamsim.jobs.search import budget
 from eamsim.jobs.search.budget import Budget, Rungs, Trial, choose, cross_entropy, make_rungs, mark, search, uniform_states
-from eamsim.jobs.search.front import read_front
+from eamsim.jobs.search.front import read_front, write_front
 from eamsim.program import Attention
 
 DIGITS = Path(str(files("eamsim") / "data" / "digits"))
@@ -187,7 +187,7 @@ def test_the_cross_entropy_is_that_of_the_definition():
 def test_the_table_is_read_as_it_was_written(tmp_path):
     trials = mark([trial(0, 0.8), trial(0.1, 0.7), trial(1 / 3, 0.1)], 1)
     path = tmp_path / "x.front.csv"
-    budget.write_front(path, trials)
+    write_front(path, trials)
 
     header, *lines = path.read_text().splitlines()
     assert header == "granularity,tau,macs_saved,top1,images,loss_change,pareto,chosen"

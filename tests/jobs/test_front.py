@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from eamsim.errors import BadFile
-from eamsim.jobs.search.budget import Trial, mark, write_front
-from eamsim.jobs.search.front import read_front
+from eamsim.jobs.search.budget import Trial, mark
+from eamsim.jobs.search.front import read_front, write_front
 
 FRONT_HEADER = ",".join(field.name for field in dataclasses.fields(Trial))
 FRONTS = {

@@ -20,7 +20,8 @@ from eamsim import artifact
 from eamsim.cli.output import progress
 from eamsim.errors import UserError
 from eamsim.jobs import workers
-from eamsim.jobs.search.designs import CHOICES, GOALS, Space, design, pareto, price_unit, rows_of, search, variant
+from eamsim.jobs.search.designs import CHOICES, GOALS, Space, design, price_unit, rows_of, search, variant
+from eamsim.jobs.search.pareto import undominated
 
 TINY = "deit_tiny_patch16_224"
 SMALL = ("--rows", "4,16", "--columns", "16", "--sram", "256,1536", "--batch", "1,4", "--granularity", "none,head")
@@ -83,7 +84,7 @@ def test_the_front_is_what_no_point_beats(costs):
         return all(o <= p for o, p in zip(other, point, strict=True)) and other != point
 
     expected = [not any(beats(other, point) for other in costs) for point in costs]
-    assert pareto(np.array(costs, float)).tolist() == expected
+    assert undominated(np.array(costs, float)).tolist() == expected
 
 
 def test_designs_that_do_not_fit_are_left_out():
@@ -122,7 +123,7 @@ def test_the_command(tmp_path):
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert (result["points"], result["left_out"], len(rows)) == (48, 0, 48)
-    front = [row for row in rows if row["pareto"] == "True"]
+    front = [row for row in rows if row["pareto"] == "true"]
     assert sorted(float(row["energy_uj"]) for row in front) == [row["energy_uj"] for row in result["front"]]
     assert result["best"]["head"]["energy_uj"] == min(float(row["energy_uj"]) for row in rows if row["granularity"] == "head")
     assert set(GOALS) <= set(rows[0])

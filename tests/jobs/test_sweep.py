@@ -21,7 +21,8 @@ from eamsim.inputs.images import open_images  # noqa: E402
 from eamsim.jobs import sweep as library  # noqa: E402
 from eamsim.jobs import workers as places  # noqa: E402
 from eamsim.jobs.build import build_program, labelling  # noqa: E402
-from eamsim.jobs.evaluate import Accuracy, evaluate, evaluate_program  # noqa: E402
+from eamsim.jobs.evaluate import evaluate, evaluate_program  # noqa: E402
+from eamsim.jobs.measure import Accuracy  # noqa: E402
 from eamsim.jobs.sweep_table import Row, read_sweep  # noqa: E402
 from eamsim.program import Softmax  # noqa: E402
 from reference.attention.collect import attention_statistics, frozen_maps, quantise_on  # noqa: E402

@@ -12,7 +12,7 @@ pytest.importorskip("timm")
 from eamsim.errors import UserError  # noqa: E402
 from eamsim.jobs import sweep as library  # noqa: E402
 from eamsim.jobs import workers as places  # noqa: E402
-from eamsim.jobs.evaluate import Accuracy  # noqa: E402
+from eamsim.jobs.measure import Accuracy  # noqa: E402
 
 
 def with_accuracy(**changes):

@@ -7,7 +7,8 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
 from eamsim.errors import UserError  # noqa: E402
-from eamsim.jobs.evaluate import accuracy, evaluate  # noqa: E402
+from eamsim.jobs.evaluate import evaluate  # noqa: E402
+from eamsim.jobs.measure import accuracy  # noqa: E402
 from reference.attention.freeze import FrozenMap  # noqa: E402
 from reference.models.load import as_model  # noqa: E402
 from reference.quantisation.fakequant import collect_maps, predict, quantise_frozen  # noqa: E402

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +22,10 @@ from eamsim.cli.output import Json, progress, table
 from eamsim.cli.shares import share_of
 from eamsim.cli.untrained import emit_measured
 from eamsim.errors import UserError
-from eamsim.files.container import written
 from eamsim.files.origin import public_command
 from eamsim.jobs import workers as places
 from eamsim.jobs.load import is_untrained
+from eamsim.jobs.search.design_table import write_designs
 from eamsim.jobs.search.designs import GOALS, Points, Space, rows_of, variant
 from eamsim.jobs.search.designs import search as run_search
 from eamsim.program import Softmax
@@ -89,7 +88,7 @@ def search(
     result = {"model": model, "hardware": space.hardware.name, "tau": tau, "softmax": softmax, "points": count}
     result |= {"left_out": len(space) - count, "seconds": seconds, "front": front, "best": best(points)}
     if out is not None:
-        write_points(out, points)
+        write_designs(out, points)
         versions = {"eamsim": __version__, "python": sys.version.split()[0]}
         manifest = {"command": public_command(), "versions": versions, "output": described(out)}
         write_manifest(manifest_path(out), manifest | {"hardware": space.hardware.model_dump()})
@@ -115,14 +114,6 @@ def is_dataflow(name: str) -> bool:
     if name not in TIME:
         raise UserError(f"--dataflow: expected {', '.join(TIME)} with commas between, got {name!r}")
     return True
-
-
-def write_points(out: Path, points: Points) -> None:
-    """One line a point, in one step."""
-    with written(out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(points)
-        writer.writerows(zip(*(column.tolist() for column in points.values()), strict=True))
 
 
 def best(points: Points) -> dict[str, dict[str, Any]]:

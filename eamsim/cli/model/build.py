@@ -19,7 +19,8 @@ from eamsim.cli.untrained import emit_measured
 from eamsim.errors import UserError
 from eamsim.files.origin import public_command
 from eamsim.jobs.load import is_untrained
-from eamsim.jobs.search.budget import Budget, Trial, write_front
+from eamsim.jobs.search.budget import Budget, Trial
+from eamsim.jobs.search.front import write_front
 from eamsim.program import Softmax
 from reference.attention.freeze import Freezing, Order, Scope
 

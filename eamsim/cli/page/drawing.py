@@ -16,6 +16,7 @@ from eamsim.cli.shares import parse_shares
 from eamsim.errors import MissingExtra, UserError
 from eamsim.files.container import written
 from eamsim.files.origin import public_command
+from eamsim.files.table import csv_text
 from eamsim.inputs.images import open_images
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def table1(sweeps: list[Path], out: Path, tau: str = "0.1,0.2", as_json: bool = 
 
     cells = layout.table1(read_sweeps(sweeps), parse_shares(tau, "--tau"))
     make_folder(out)
-    files = {out / "table1.md": layout.markdown(cells), out / "table1.csv": layout.comma_separated(cells)}
+    files = {out / "table1.md": layout.markdown(cells), out / "table1.csv": csv_text(cells)}
     for path, text in files.items():
         with written(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

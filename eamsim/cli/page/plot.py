@@ -128,7 +128,8 @@ def designs(
 ) -> None:
     """The chips of a search. Energy against latency, and those that no other beats."""
     drawing.import_matplotlib()
-    from eamsim.figures.designs import designs_figure, read_designs
+    from eamsim.figures.designs import designs_figure
+    from eamsim.jobs.search.design_table import read_designs
 
     drawing.finish("designs", designs_figure(read_designs(table)), out, drawing.read_from(table), as_json)
 

@@ -11,7 +11,7 @@ import numpy as np
 from eamsim.choice import finite
 from eamsim.constraints import Verified
 from eamsim.errors import UserError
-from eamsim.files.table import write_table
+from eamsim.jobs.search.pareto import undominated
 from reference.attention.freeze import Freezing, chosen_masks
 
 RATES = (0.25, 0.5)
@@ -246,18 +246,6 @@ def choose(budget: Budget, trials: Sequence[Trial]) -> int:
 
 def mark(trials: Sequence[Trial], chosen: int) -> list[Trial]:
     """The trials in the order of what they save, with `pareto` and `chosen` set."""
-
-    def beaten(trial: Trial, other: Trial) -> bool:
-        as_good = other.macs_saved >= trial.macs_saved and other.top1 >= trial.top1
-        return as_good and (other.macs_saved, other.top1) != (trial.macs_saved, trial.top1)
-
-    marked = [
-        replace(trial, pareto=not any(beaten(trial, other) for other in trials), chosen=index == chosen)
-        for index, trial in enumerate(trials)
-    ]
+    front = undominated(-np.array([(trial.macs_saved, trial.top1) for trial in trials]))
+    marked = [replace(trial, pareto=bool(front[index]), chosen=index == chosen) for index, trial in enumerate(trials)]
     return sorted(marked, key=lambda trial: (trial.macs_saved, trial.top1))
-
-
-def write_front(path: Path, trials: Sequence[Trial]) -> None:
-    """Replace the table at `path` in one step: a header, a line a trial, fractions. Raises BadFile where it cannot be written."""
-    write_table(path, Trial, trials, "build again")

@@ -13,7 +13,7 @@ from eamsim import engine
 from eamsim.constraints import Verified
 from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet
-from eamsim.jobs.evaluate import accuracy
+from eamsim.jobs.measure import accuracy
 from eamsim.jobs.search.budget import (
     SEARCH_IMAGES,
     WIDTH,

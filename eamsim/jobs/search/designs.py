@@ -7,7 +7,6 @@ together as integer arrays, for each SRAM and batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -25,10 +24,11 @@ from cost_model.price.traffic import DoesNotFit
 from cost_model.work.encodings import TILE
 from eamsim.constraints import Verified
 from eamsim.errors import UserError
+from eamsim.jobs.search.pareto import undominated
 from eamsim.jobs.workers import Workers, results
 from eamsim.program import Softmax
+from eamsim.progress import Progress
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 Subject = Architecture | Swin | Verified
 Points = dict[str, np.ndarray]
 """Columns of equal length: `CHOICES`, then per image cycles and microjoules, the milliseconds of the batch, and the area."""
@@ -156,21 +156,7 @@ def search(subject: Subject, space: Space, workers: Workers, progress: Progress)
     points = _joined([done[unit] for unit in space.units if len(done[unit])])
     if not points:
         raise UserError("search: no design fits its memories; take larger SRAMs or smaller batches")
-    return points | {"pareto": pareto(np.stack([points[goal] for goal in GOALS], axis=1))}
-
-
-def pareto(costs: np.ndarray) -> np.ndarray:
-    """bool [points]: those of float [points, goals] that no other point is at least equal to in every goal and better in one."""
-    order = np.lexsort(costs.T[::-1])
-    front = np.empty((0, costs.shape[1]))
-    kept = np.zeros(len(costs), np.bool_)
-    for index in order:  # whoever dominates a point comes before it, or is its equal
-        point = costs[index]
-        is_beaten = (front <= point).all(axis=1) & (front < point).any(axis=1)
-        if not is_beaten.any():
-            kept[index] = True
-            front = np.vstack([front, point])
-    return kept
+    return points | {"pareto": undominated(np.stack([points[goal] for goal in GOALS], axis=1))}
 
 
 def rows_of(points: Points, chosen: np.ndarray) -> Iterator[dict[str, Any]]:

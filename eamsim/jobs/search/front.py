@@ -1,18 +1,23 @@
-"""The table of a budget search, as `eamsim.jobs.search.budget.write_front` writes it, read again."""
+"""The table of a budget search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from eamsim.errors import BadFile
-from eamsim.files.table import FLAG, read_table
+from eamsim.files.table import FLAG, read_table, write_table
 from eamsim.jobs.search.budget import Trial
 
 PARSERS: dict[str, Callable[[str], Any]] = {"granularity": str, "images": int, "pareto": FLAG, "chosen": FLAG}
 """Of the columns that are no fractions."""
 ADVICE = "make the table again with `eamsim build`"
+
+
+def write_front(path: Path, trials: Sequence[Trial]) -> None:
+    """Replace the table in one step: a line a trial, fractions. Raises BadFile where it cannot be written."""
+    write_table(path, Trial, trials, "build again")
 
 
 def read_front(path: Path) -> list[Trial]:
