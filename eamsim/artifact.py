@@ -26,15 +26,15 @@ from eamsim.constraints import Verified, expect_verified, verify
 from eamsim.errors import BadFile, UserError
 from eamsim.files.container import Refused, canonical, parse_json, replacing
 from eamsim.files.hdf5 import Tables
+from eamsim.files.limits import DECODED_BYTES, EAM_BYTES
 from eamsim.files.packing import BITS, DTYPES, narrowest, pack, packed_bytes, stored_form, unpack
+from eamsim.files.reading import open_file, read_bytes
 from eamsim.files.tensor_file import FORMAT, VERSIONS, Form, from_bytes, to_bytes
 from eamsim.program import Frozen, Linear, Program, field_hints
 
 VERSION_1, HDF5_SIGNATURE = 1, b"\x89HDF\r\n\x1a\n"
 LATER_FIELDS: dict[type, dict[str, int]] = {Linear: {"levels": 3}}
 """Fields with the version that brought them: left out where they are None, so that programs without them stay what they were."""
-LIMITS_BYTES = {"manifest": 16 << 20, "data": 2 << 30, "provenance": 16 << 20}
-DECODED_LIMIT_BYTES = 2 << 30
 MAX_AXES = 4
 REBUILD = "copy the file again or rebuild it with `eamsim build`"
 
@@ -57,8 +57,8 @@ def write(path: PathLike, program: Verified, provenance: dict[str, Any]) -> None
     encoder = _Encoder(program)
     sizes = {"manifest": encoder.manifest_stream, "data": encoder.data, "provenance": _stored(provenance)}
     for name, stream in sizes.items():
-        if len(stream) > LIMITS_BYTES[name]:
-            raise ArtifactError(f"{path}: {name}: expected at most {LIMITS_BYTES[name]} bytes, got {len(stream)}; use a smaller model")
+        if len(stream) > EAM_BYTES[name]:
+            raise ArtifactError(f"{path}: {name}: expected at most {EAM_BYTES[name]} bytes, got {len(stream)}; use a smaller model")
     try:
         with replacing(Path(path)) as temporary:
             temporary.write_bytes(to_bytes(encoder.version, encoder.manifest, provenance, encoder.tensors()))
@@ -90,7 +90,7 @@ def _stored(provenance: dict[str, Any]) -> bytes:
 def sha256(path: PathLike) -> str:
     """SHA-256 of the whole file, in hexadecimal."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ArtifactError(f"{path}: expected a readable file, got '{error.strerror}'; check the path") from None
@@ -107,16 +107,10 @@ def _digest(data: bytes | bytearray) -> str:
 
 def _read(path: Path) -> tuple[Program, dict[str, Any]]:
     """Of any version."""
-    if not path.is_file():
-        raise Refused("file", "an .eam file", "a folder or device" if path.exists() else "no such file", "check the path")
     try:
-        with path.open("rb") as file:
-            limit = sum(LIMITS_BYTES.values())
-            content = file.read(limit + 1)
+        content = read_bytes(path, sum(EAM_BYTES.values()))
     except OSError as error:
-        raise Refused("file", "a readable file", error.strerror, "check the path") from None
-    if len(content) > limit:
-        raise Refused("file", f"at most {limit} bytes", "more")
+        raise Refused("file", "an .eam file", error.strerror, "check the path") from None
     if content.startswith(HDF5_SIGNATURE):
         return _read_version_1(path)
     version, manifest, provenance, forms, data = from_bytes(content)
@@ -129,8 +123,8 @@ def _read(path: Path) -> tuple[Program, dict[str, Any]]:
 
 def _read_version_1(path: Path) -> tuple[Program, dict[str, Any]]:
     with Tables(path, "an .eam file") as tables:
-        tables.expect(LIMITS_BYTES)
-        streams = {name: tables.take_bytes(name, limit) for name, limit in LIMITS_BYTES.items()}
+        tables.expect(EAM_BYTES)
+        streams = {name: tables.take_bytes(name, limit) for name, limit in EAM_BYTES.items()}
     program, _ = _decode(parse_json(streams["manifest"], "/manifest"), streams["data"], VERSION_1)
     return program, parse_json(streams["provenance"], "/provenance")
 
@@ -301,5 +295,5 @@ class _Decoder:
     def reserve(self, size_bytes: int, where: str) -> None:
         """Refuse before allocating: a bit-packed file may ask for far more memory than it has bytes."""
         self.decoded_bytes += size_bytes
-        if self.decoded_bytes > DECODED_LIMIT_BYTES:
-            raise Refused(where, f"arrays of at most {DECODED_LIMIT_BYTES} bytes in all", self.decoded_bytes)
+        if self.decoded_bytes > DECODED_BYTES:
+            raise Refused(where, f"arrays of at most {DECODED_BYTES} bytes in all", self.decoded_bytes)

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from cost_model.chip.arrays import Dataflow, Skip
 from cost_model.chip.technology import Energy, Figure
 from eamsim.errors import BadFile, UserError
+from eamsim.files.limits import YAML_BRACKETS, YAML_BYTES
+from eamsim.files.reading import read_text
 
 Positive = Annotated[int, Field(ge=1, le=2**48)]
 Side = Annotated[int, Field(ge=1, le=2**16)]
@@ -25,7 +27,6 @@ Content = Literal["weights", "activations", "maps"]
 Level = Literal["sram", "dram", "rom"]
 MOST_MHZ = 20_000
 """More is no chip's clock, but a frequency in another unit."""
-MAX_FILE_BYTES, MAX_BRACKETS = 1 << 16, 1000  # the parser takes a time quadratic in open brackets
 PRESETS = files("cost_model") / "presets"
 
 
@@ -207,11 +208,7 @@ def load(name: str) -> Hardware:
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"--hw: expected a .yaml file or one of {', '.join(preset_names())}, got {name!r}")
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise BadFile(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes of YAML, got more; give a hardware description")
-        return parse(text.decode("utf-8"), str(path))
+        return parse(read_text(path, YAML_BYTES), str(path))
     except OSError as error:
         raise BadFile(f"{path}: cannot be read ({error.strerror}); give a hardware description") from error
     except UnicodeDecodeError as error:
@@ -220,8 +217,8 @@ def load(name: str) -> Hardware:
 
 def parse(text: str, where: str) -> Hardware:
     """The description in a YAML text; UserError lists every fault as `where:line: field: what`."""
-    if text.count("[") + text.count("{") > MAX_BRACKETS:
-        raise UserError(f"{where}: expected at most {MAX_BRACKETS} brackets, got more; see docs/spec/cost.md")
+    if text.count("[") + text.count("{") > YAML_BRACKETS:
+        raise UserError(f"{where}: expected at most {YAML_BRACKETS} brackets, got more; see docs/spec/cost.md")
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise UserError(f"{where}: expected every field in full, got an alias (*name); write the figures out")

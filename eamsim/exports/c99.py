@@ -7,19 +7,20 @@ per element, is_signed, then the elements in the narrowest packing of `eamsim.fi
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import assert_never, get_args
+from typing import Any, assert_never, get_args
 
 import numpy as np
 
 from eamsim.arguments import PIXELS, expect_array, expect_path
 from eamsim.constraints import Verified, expect_verified
 from eamsim.errors import BadFile, UserError
-from eamsim.files.container import replacing
+from eamsim.files.container import replacing_all
 from eamsim.files.packing import BITS, narrowest, pack
 from eamsim.program import (
     Attention,
@@ -46,21 +47,30 @@ SOURCES = ("model.c", "arithmetic.h", "stream.h", "sha256.h")
 COMPILER_OPTIONS = ("-std=c99", "-O2")
 
 Number = int | np.ndarray
+Manifest = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
-def export(program: Verified, folder: Path) -> list[Path]:
-    """Write the sources and program.bin into the folder, made if need be; the paths. BadFile where they cannot be written."""
+def export(program: Verified, folder: Path, manifest: Manifest | None = None) -> list[dict[str, Any]]:
+    """Write the sources and program.bin into the folder, made if need be, or nothing: path, length and SHA-256 of each.
+
+    manifest: what manifest.json is to say of them, where there is to be one. BadFile where they cannot be written.
+    """
     expect_path("folder", folder)
     folder, sources = Path(folder), files("eamsim") / "exports" / "c"
     contents = {name: (sources / name).read_bytes() for name in SOURCES} | {"program.bin": encode(program)}
+    described: list[dict[str, Any]] = [
+        {"file": str(folder / name), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    ]
+    if manifest is not None:
+        contents = {"manifest.json": json.dumps(manifest(described), indent=2).encode() + b"\n"} | contents
     try:
-        folder.mkdir(exist_ok=True)
-        for name, content in contents.items():
-            with replacing(folder / name) as temporary:
-                temporary.write_bytes(content)
+        with replacing_all(folder) as place:
+            for name, content in contents.items():
+                place(name).write_bytes(content)
     except OSError as error:
         raise BadFile(f"{folder}: expected a writable folder, got '{error.strerror}'; choose another path") from error
-    return [folder / name for name in contents]
+    return described
 
 
 def runtime(program: Verified, folder: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

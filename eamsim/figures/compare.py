@@ -11,6 +11,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from eamsim.errors import BadFile
 from eamsim.figures.style import PAGE_INCHES, new_figure, style
+from eamsim.files.limits import TEXT_BYTES
+from eamsim.files.reading import read_bytes
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#000000")
 KINDS = ("attn.proj", "mlp.fc2", "norm1", "attn.codes", "attn", "norm2", "mlp.fc1")
@@ -48,7 +50,7 @@ class _Comparison(BaseModel):
 def read_comparison(path: Path) -> dict[str, Any]:
     """What the figures need of what `eamsim compare --json` printed; BadFile names what is wrong."""
     try:
-        return _Comparison.model_validate_json(path.read_bytes()).model_dump()
+        return _Comparison.model_validate_json(read_bytes(path, TEXT_BYTES)).model_dump()
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "; ".join(f"{each['loc']}: {each['msg']}" for each in error.errors()[:2])
         raise BadFile(f"{path}: not a comparison ({reason}); make it with `eamsim compare --json`") from error

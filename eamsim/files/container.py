@@ -10,7 +10,7 @@ import os
 import reprlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,31 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_all(folder: Path) -> Iterator[Callable[[str], Path]]:
+    """For files of a folder, made if need be: the temporary path of each name, such as `taps/head.hex`.
+
+    If all goes well they are renamed, the first one last; otherwise nothing is left, and no folder that was made for them. OSError.
+    """
+    made: list[Path] = []
+    try:
+        with contextlib.ExitStack() as files:
+
+            def place(name: str) -> Path:
+                path = folder / name
+                for parent in (each for each in reversed(path.parents) if not each.exists()):
+                    parent.mkdir()
+                    made.append(parent)
+                return files.enter_context(replacing(path))
+
+            yield place
+    except BaseException:
+        for each in reversed(made):
+            with contextlib.suppress(OSError):  # somebody else's file
+                each.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -25,17 +25,18 @@ import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, TypeAdapter
 
 from eamsim.files.container import Refused
+from eamsim.files.limits import INDEX_BYTES
+from eamsim.files.reading import open_file
 
 MAGIC = b"eamindex"
 FOOTER = struct.Struct(f"<Q{len(MAGIC)}s")
 SEAL_BYTES, CHECKSUM_BYTES = 32, 4
-INDEX_LIMIT_BYTES = 64 << 20
 CHILD_SECONDS = 30
 DEFLATE_RATIO = 1032
 """No deflated stream is longer than this many times its own length."""
@@ -80,10 +81,8 @@ class Tables:
     """
 
     def __init__(self, path: Path, what: str, sealed: bool = False):
-        if not path.is_file():
-            raise Refused("file", what, "a folder or device" if path.exists() else "no such file", "check the path")
         try:
-            self._file: BinaryIO = path.open("rb", buffering=0)
+            self._file = open_file(path)
         except OSError as error:
             raise Refused("file", what, error.strerror, "check the path") from None
         try:
@@ -180,8 +179,8 @@ class Tables:
                 self._check_seal()
             return self._ask_hdf5()
         self._check_seal()
-        if length > min(INDEX_LIMIT_BYTES, end):
-            raise Refused("the index", f"at most {min(INDEX_LIMIT_BYTES, end)} bytes", length)
+        if length > min(INDEX_BYTES, end):
+            raise Refused("the index", f"at most {min(INDEX_BYTES, end)} bytes", length)
         return parse_index(self._read(end - length, length))
 
     def _check_seal(self) -> None:

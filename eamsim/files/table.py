@@ -12,6 +12,8 @@ from typing import Any, TextIO, TypeVar
 
 from eamsim.errors import BadFile
 from eamsim.files.container import written
+from eamsim.files.limits import DUMP_BYTES
+from eamsim.files.reading import read_text
 
 Record = TypeVar("Record")
 FLAG = {"true": True, "false": False}.__getitem__
@@ -49,8 +51,7 @@ def write_lines(path: Path, lines: Iterable[Iterable[object]], advice: str) -> N
 def read_lines(path: Path, what: str, advice: str) -> tuple[list[str], list[list[str]]]:
     """The header, empty if there is none, and the cells of every record as text. BadFile for what is no CSV."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *lines = list(csv.reader(file, strict=True)) or [[]]
+        header, *lines = list(csv.reader(io.StringIO(read_text(path, DUMP_BYTES), ""), strict=True)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadFile(f"{path}: not a readable table of {what} ({error}); {advice}") from error
     return header, lines

@@ -18,12 +18,11 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from eamsim.files.container import Refused, canonical, parse_json
+from eamsim.files.limits import EAM_HEADER_BYTES
 
 FORMAT, VERSIONS = "eam", (2, 3)
 METADATA = "__metadata__"
 LENGTH_BYTES = 8
-HEADER_LIMIT_BYTES = 48 << 20
-"""Of the JSON of the program, that of its provenance, and the quotation marks that are escaped in them."""
 
 Form = tuple[str, tuple[int, ...]]
 """dtype, as NumPy writes it, and shape of a tensor."""
@@ -65,8 +64,8 @@ def head_sha256(head: dict[str, Any]) -> str:
 
 def _metadata(content: bytes) -> bytes:
     length = int.from_bytes(content[:LENGTH_BYTES], "little")
-    if not 2 <= length <= min(HEADER_LIMIT_BYTES, len(content) - LENGTH_BYTES):
-        raise Refused("the header", f"a length of at most {HEADER_LIMIT_BYTES} bytes within the file", length)
+    if not 2 <= length <= min(EAM_HEADER_BYTES, len(content) - LENGTH_BYTES):
+        raise Refused("the header", f"a length of at most {EAM_HEADER_BYTES} bytes within the file", length)
     try:
         header = json.loads(content[LENGTH_BYTES : LENGTH_BYTES + length])
         metadata = header[METADATA]

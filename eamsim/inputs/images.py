@@ -18,6 +18,7 @@ from PIL import Image, features
 
 from eamsim.arguments import expect_images
 from eamsim.errors import BadFile, UserError
+from eamsim.files.limits import PIXELS
 from eamsim.inputs.datasets import LeftOut, Source, Summary, find, shown
 from eamsim.inputs.labels import Labelling, matched
 
@@ -25,8 +26,6 @@ log = logging.getLogger("eamsim.data")
 Interpolation = Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(["AVIF"] if features.check("avif") else []))
-MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 1 << 26
-"""Of an image before or after it is resized: Pillow's own limit, a quarter of a gigabyte."""
 WIDE_MODES = ("I", "F")  # 16 or 32 bits a pixel
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 
@@ -52,8 +51,8 @@ class Preprocessing:
             raise UserError(f"preprocessing: expected images of at least one pixel, got {self.height} x {self.width}")
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"preprocessing: crop_pct must be in (0, 1], got {self.crop_pct}")
-        if self.height * self.width > MOST_PIXELS * self.crop_pct**2:
-            raise UserError(f"preprocessing: crop_pct {self.crop_pct} makes images of more than {MOST_PIXELS} pixels; expected about 0.9")
+        if self.height * self.width > PIXELS * self.crop_pct**2:
+            raise UserError(f"preprocessing: crop_pct {self.crop_pct} makes images of more than {PIXELS} pixels; expected about 0.9")
         for name, choices in (("interpolation", get_args(Interpolation)), ("crop_mode", get_args(CropMode))):
             if getattr(self, name) not in choices:
                 raise UserError(f"preprocessing: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -169,9 +168,9 @@ def evenly(count: int, wanted: int) -> np.ndarray:
 
 def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
     """UserError where a thin image would be resized beyond memory, since its long side grows with the short one, or to nothing."""
-    if not 0 < resized[0] * resized[1] <= MOST_PIXELS:
+    if not 0 < resized[0] * resized[1] <= PIXELS:
         (width, height), (wide, high) = size, resized
-        raise UserError(f"its {width} x {height} pixels would be resized to {wide} x {high}, of at most {MOST_PIXELS}; crop it first")
+        raise UserError(f"its {width} x {height} pixels would be resized to {wide} x {high}, of at most {PIXELS}; crop it first")
 
 
 def open_image(path: Path) -> Image.Image:

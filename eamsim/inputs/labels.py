@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from eamsim.errors import BadFile, UserError
+from eamsim.files.limits import TEXT_BYTES
+from eamsim.files.reading import read_text
 from eamsim.inputs.datasets import Source, composed
 
 BY_NAME, BY_ORDER = "by-name", "by-order"
@@ -161,7 +163,7 @@ def read_names(path: Path, classes: int) -> list[tuple[str, int]]:
     Raises BadFile for anything else, and for a class beyond the model's `classes`.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_text(path, TEXT_BYTES).removeprefix("\ufeff")
         tree = json.loads(text) if path.suffix.lower() == ".json" else text.rstrip().splitlines()
     except (OSError, ValueError, RecursionError) as error:
         raise BadFile(f"{path}: not a readable file of class names ({error}); --labels takes by-name, by-order or such a file") from error

@@ -18,6 +18,8 @@ import torch
 from eamsim import __version__
 from eamsim.errors import UserError
 from eamsim.files.container import canonical, written
+from eamsim.files.limits import TEXT_BYTES
+from eamsim.files.reading import read_bytes
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.jobs.build import labelling
 from eamsim.jobs.evaluate import evaluate, evaluate_program
@@ -213,7 +215,7 @@ class _UnitFile:
     def read(self, report: Callable[[str], None]) -> Accuracy | None:
         """The stored result; None if there is none, or none but a damaged one, which is reported."""
         try:
-            content = self.path.read_bytes()
+            content = read_bytes(self.path, TEXT_BYTES)
             accuracy = Accuracy(**json.loads(content)["accuracy"])
             if content != self._content(accuracy):
                 raise ValueError("its digest is of other contents")

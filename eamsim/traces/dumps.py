@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from eamsim.errors import BadFile, UserError
+from eamsim.files.limits import DUMP_BYTES
+from eamsim.files.reading import read_text
 from eamsim.inputs.npz import read_npz
 from eamsim.program import Value
 from eamsim.traces.difference import Taps
@@ -133,7 +135,7 @@ def read_json_lines(path: Path) -> Taps:
     """Lines {"name", "integers", "image" (0 where there is none)}; lines of the kind "constant", and other keys, are not looked at."""
     images: dict[str, dict[int, np.ndarray]] = {}
     try:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(read_text(path, DUMP_BYTES).splitlines(), 1):
             item = json.loads(line)
             if item.get("kind", "tap") != "constant":
                 put_line(f"line {number}", item, images)

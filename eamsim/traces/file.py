@@ -35,6 +35,7 @@ from eamsim.errors import BadFile
 from eamsim.files.container import Refused, canonical, parse_json
 from eamsim.files.hdf5 import Tables
 from eamsim.files.hdf5_write import Writer, writing
+from eamsim.files.limits import TAP_BITS
 from eamsim.files.packing import BITS, limits, pack
 from eamsim.program import Value
 from eamsim.tensors import Tap, taps
@@ -45,7 +46,6 @@ LANED, INDEXED = 2, 3
 MANIFEST, DIGESTS, IMAGE = "manifest", "digests", "image"
 DIGEST_BYTES = 32
 LANES = 16
-LIMIT_BYTES = 2 << 30
 HASH_THREADS = os.cpu_count() or 1
 RECORD_AGAIN = "copy the file again or record it again with `eamsim trace record`"
 
@@ -327,7 +327,7 @@ def read_header(stream: bytes) -> Header:
         raise Refused("/manifest", "at least one image, and taps of as many names", found)
     for tap in header.taps:
         sized = len(tap.shape) >= 1 and all(extent > 0 for extent in tap.shape)
-        if tap.packing not in BITS or not sized or Value(tap.name, tap.shape, tap.bits).size * BITS[tap.packing] > LIMIT_BYTES:
+        if tap.packing not in BITS or not sized or Value(tap.name, tap.shape, tap.bits).size * BITS[tap.packing] > TAP_BITS:
             raise Refused(f"/manifest {tap.name}", "a packing and positive extents", (tap.packing, tap.shape))
         if not declares(tap):
             raise Refused(f"/manifest {tap.name}", "low and high within the width and the packing", tap)

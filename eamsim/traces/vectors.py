@@ -19,7 +19,9 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from eamsim.errors import BadFile, UserError
-from eamsim.files.container import replacing
+from eamsim.files.container import replacing_all
+from eamsim.files.limits import DUMP_BYTES, TEXT_BYTES
+from eamsim.files.reading import read_bytes
 from eamsim.program import Value
 
 FORMAT, VERSION = "eam-vectors", 1
@@ -109,7 +111,7 @@ class Tensor:
 
 
 def export(folder: Path, tensors: Iterable[Tensor], layout: Layout, formats: Iterable[Format], about: dict[str, Any]) -> dict[str, Any]:
-    """Write the tensors and last the manifest into the folder, made if need be; returns the manifest.
+    """Write the tensors and last the manifest into the folder, made if need be, or nothing; returns the manifest.
 
     about: more keys of the manifest. Names of files are made from names of tensors and cannot leave the folder. BadFile where it
     cannot be written; UserError for a layout that does not fit a tensor.
@@ -122,28 +124,28 @@ def export(folder: Path, tensors: Iterable[Tensor], layout: Layout, formats: Ite
     entries = [entry_of(tensor, name, layout) for tensor, name in zip(tensors, file_names(tensors), strict=True)]
     files = {}
     try:
-        for kind in ("tap", "constant"):
-            (folder / f"{kind}s").mkdir(parents=True, exist_ok=True)
-        for tensor, entry in zip(tensors, entries, strict=True):
-            if "readmemh" in formats:
-                files[entry.file] = write(folder / entry.file, hex_lines(tensor.integers, tensor.value, layout))
-        if "npz" in formats:
-            arrays = {entry.file.removesuffix(".hex"): narrow(tensor) for tensor, entry in zip(tensors, entries, strict=True)}
-            files[WHOLE_FILES["npz"]] = write(folder / WHOLE_FILES["npz"], npz(arrays))
-        if "jsonl" in formats:
-            files[WHOLE_FILES["jsonl"]] = write(folder / WHOLE_FILES["jsonl"], json_lines(tensors))
-        manifest = {"format": FORMAT, "version": VERSION, **about, "layout": asdict(layout), "files": files}
-        manifest["tensors"] = [asdict(entry) for entry in entries]
-        write(folder / MANIFEST, [json.dumps(manifest, indent=1).encode()])
+        with replacing_all(folder) as place:
+            last = place(MANIFEST)
+            for tensor, entry in zip(tensors, entries, strict=True):
+                if "readmemh" in formats:
+                    files[entry.file] = write(place(entry.file), hex_lines(tensor.integers, tensor.value, layout))
+            if "npz" in formats:
+                arrays = {entry.file.removesuffix(".hex"): narrow(tensor) for tensor, entry in zip(tensors, entries, strict=True)}
+                files[WHOLE_FILES["npz"]] = write(place(WHOLE_FILES["npz"]), npz(arrays))
+            if "jsonl" in formats:
+                files[WHOLE_FILES["jsonl"]] = write(place(WHOLE_FILES["jsonl"]), json_lines(tensors))
+            manifest = {"format": FORMAT, "version": VERSION, **about, "layout": asdict(layout), "files": files}
+            manifest["tensors"] = [asdict(entry) for entry in entries]
+            write(last, [json.dumps(manifest, indent=1).encode()])
     except OSError as error:
         raise BadFile(f"{folder}: expected a writable folder, got '{error.strerror}'; choose another path") from error
     return manifest
 
 
 def write(path: Path, parts: Iterable[bytes]) -> dict[str, Any]:
-    """Replace the file in one step; its length and SHA-256."""
+    """The file's length and SHA-256."""
     digest, size = hashlib.sha256(), 0
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with path.open("wb") as file:
         for part in parts:
             file.write(part)
             digest.update(part)
@@ -225,7 +227,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], Layout, tuple[Entry, ..
     """The whole manifest, its layout and its tensors; BadFile if it is not one of ours."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_bytes(path, TEXT_BYTES))
         if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
             raise BadFile(f"{path}: expected {FORMAT} {VERSION}, got {manifest['format']!r:.40} {manifest['version']!r:.40}; export again")
         layout, entries = LAYOUT.validate_python(manifest["layout"]), ENTRIES.validate_python(manifest["tensors"])
@@ -270,7 +272,7 @@ def lanes_of(words: np.ndarray, lanes: int, lane_bits: int) -> np.ndarray:
 def memory_words(path: Path, count: int, word_bits: int) -> list[int]:
     """The first words of a memory file; BadFile names one that is missing, undefined or too wide."""
     try:
-        text = path.read_bytes().decode("ascii")
+        text = read_bytes(path, DUMP_BYTES).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise BadFile(f"{path}: expected a readable text of hexadecimal words ({error})") from error
     words: list[int | None] = [None] * count

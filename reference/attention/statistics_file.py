@@ -23,13 +23,13 @@ from eamsim.errors import BadFile, UserError
 from eamsim.files.container import Refused, canonical, parse_json
 from eamsim.files.hdf5 import Stored, Tables
 from eamsim.files.hdf5_write import Writer, writing
+from eamsim.files.limits import STATISTICS_BYTES
 from reference.attention.entropy import BINS, AttentionStatistics, counter
 
 Source = Literal["float", "quantised"]
 SOURCES: tuple[tuple[Source, ...], ...] = (("float",), ("quantised",), ("float", "quantised"))
 
 FORMAT, VERSION, VERSIONS = "eam-statistics", 4, (3, 4)
-MANIFEST_LIMIT_BYTES = 1 << 20
 MAX_LAYERS = 1 << 10
 EXTENT_LIMITS = {"images": 1 << 32, "maps": 1 << 20, "rows": 1 << 16, "columns": 1 << 16}
 FLOAT32_ERROR = 2**-22
@@ -215,7 +215,7 @@ def _put_manifest(file: Writer, header: Header) -> None:
 
 
 def _take_manifest(file: Tables) -> Header:
-    tree: dict[str, Any] = parse_json(file.take_bytes("manifest", MANIFEST_LIMIT_BYTES), "/manifest")
+    tree: dict[str, Any] = parse_json(file.take_bytes("manifest", STATISTICS_BYTES), "/manifest")
     kind = (tree.pop("format", None), tree.pop("version", None))
     if kind[0] != FORMAT or kind[1] not in VERSIONS:
         known = FORMAT, " or ".join(map(str, VERSIONS))

@@ -13,6 +13,8 @@ from timm.data.config import resolve_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from eamsim.errors import BadFile, UserError
+from eamsim.files.limits import TEXT_BYTES
+from eamsim.files.reading import read_text
 from eamsim.inputs.images import Preprocessing
 from reference.models.checkpoint import first_line
 
@@ -149,7 +151,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path, TEXT_BYTES))
     except FileNotFoundError as error:
         raise BadFile(f"{path}: no such file; local-dir:DIR needs config.json and model.safetensors, as timm saves them") from error
     except (OSError, ValueError, RecursionError) as error:

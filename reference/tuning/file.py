@@ -15,6 +15,8 @@ import torch
 
 from eamsim.errors import BadFile, UserError
 from eamsim.files.container import written
+from eamsim.files.limits import DUMP_BYTES
+from eamsim.files.reading import read_bytes
 from reference.attention.freeze import FrozenMap
 from reference.models.load import Model
 from reference.quantisation.levels import Levels
@@ -52,7 +54,7 @@ class TuningFile:
     def read(self, model: Model) -> tuple[Start, dict[str, Any]]:
         """What was written; BadFile where it is damaged, UserError where it is of a tuning of other identity."""
         try:
-            content = self.path.read_bytes()
+            content = read_bytes(self.path, DUMP_BYTES)
         except OSError as error:
             raise BadFile(f"{self.path}: cannot be read ({error.strerror}); leave --resume out to start at the beginning") from error
         digest, saved = content[:DIGEST_BYTES], memoryview(content)[DIGEST_BYTES:]

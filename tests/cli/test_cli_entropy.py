@@ -381,7 +381,7 @@ def test_no_flipped_bit_passes(path):
 def test_a_missing_file_and_a_foreign_one_are_named(tmp_path):
     (tmp_path / "text.h5").write_text("not statistics")
 
-    with pytest.raises(BadFile, match=r"none\.h5: file: expected a file of statistics, got 'no such file'; check the path"):
+    with pytest.raises(BadFile, match=r"none\.h5: file: expected a file of statistics, got 'No such file or directory'; check the path"):
         read_statistics(tmp_path / "none.h5")
     with pytest.raises(BadFile, match=r"text\.h5: HDF5: expected a whole, undamaged HDF5 file, .*measure again with `eamsim entropy`"):
         read_statistics(tmp_path / "text.h5")

@@ -37,9 +37,9 @@ def old(tmp_path):
 def test_a_missing_file_a_folder_and_other_files_are_named(tmp_path):
     (tmp_path / "text.eam").write_text("not a model")
 
-    with pytest.raises(ArtifactError, match=r"none\.eam: file: expected an \.eam file, got 'no such file'; check the path"):
+    with pytest.raises(ArtifactError, match=r"none\.eam: file: expected an \.eam file, got 'No such file or directory'; check the path"):
         read(tmp_path / "none.eam")
-    with pytest.raises(ArtifactError, match=r"file: expected an \.eam file, got 'a folder or device'; check the path"):
+    with pytest.raises(ArtifactError, match=r"file: expected an \.eam file, got 'Is a directory'; check the path"):
         read(tmp_path)
     with pytest.raises(ArtifactError, match=r"text\.eam: the header: expected a length of at most \d+ bytes within the file"):
         read(tmp_path / "text.eam")
@@ -355,15 +355,15 @@ def test_bytes_after_the_last_array_are_refused(path):
 
 
 def test_the_size_limits_hold_for_both_sides(path, old, monkeypatch):
-    monkeypatch.setitem(artifact.LIMITS_BYTES, "data", 100)
+    monkeypatch.setitem(artifact.EAM_BYTES, "data", 100)
     with pytest.raises(ArtifactError, match="/data: expected at most 100 bytes, got"):
         read(old)
     with pytest.raises(ArtifactError, match=r"data: expected at most 100 bytes, got \d+; use a smaller model"):
         write(path, random_program(PROGRAM), {})
 
-    for name in artifact.LIMITS_BYTES:
-        monkeypatch.setitem(artifact.LIMITS_BYTES, name, 100)
-    with pytest.raises(ArtifactError, match="file: expected at most 300 bytes, got 'more'"):
+    for name in artifact.EAM_BYTES:
+        monkeypatch.setitem(artifact.EAM_BYTES, name, 100)
+    with pytest.raises(ArtifactError, match=r"file: expected an \.eam file, got '[\d,]+ bytes, of at most 300'"):
         read(path)
 
 

@@ -1,12 +1,14 @@
 """Files are replaced in one step, through links, and nothing but files."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from eamsim.cli.manifest import check_writable, write_manifest
 from eamsim.errors import BadFile, UserError
-from eamsim.files.container import replacing
+from eamsim.files.container import replacing, replacing_all
 
 
 def write(path, text="new"):
@@ -56,3 +58,27 @@ def test_a_fifo_and_a_device_are_refused(tmp_path):
         write_manifest(tmp_path / "fifo", {})
     assert (tmp_path / "fifo").is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
+
+
+def test_files_of_a_folder_come_together_the_first_last(tmp_path: Path):
+    renamed: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", lambda old, new, replace=os.replace: (renamed.append(new.name), replace(old, new)))
+        with replacing_all(tmp_path / "new" / "folder") as place:
+            for name in ("manifest.json", "taps/a.hex"):
+                place(name).write_text(name)
+            assert not any(path.is_file() and path.suffix != ".tmp" for path in tmp_path.rglob("*"))
+    assert renamed == ["a.hex", "manifest.json"]
+    assert (tmp_path / "new/folder/taps/a.hex").read_text() == "taps/a.hex"
+
+
+def test_a_failure_leaves_no_file_and_no_new_folder_and_what_was_there(tmp_path: Path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "a").write_text("before")
+    for folder in ("old", "new/folder"):
+        with suppress(InterruptedError), replacing_all(tmp_path / folder) as place:
+            for name in ("a", "taps/b"):
+                place(name).write_text("after")
+            raise InterruptedError
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["old", "old/a"]
+    assert (tmp_path / "old" / "a").read_text() == "before"

@@ -40,6 +40,14 @@ def archive(*members: tuple[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
+def bomb(inflated: int) -> bytes:
+    """A member that says it has so many bytes, as one of zeros would."""
+    changed = bytearray(archive(("a.npy", npy())))
+    at = changed.index(b"PK\x01\x02") + 24
+    changed[at : at + 4] = inflated.to_bytes(4, "little")
+    return bytes(changed)
+
+
 HUGE = npy("{'descr': '|u1', 'fortran_order': False, 'shape': (192000000000000,), }")
 
 
@@ -51,6 +59,7 @@ HUGE = npy("{'descr': '|u1', 'fortran_order': False, 'shape': (192000000000000,)
         (archive(("a.npy", npy()))[:-30], "not a readable .npz"),
         (encrypted(archive(("a.npy", npy()))), "is encrypted"),
         (archive(("a.npy", HUGE)), "Unable to allocate"),
+        (bomb(1 << 31), "expected arrays of at most 1,073,741,824 bytes, got 2,147,483,648; write several files, or uncompressed"),
         (archive(("a", npy()[7:])), "got 'a' (no NAME.npy)"),
         (archive(("a.npy", npy()), ("a.npy", npy())), "expected one array of each name, got two of 'a'"),
         (archive(("a.npy", npy()), ("a", npy())), "expected one array of each name, got two of 'a'"),

@@ -129,7 +129,7 @@ def test_refusals(bench: Bench, tmp_path: Path):
         ((bench.trace, tmp_path), USAGE, "expected manifest.json in it; or give the exported vectors with --layout DIR"),
         ((bench.trace, tmp_path / "a.vcd"), USAGE, "expected a trace (.h5), a program (.eam), a folder of .hex files"),
         ((bench.trace, tmp_path / "a.npz"), BAD_FILE, "not a readable .npz"),
-        ((tmp_path / "a.h5", bench.trace), BAD_FILE, "expected a trace, got 'no such file'"),
+        ((tmp_path / "a.h5", bench.trace), BAD_FILE, "expected a trace, got 'No such file or directory'"),
     ):
         done = eamsim("trace", "diff", *arguments)
         assert (done.code, done.err.count("\n")) == (code, 1)

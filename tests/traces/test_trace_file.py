@@ -264,7 +264,7 @@ def test_another_tree_is_refused(path: Path, change, message: str):
 
 def test_what_is_no_trace(tmp_path: Path):
     with (
-        pytest.raises(TraceError, match=r"none\.h5: file: expected a trace, got 'no such file'; check the path"),
+        pytest.raises(TraceError, match=r"none\.h5: file: expected a trace, got 'No such file or directory'; check the path"),
         reading(tmp_path / "none.h5"),
     ):
         pass

@@ -15,7 +15,7 @@ from eamsim.constraints import Verified
 from eamsim.errors import MissingExtra, UserError
 from eamsim.exports import c99 as c_export
 from eamsim.files.container import written
-from eamsim.files.origin import public_command
+from eamsim.files.origin import public_command, without_folders
 
 
 def export(
@@ -43,9 +43,7 @@ def export(
         versions["onnx"] = version("onnx")
         write_manifest(manifest_path(out), manifest | {"output": files[-1:]})
     if c is not None:
-        written = [described(path) for path in c_export.export(program, c)]
-        files += written
-        write_manifest(c / "manifest.json", manifest | {"output": written})
+        files += c_export.export(program, c, lambda output: without_folders(manifest | {"output": output}))
     emit(manifest | {"output": files}, as_json, *(f"{file['file']}: {file['bytes']:,} bytes, sha256 {file['sha256']}" for file in files))
 
 
