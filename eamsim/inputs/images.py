@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, features
 
-from eamsim.arguments import expect_images
+from eamsim.arguments import expect_images, expect_type
 from eamsim.errors import BadFile, UserError
 from eamsim.files.limits import PIXELS
 from eamsim.inputs.datasets import LeftOut, Source, Summary, find, shown
@@ -46,6 +46,8 @@ class Preprocessing:
     fill: tuple[int, ...] = (0, 0, 0)
 
     def __post_init__(self) -> None:
+        for name, types in (("height", [int]), ("width", [int]), ("crop_pct", [int, float]), ("fill", [tuple, list])):
+            expect_type(f"preprocessing: {name}", getattr(self, name), *types)
         object.__setattr__(self, "fill", tuple(self.fill))  # JSON has lists
         if self.height < 1 or self.width < 1:
             raise UserError(f"preprocessing: expected images of at least one pixel, got {self.height} x {self.width}")

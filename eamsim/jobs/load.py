@@ -33,7 +33,7 @@ def read_model(path: str | Path) -> Loaded:
         preprocessing = Preprocessing(**provenance["preprocessing"])
         labels, descriptions = provenance["labels"], provenance.get("label_descriptions")
     except (KeyError, TypeError) as error:
-        raise BadFile(f"{path}: its provenance lacks {error}; build the model again") from error
+        raise BadFile(f"{path}: its provenance lacks what a model needs ({error}); build the model again") from error
     except UserError as error:
         raise BadFile(f"{path}: {error}; build the model again") from error
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):

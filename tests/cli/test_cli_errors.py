@@ -87,6 +87,17 @@ def test_a_truncated_image_is_named_while_running(model: Path, tmp_path: Path):
             "gives 9 x 9 images, its program takes 8 x 8",
         ),
         ({"preprocessing": {"height": 8, "width": 8, "crop_pct": 0, "interpolation": "bicubic"}}, "crop_pct must be in (0, 1], got 0"),
+        ({"preprocessing": [8, 8]}, "its provenance lacks what a model needs"),
+        ({"preprocessing": {"height": 8.0, "width": 8, "crop_pct": 1.0, "interpolation": "bicubic"}}, "height: expected int, got 8.0"),
+        (
+            {"preprocessing": {"height": 8, "width": 8, "crop_pct": 1, "interpolation": "bicubic", "fill": 7}},
+            "fill: expected tuple or list",
+        ),
+        (
+            {"preprocessing": {"height": 8, "width": 8, "crop_pct": 1, "interpolation": "bicubic", "x": 1}},
+            "unexpected keyword argument 'x'",
+        ),
+        ({"label_descriptions": {"ant": 5}}, "expected texts by label as label_descriptions"),
         ({"labels": ["one"]}, "expected 5 labels, got 1"),
         ({"labels": "abcde"}, "expected a list of texts as labels"),
         ({"labels": [0, 1, 2, 3, 4]}, "expected a list of texts as labels"),

@@ -51,6 +51,10 @@ def test_every_interpolation_equals_timm(interpolation: Interpolation, crop_mode
         ({"interpolation": "random"}, "interpolation must be one of bicubic, bilinear, .*got 'random'"),
         ({"fill": (0, 0)}, r"fill must be three integers in 0..255, got \(0, 0\)"),
         ({"fill": (0, 0, 256)}, "fill must be three integers in 0..255"),
+        ({"fill": 0}, "fill: expected tuple or list, got 0"),
+        ({"height": 8.0}, r"height: expected int, got 8\.0"),
+        ({"width": "8"}, "width: expected int, got '8'"),
+        ({"crop_pct": True}, "crop_pct: expected int or float, got True"),
     ],
 )
 def test_what_timm_does_not_do_is_refused_by_name(changes: dict, message: str):
