@@ -239,6 +239,14 @@ def test_a_full_disk_under_help():
     assert err.count("\n") == 1
 
 
+def test_characters_that_the_terminal_has_not_are_escaped(model: Path, data: Path):
+    save_model(model, labels=["é", "bee", "cow", "dog", "elk"])
+    run = f"eamsim run {model} {data} --top 5"
+    assert in_shell(rf"[ $({run} | grep -cF '\xe9') = 9 ]", PYTHONIOENCODING="ascii")[0] == 0
+    assert in_shell(f"[ $({run} | grep -c é) = 9 ]", PYTHONIOENCODING="utf-8")[0] == 0
+    assert in_shell("eamsim run gone-é.eam x.png", PYTHONIOENCODING="ascii")[1].startswith(r"error: gone-\xe9.eam: ")
+
+
 @pytest.mark.parametrize("gone", ["2>/dev/full", "2>&-", "2> >(true)"])
 def test_progress_that_cannot_be_written_costs_nothing(model: Path, data: Path, gone: str):
     """Neither the result nor the exit code."""

@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import Shape, operation, random_images, random_program
 
@@ -89,7 +90,7 @@ def test_levels_that_are_codes_less_the_zero_point_mean_the_same():
             np.testing.assert_array_equal(taps[name], array, err_msg=name)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(seed=st.integers(0, 10**6), wide=st.booleans())
 def test_values_stay_in_their_width_and_bounds_hold(seed, wide):
     """Also for widths that only the golden interpreter takes: 8-bit weights, 6-bit attention, 48-bit accumulators."""

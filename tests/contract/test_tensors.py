@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
@@ -31,7 +32,7 @@ SHAPES = st.builds(
 )
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(SHAPES, st.sampled_from(["error", "wrap", "saturate"]))
 def test_every_tap_has_the_declared_name_shape_and_bound_in_the_order_of_execution(shape: Shape, overflow):
     program = random_program(shape)
@@ -51,7 +52,7 @@ def test_every_tap_has_the_declared_name_shape_and_bound_in_the_order_of_executi
             assert tap.bound[1] <= limits(tap.packing)[1]
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(SHAPES)
 def test_every_array_is_a_constant_of_its_declared_width(shape: Shape):
     program = random_program(shape)

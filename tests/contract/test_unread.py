@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import DETOURS, FREEZES, Shape, random_images, random_program
 
@@ -25,7 +26,7 @@ shapes = st.builds(
 ).filter(lambda shape: shape.detour not in ("class", "split") or shape.windows == 1)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(shapes)
 def test_outputs_are_equal_and_what_stays_is_read_or_cannot_be_left_out(shape):
     program = random_program(shape)

@@ -4,7 +4,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_model.chip.arrays import ACROSS, DOWN, TIME, Run, blocks, ceil_div, dense_run, row_balance, run
@@ -84,13 +85,13 @@ def looped_tiles(gemm: Gemm, dataflow: str, height: int, width: int) -> Run:
     return total * gemm.repeats
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(masked_gemms(), st.sampled_from(FLOWS), st.integers(1, 5), st.integers(1, 5))
 def test_tile_skipping_equals_loops(gemm, dataflow, height, width):
     assert run(gemm, dataflow, height, width, "tile") == looped_tiles(gemm, dataflow, height, width)
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(masked_gemms(), st.sampled_from(FLOWS), st.integers(1, 5), st.integers(1, 5))
 def test_what_skipping_may_change(gemm, dataflow, height, width):
     none, gate, tile = (run(gemm, dataflow, height, width, skip) for skip in ("none", "gate", "tile"))
@@ -102,7 +103,7 @@ def test_what_skipping_may_change(gemm, dataflow, height, width):
         assert tile == none
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(masked_gemms(), st.integers(1, 5), st.integers(1, 5))
 def test_pair_skipping_equals_loops(gemm, height, width):
     cycles = 0
@@ -122,7 +123,7 @@ def test_pair_skipping_equals_loops(gemm, height, width):
     assert done.macs == gemm.needed_macs
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(masked_gemms(), st.integers(1, 4), st.sampled_from([1.0, 1.5]), st.integers(1, 3))
 def test_a_simd_core_skips_single_pairs(gemm, lanes, cycles_per_step, register_tile):
     assert gemm.needed is not None

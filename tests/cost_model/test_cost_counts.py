@@ -5,7 +5,8 @@ from math import ceil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_program, unproved
 
@@ -53,7 +54,7 @@ def looped_attention(op: Attention) -> tuple[int, int]:
     return scores, products
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(programs())
 def test_macs_equal_loops(program):
     expected = Macs()
@@ -68,14 +69,14 @@ def test_macs_equal_loops(program):
     assert count(program).macs == expected
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(programs())
 def test_layers_follow_the_data_flow(program):
     names = {"qkv": "qkv", "proj": "proj", "fc1": "fc1", "fc2": "fc2", "head": "head", "patch_embed": "patch_embedding"}
     assert linear_layers(program) == {name: names[name.split(".")[-1]] for name in linear_layers(program)}
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(programs())
 def test_bytes_equal_loops(program):
     linears = [op for op in program.operations if isinstance(op, Linear)]
@@ -87,7 +88,7 @@ def test_bytes_equal_loops(program):
     assert cost.map_bytes == cost.mask_bytes + cost.code_bytes
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(programs())
 def test_live_values_by_definition(program):
     operations = program.operations
@@ -100,7 +101,7 @@ def test_live_values_by_definition(program):
     assert count(program).activation_bytes == max(live_bytes(program).values())
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(programs())
 def test_dense_sets_the_masks_aside(program):
     dense = count(program).dense

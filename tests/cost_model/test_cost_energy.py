@@ -5,7 +5,8 @@ from math import ceil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import Shape, random_program
 
@@ -249,7 +250,7 @@ def test_tiling_keeps_the_cheaper_operand(left, right, room):
         assert times == (1, 1)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["scattered", "rows", "heads", "all"]), st.sampled_from(["paper", "renormalised"]))
 def test_real_masks_are_evaluated_as_they_are(seed, freeze, softmax):
     program = random_program(Shape(seed=seed, heads=3, freeze=freeze, softmax=softmax, depth=2))

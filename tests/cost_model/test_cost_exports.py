@@ -7,7 +7,8 @@ from math import prod
 import pytest
 import yaml
 from command_line import eamsim
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_program
 
@@ -47,7 +48,7 @@ def test_scalesim_of_deit_tiny():
     assert found["block11.attn.context.2"] == (197, 64, 197)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(FREEZES), st.sampled_from([1, 2]))
 def test_zigzag_gets_every_multiply(seed, freeze, windows):
     program = random_program(Shape(seed, freeze=freeze, softmax="renormalised", windows=windows, prefix=int(windows == 1), depth=2))

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import FREEZES, Shape, operation, random_images, random_program
 
@@ -164,7 +165,7 @@ shapes = st.builds(
 )
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(shapes)
 def test_every_operation_equals_an_instrumented_golden_run(shape):
     program = random_program(shape)
@@ -214,7 +215,7 @@ def looped_structure(program: Verified, op: Attention) -> int:
     return saved
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(shapes)
 def test_structure_saves_what_nothing_depends_on(shape):
     program = random_program(shape)

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import Shape, operation, random_program
 
@@ -70,7 +71,7 @@ def maps(draw) -> tuple[np.ndarray, np.ndarray]:
     return mask, np.where(mask, generator.integers(0, 16, mask.shape), 0).astype(np.uint8)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(maps(), st.sampled_from([*PLAIN, "tile:2x2", "tile:2x3", "tile:16x16"]))
 def test_bits_equal_what_is_written(frozen, encoding):
     mask, codes = frozen
@@ -78,7 +79,7 @@ def test_bits_equal_what_is_written(frozen, encoding):
     assert bits(mask, codes, 4, encoding) == (None if expected is None else len(expected))
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(maps())
 def test_auto_is_the_smallest(frozen):
     mask, codes = frozen

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
@@ -24,7 +25,7 @@ shapes = st.builds(
 )
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(shapes)
 def test_spoiled_elements_change_no_logit(shape):
     program = random_program(shape)

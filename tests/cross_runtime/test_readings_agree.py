@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, reject, settings
+from examples import examples
+from hypothesis import HealthCheck, given, reject
 from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
@@ -122,7 +123,7 @@ def assert_agree(program: Verified, images: np.ndarray, folder: Path) -> None:
             assert first_difference(expected, found) is None, name
 
 
-@settings(max_examples=EXAMPLES, print_blob=True, suppress_health_check=[HealthCheck.filter_too_much])
+@examples(EXAMPLES, print_blob=True, suppress_health_check=[HealthCheck.filter_too_much])
 @given(shape=shapes())
 def test_random_programs(shape: Shape, c_folder: Path):
     rng = np.random.default_rng(shape.seed)

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from programs import Shape, operation, random_images, random_program
@@ -67,7 +68,7 @@ def test_groups_hold_each_row_once_with_all_it_needs_at_no_greater_cost_than_one
 
 
 @pytest.mark.parametrize("head_dim", [32, 5])
-@settings(max_examples=5, deadline=None)
+@examples(5, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), byte=st.sampled_from([0x7F, 0x80, 0xFF]))
 def test_what_stands_for_scores_that_are_not_computed_changes_nothing(head_dim, seed, byte):
     program = random_program(Shape(seed, side=22, heads=2, head_dim=head_dim, freeze="units", softmax="renormalised"))

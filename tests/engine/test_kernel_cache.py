@@ -119,6 +119,15 @@ def test_a_folder_that_others_can_write_is_not_used(cache: Path, tmp_path: Path,
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_that_another_user_owns_is_not_used(cache: Path, tmp_path: Path):
+    add(tmp_path)
+    os.chown(cache, 12345, -1)
+    out, err = add(tmp_path)
+    assert out == "3 0 1"
+    assert f"kernel cache: {cache} belongs to another user" in err
+
+
 def test_a_folder_or_a_file_of_another_user_is_not_used(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     kernel_cache.write("a", b"content")
     assert kernel_cache.read("a") == b"content"

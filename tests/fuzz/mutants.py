@@ -11,6 +11,7 @@ renewed), `forged` (another content, where it was), or the foreign exception; `s
 import hashlib
 import json
 import re
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -117,6 +118,19 @@ def renew_eam(path: Path) -> None:
     put_together(path, head | {"data_bytes": len(data), "data_sha256": hashlib.sha256(data).hexdigest()}, tensors)
 
 
+def renew_parts(path: Path) -> None:
+    """The fletcher32 behind every array that the index finds, and the seal; of a compressed part zlib has a checksum that stays."""
+    content = bytearray(path.read_bytes())
+    end = len(content) - hdf5.SEAL_BYTES - hdf5.FOOTER.size
+    length, _ = hdf5.FOOTER.unpack_from(content, end)
+    for table in hdf5.parse_index(bytes(content[end - length : end])).values():
+        for offset, size in () if table.compressed else table.parts:
+            checksum = hdf5.fletcher32(content[offset : offset + size - hdf5.CHECKSUM_BYTES])
+            struct.pack_into("<I", content, offset + size - hdf5.CHECKSUM_BYTES, checksum)
+    path.write_bytes(content)
+    renew_seal(path)
+
+
 def renew_seal(path: Path) -> None:
     content = path.read_bytes()[: -hdf5.SEAL_BYTES]
     path.write_bytes(content + hashlib.sha256(content).digest())
@@ -146,8 +160,8 @@ class Kind:
 
 KINDS = {
     "eam": Kind(write_eam, read_eam, renew_eam, lambda content: 8 + int.from_bytes(content[:8], "little")),
-    "trace": Kind(write_trace, read_trace, renew_seal),
-    "statistics": Kind(write_statistics, read_statistics, renew_seal),
+    "trace": Kind(write_trace, read_trace, renew_parts),
+    "statistics": Kind(write_statistics, read_statistics, renew_parts),
     "old-eam": Kind(write_old_eam, read_eam, renew_hdf5),
     "old-trace": Kind(write_old_trace, read_trace, renew_old_trace),
     "old-statistics": Kind(write_old_statistics, read_statistics, renew_hdf5),

@@ -8,7 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 from command_line import eamsim
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import Shape, random_program
 
@@ -50,7 +51,7 @@ def alone(row, subject, space) -> dict[str, float]:
     }
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(st.data())
 def test_random_points_equal_the_scalar_functions_to_the_last_bit(data):
     skip = data.draw(st.sampled_from(["none", "gate", "tile", "pair"]))

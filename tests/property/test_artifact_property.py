@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 from eam_files import parts, put_together
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from programs import FREEZES, Shape, random_program
@@ -42,7 +43,7 @@ def path(tmp_path_factory):
     return tmp_path_factory.mktemp("artifact") / "a.eam"
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(SHAPES)
 def test_a_program_read_and_written_again_makes_the_same_bytes(path, shape):
     program = random_program(shape)
@@ -104,7 +105,7 @@ def streams(path, request):
     return parts(path)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(data=st.data())
 def test_a_manifest_with_one_value_replaced_is_refused_or_is_a_verified_program(path, streams, data):
     head, tensors = streams

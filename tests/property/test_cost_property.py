@@ -12,7 +12,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import yaml
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from programs import DETOURS, FREEZES, Shape, random_images, random_program
 
@@ -115,7 +116,7 @@ def attentions(program: Verified) -> list[Attention]:
     return [op for op in program.operations if isinstance(op, Attention)]
 
 
-@settings(max_examples=EXAMPLES)
+@examples(EXAMPLES)
 @given(program=programs())
 def test_macs_are_the_multiplications_of_golden(program):
     monkeypatch = pytest.MonkeyPatch()
@@ -136,7 +137,7 @@ def test_macs_are_the_multiplications_of_golden(program):
             assert sum(gemm.needed_macs for gemm in products) == sum(gemm.dense_macs for gemm in products) == needed[op.out.name]
 
 
-@settings(max_examples=EXAMPLES)
+@examples(EXAMPLES)
 @given(program=programs())
 def test_every_table_has_the_same_sum(program):
     total, row, chip = count(program), own_row(program), load("small-npu")
@@ -162,7 +163,7 @@ def test_every_table_has_the_same_sum(program):
     assert str(report("x", *counted(program, None, None, ()))[0]).startswith("x, one image")
 
 
-@settings(max_examples=EXAMPLES)
+@examples(EXAMPLES)
 @given(program=programs())
 def test_freezing_saves_what_golden_no_longer_multiplies(program):
     cost = count(program)
@@ -188,7 +189,7 @@ def frozen_anew(program: Verified, freezer: Freezer, softmax: Softmax) -> Verifi
         return None
 
 
-@settings(max_examples=EXAMPLES)
+@examples(EXAMPLES)
 @given(program=programs())
 def test_what_nobody_reads_or_needs_is_part_of_what_there_is(program):
     costs, unread = count_operations(program), unread_macs(program)
@@ -240,7 +241,7 @@ def test_windows_in_which_every_pair_is_excluded_have_no_share():
     assert count(refrozen(bare, scattered(0.0), "renormalised")).mask_bytes == 0
 
 
-@settings(max_examples=max(EXAMPLES // 6, 5))
+@examples(max(EXAMPLES // 6, 5))
 @given(program=programs())
 def test_the_page_of_any_program_can_be_made(program):
     try:

@@ -8,7 +8,8 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
@@ -71,7 +72,7 @@ def assert_digests(program: Verified, loaded: engine.Engine, images: np.ndarray,
 
 
 @pytest.mark.parametrize("name", isa.detect())
-@settings(max_examples=EXAMPLES, print_blob=True)
+@examples(EXAMPLES, print_blob=True)
 @given(data=st.data())
 def test_engine_equals_golden_at_every_tap(data: st.DataObject, name: str):
     shape = data.draw(shapes(ROUNDINGS if name == isa.detect()[0] else ROUNDINGS[:1]))

@@ -9,7 +9,8 @@ from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from programs import FREEZES, Shape, random_images, random_program
 
@@ -48,7 +49,7 @@ def asked(data: st.DataObject, now: Widths) -> Widths:
     return Widths(**drawn | {"norm_fraction_bits": min(drawn["norm_fraction_bits"], drawn["reciprocal_bits"] + 1)})
 
 
-@settings(max_examples=EXAMPLES)
+@examples(EXAMPLES)
 @given(SHAPES)
 def test_equal_widths_give_an_equal_program(tmp_path_factory, shape):
     program = random_program(shape)
@@ -60,7 +61,7 @@ def test_equal_widths_give_an_equal_program(tmp_path_factory, shape):
     assert (folder / "before.eam").read_bytes() == (folder / "after.eam").read_bytes()
 
 
-@settings(max_examples=EXAMPLES)
+@examples(EXAMPLES)
 @given(SHAPES, st.data())
 def test_a_narrower_program_is_verified_and_runs_alike(shape, data):
     program = random_program(shape)
@@ -80,7 +81,7 @@ def test_a_narrower_program_is_verified_and_runs_alike(shape, data):
         assert first_difference(expected, {tap: array[number] for tap, array in taps.items()}) is None
 
 
-@settings(max_examples=EXAMPLES)
+@examples(EXAMPLES)
 @given(SHAPES)
 def test_the_proven_accumulator_changes_nothing_and_one_bit_less_is_refused(shape):
     program = random_program(shape)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import eamsim
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
@@ -40,7 +41,7 @@ def test_codes_by_hand():
     assert quantiser(x).tolist() == quantiser.decode(quantiser.codes(x)).tolist() == [-1.5, -1.5, 0, 0, 0.5, 0.5, 2, 2]
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.dictionaries(st.integers(-300, 300), st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 90))
 def test_no_two_levels_are_better(counted, step):
     numbers, counts = (np.array(each) for each in zip(*sorted(counted.items()), strict=True))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eamsim.errors import BadFile, UserError
@@ -54,7 +55,7 @@ def test_tiles_are_filled_up():
     assert words([1, 2, 3], 4, tile=(1, 2)) == list("1230")
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(SHAPES, st.integers(1, 64), st.booleans(), LAYOUTS, st.integers(0, 1 << 32))
 def test_whatever_is_exported_comes_back(tmp_path_factory, shape, bits, signed, layout, seed):
     folder = tmp_path_factory.getbasetemp() / "vectors"
