@@ -43,7 +43,7 @@ def layers(program: Verified) -> Iterator[Layer]:
             case Attention():
                 scores = f"{name}.scores" if products[1:] else None
                 if scores:
-                    yield Layer(scores, products[0].dense, ACCUMULATOR_BITS, source, source)
+                    yield Layer(scores, products[0].dense, ACCUMULATOR_BITS, makers[op.inputs[-1]], source)
                 yield Layer(f"{name}.context", products[-1].dense, op.out.bits, scores, source)
                 makers[name] = f"{name}.context"
             case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():

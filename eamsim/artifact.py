@@ -30,10 +30,10 @@ from eamsim.files.limits import DECODED_BYTES, EAM_BYTES
 from eamsim.files.packing import BITS, DTYPES, narrowest, pack, packed_bytes, stored_form, unpack
 from eamsim.files.reading import open_file, read_bytes
 from eamsim.files.tensor_file import FORMAT, VERSIONS, Form, from_bytes, to_bytes
-from eamsim.program import Frozen, Linear, Program, field_hints
+from eamsim.program import Attention, Frozen, Linear, Program, field_hints
 
 VERSION_1, HDF5_SIGNATURE = 1, b"\x89HDF\r\n\x1a\n"
-LATER_FIELDS: dict[type, dict[str, int]] = {Linear: {"levels": 3}}
+LATER_FIELDS: dict[type, dict[str, int]] = {Linear: {"levels": 3}, Attention: {"queries": 4}}
 """Fields with the version that brought them: left out where they are None, so that programs without them stay what they were."""
 MAX_AXES = 4
 REBUILD = "copy the file again or rebuild it with `eamsim build`"

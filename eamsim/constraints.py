@@ -166,7 +166,7 @@ def verify_operation(check: Check, op: Operation, values: dict[str, Value]) -> B
         case Linear():
             return verify_linear(check, op, x, values)
         case Attention():
-            return verify_attention(check, op, x)
+            return verify_attention(check, op, x, values)
         case Pool():
             return verify_pool(check, op, x)
         case _:
@@ -289,7 +289,7 @@ def verify_epilogue(check: Check, epilogue: Epilogue, out: Value, acc: int, valu
             assert_never(epilogue)
 
 
-def verify_attention(check: Check, op: Attention, x: Value) -> Bounds:
+def verify_attention(check: Check, op: Attention, x: Value, values: dict[str, Value]) -> Bounds:
     check.matrix("C1", x)
     check.codes("C1", x)
     check.matrix("C2", op.out)
@@ -298,12 +298,20 @@ def verify_attention(check: Check, op: Attention, x: Value) -> Bounds:
     check.number("C3", "windows", op.windows, 1, op.out.shape[0])
     whole = op.out.shape[0] % op.windows == 0 and op.out.shape[1] % op.heads == 0
     check.that(whole, "C3", f"windows {op.windows} and heads {op.heads} must divide out {op.out.shape}")
-    pairs = op.windows * op.heads * op.tokens**2
-    check.that(pairs < MAX_ELEMENTS, "C3", f"windows * heads * tokens^2 must be below 2^31, got {pairs}")
+    if op.queries is not None:
+        check.number("C19", "queries.tokens", op.queries.tokens, 1, x.shape[0])
+    pairs = op.windows * op.heads * op.rows * op.tokens
+    check.that(pairs < MAX_ELEMENTS, "C3", f"windows * heads * rows * tokens must be below 2^31, got {pairs}")
     in_range = all(0 <= head < op.heads for head in op.score_heads)
     ascending = in_range and tuple(sorted(set(op.score_heads))) == op.score_heads
     check.that(ascending, "C4", f"score_heads must be ascending head numbers below {op.heads}, got {op.score_heads}")
-    check.shape("C1", x, (op.out.shape[0], (2 * len(op.score_heads) + op.heads) * op.head_dim))
+    scored = len(op.score_heads)
+    if op.queries is not None:
+        q = values[op.queries.operand]
+        check.codes("C19", q)
+        check.that(q.bits == x.bits, "C19", f"queries.operand must be as wide as x: {x}, got {q}")
+        check.shape("C19", q, (op.out.shape[0], scored * op.head_dim))
+    check.shape("C1", x, (op.windows * op.tokens, ((2 if op.queries is None else 1) * scored + op.heads) * op.head_dim))
     check.that(op.softmax in ("paper", "renormalised"), "C5", f"unknown softmax {op.softmax!r}")
     for name in ("q_zero", "k_zero", "v_zero"):
         check.number("C6", name, getattr(op, name), 0, x.high)
@@ -330,7 +338,7 @@ def verify_table(check: Check, name: str, table: np.ndarray, high: int) -> None:
 
 
 def verify_maps(check: Check, op: Attention) -> None:
-    tokens = op.tokens
+    rows, tokens = op.rows, op.tokens
     if op.frozen is not None:
         verify_frozen(check, op, op.frozen)
     unscored = [head for head in range(op.heads) if head not in op.score_heads]
@@ -339,15 +347,15 @@ def verify_maps(check: Check, op: Attention) -> None:
     if op.logit_bias is not None:
         maps = len(op.logit_bias) if op.logit_bias.ndim else 0
         check.that(maps in (1, op.windows), "C12", f"logit_bias must have 1 or {op.windows} maps, got {maps}")
-        check.array("C12", "logit_bias", op.logit_bias, np.int32, (maps, op.heads, tokens, tokens))
+        check.array("C12", "logit_bias", op.logit_bias, np.int32, (maps, op.heads, rows, tokens))
     if op.excluded is not None:
-        check.array("C13", "excluded", op.excluded, np.bool_, (op.windows, tokens, tokens))
+        check.array("C13", "excluded", op.excluded, np.bool_, (op.windows, rows, tokens))
 
 
 def verify_frozen(check: Check, op: Attention, frozen: Frozen) -> None:
     maps = len(frozen.mask) if frozen.mask.ndim else 0
     check.that(maps in (1, op.windows), "C10", f"frozen.mask must have 1 or {op.windows} maps, got {maps}")
-    shape = (maps, op.heads, op.tokens, op.tokens)
+    shape = (maps, op.heads, op.rows, op.tokens)
     check.array("C10", "frozen.mask", frozen.mask, np.bool_, shape)
     check.number("C10", "frozen.bits", frozen.bits, 1, op.attention_bits)
     check.array("C10", f"frozen.codes (u{frozen.bits})", frozen.codes, np.uint8, shape, (0, (1 << frozen.bits) - 1))

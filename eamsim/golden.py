@@ -66,7 +66,7 @@ def execute(op: Operation, values: Values, datapath: Datapath, tap: Tap) -> np.n
         case Linear():
             return linear(op, x, values, datapath, tap)
         case Attention():
-            return attention(op, x, datapath, tap)
+            return attention(op, x, values, datapath, tap)
         case Pool():
             return pool(op, x, datapath)
         case _:
@@ -130,12 +130,15 @@ def linear(op: Linear, x: np.ndarray, values: Values, datapath: Datapath, tap: T
             assert_never(epilogue)
 
 
-def attention(op: Attention, x: np.ndarray, datapath: Datapath, tap: Tap) -> np.ndarray:
+def attention(op: Attention, x: np.ndarray, values: Values, datapath: Datapath, tap: Tap) -> np.ndarray:
     name, scored = op.out.name, len(op.score_heads)
-    parts = x.reshape(op.windows, op.tokens, -1, op.head_dim).transpose(0, 2, 1, 3)
-    q, k, v = np.split(parts, [scored, 2 * scored], axis=1)
+    parts = by_head(op, x, op.tokens)
+    if op.queries is None:
+        q, k, v = np.split(parts, [scored, 2 * scored], axis=1)
+    else:
+        q, (k, v) = by_head(op, values[op.queries.operand], op.rows), np.split(parts, [scored], axis=1)
     excluded, frozen, computed = pair_masks(op)
-    scores = np.zeros((op.windows, op.heads, op.tokens, op.tokens), np.int64)
+    scores = np.zeros((op.windows, op.heads, op.rows, op.tokens), np.int64)
     scores[:, np.array(op.score_heads, np.int64)] = (q - op.q_zero) @ (k - op.k_zero).swapaxes(2, 3)
     if op.logit_bias is not None:
         scores = scores + op.logit_bias
@@ -158,9 +161,14 @@ def attention(op: Attention, x: np.ndarray, datapath: Datapath, tap: Tap) -> np.
     return clip(out.transpose(0, 2, 1, 3).reshape(op.out.shape) + op.out_zero, op.out)
 
 
+def by_head(op: Attention, x: np.ndarray, rows: int) -> np.ndarray:
+    """[windows, columns / head_dim, rows, head_dim]."""
+    return x.reshape(op.windows, rows, -1, op.head_dim).transpose(0, 2, 1, 3)
+
+
 def pair_masks(op: Attention) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """bool [windows, heads, tokens, tokens]: pairs that take no part, frozen pairs, pairs whose score is computed."""
-    shape = (op.windows, op.heads, op.tokens, op.tokens)
+    """bool [windows, heads, rows, tokens]: pairs that take no part, frozen pairs, pairs whose score is computed."""
+    shape = (op.windows, op.heads, op.rows, op.tokens)
     excluded = np.zeros(shape, bool) if op.excluded is None else np.broadcast_to(op.excluded[:, None], shape)
     frozen = np.zeros(shape, bool) if op.frozen is None else np.broadcast_to(op.frozen.mask, shape)
     return excluded, frozen, ~excluded & ~frozen if op.softmax == "renormalised" else ~excluded

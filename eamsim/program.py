@@ -205,9 +205,9 @@ class Linear:
 class Frozen:
     """Frozen attention weights of one Attention: `codes` replace the computed codes where `mask` is set.
 
-    mask: bool [maps, heads, tokens, tokens], maps = windows, or 1 when all windows share one map;
+    mask: bool [maps, heads, rows, tokens], maps = windows, or 1 when all windows share one map;
     codes: uint8, same shape, `bits` wide (`bits <= attention bits`; a narrower code is the leading part of an
-    attention code), 0 where the mask is not set; row_log2: int32 [maps, heads, tokens], log2(1 / (1 - F)) of the
+    attention code), 0 where the mask is not set; row_log2: int32 [maps, heads, rows], log2(1 / (1 - F)) of the
     row's frozen mass F on the grid of the exponents (only read by the renormalised softmax).
     """
 
@@ -218,14 +218,25 @@ class Frozen:
 
 
 @dataclass(frozen=True, eq=False)
+class Queries:
+    """q of an Attention whose query rows are not its tokens: `operand`, codes [windows * rows, len(score_heads) * head_dim].
+
+    tokens: keys and values of one window.
+    """
+
+    operand: str
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
 class Attention:
     """Scores, base-2 softmax, log-sqrt2 codes, frozen merge, even and odd products (docs/spec/datapath.md).
 
     x: codes [windows * tokens, (2 * len(score_heads) + heads) * head_dim]: q of every head in `score_heads`, then k of
-    the same, then v of every head; a wholly frozen head of a renormalised operation needs neither q nor k.
+    the same, then v of every head; a wholly frozen head of a renormalised operation needs neither q nor k. With `queries`, k and v alone.
     exp2: int32 [2^f] holding 2^exp2_bits * 2^(-i / 2^f); log2: int32 [2^m] holding 2^f * log2(1 + i / 2^m);
     log2_scale: log2(s_a) with f fractional bits, s_a the scale of code 0.
-    logit_bias: int32 [maps, heads, tokens, tokens] or None; excluded: bool [windows, tokens, tokens] or None, pairs
+    logit_bias: int32 [maps, heads, rows, tokens] or None; excluded: bool [windows, rows, tokens] or None, pairs
     that take no part at all (Swin's shift mask).
     """
 
@@ -253,15 +264,21 @@ class Attention:
     frozen: Frozen | None = None
     logit_bias: np.ndarray | None = None
     excluded: np.ndarray | None = None
+    queries: Queries | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return (self.x,)
+        return (self.x,) if self.queries is None else (self.x, self.queries.operand)
+
+    @property
+    def rows(self) -> int:
+        """Query rows of one window (of the image, when there is one window)."""
+        return self.out.shape[0] // self.windows
 
     @property
     def tokens(self) -> int:
-        """Tokens of one window (of the image, when there is one window)."""
-        return self.out.shape[0] // self.windows
+        """Keys and values of one window."""
+        return self.rows if self.queries is None else self.queries.tokens
 
     @property
     def head_dim(self) -> int:
@@ -357,7 +374,8 @@ def describe(op: Operation) -> str:
             return f"{call} w{op.weight_bits}{list(op.weight.shape)}{fitted} -> {type(op.epilogue).__name__}"
         case Attention():
             frozen = f", {op.frozen.mask.mean():.1%} frozen" if op.frozen is not None else ""
-            return f"{call} {op.windows} x {op.heads} heads of {op.head_dim}, {op.softmax}{frozen}"
+            rows = "" if op.queries is None else f", {op.rows} of {op.tokens} rows"
+            return f"{call} {op.windows} x {op.heads} heads of {op.head_dim}{rows}, {op.softmax}{frozen}"
         case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
             return call
         case _:

@@ -27,6 +27,7 @@ from eamsim.program import (
     Linear,
     Operation,
     Pool,
+    Queries,
     Raw,
     Requant,
     Residual,
@@ -105,7 +106,7 @@ def layer_norm_taps(op: LayerNorm, x: Value) -> Iterator[Tap]:
 
 
 def attention_taps(op: Attention, bounds: Mapping[str, Bound], datapath: Datapath) -> Iterator[Tap]:
-    name, rows = op.out.name, (op.windows, op.heads, op.tokens)
+    name, rows = op.out.name, (op.windows, op.heads, op.rows)
     pairs, context = (*rows, op.tokens), (*rows, op.head_dim)
     yield accumulator(f"{name}.scores", pairs, bounds[f"{name}.scores"], datapath)
     yield unsigned(f"{name}.exponents", pairs, bounds[f"{name}.exponents"][1])
@@ -166,12 +167,12 @@ def parameters(op: Operation) -> dict[str, Any]:
     return {name: item for name, item in leaves(op) if not isinstance(item, np.ndarray | Value) and item is not None}
 
 
-def leaves(part: Operation | Epilogue | Frozen) -> Iterator[tuple[str, Any]]:
-    """The fields of an operation, those of its epilogue among them, those of its frozen weights after `frozen.`."""
+def leaves(part: Operation | Epilogue | Frozen | Queries) -> Iterator[tuple[str, Any]]:
+    """The fields of an operation, those of its epilogue among them, of its frozen weights and queries after `frozen.` and `queries.`."""
     for field in fields(part):
         item = getattr(part, field.name)
-        if isinstance(item, Frozen):
-            yield from ((f"frozen.{name}", leaf) for name, leaf in leaves(item))
+        if isinstance(item, Frozen | Queries):
+            yield from ((f"{field.name}.{name}", leaf) for name, leaf in leaves(item))
         elif isinstance(item, Epilogue):
             yield "epilogue", type(item).__name__
             yield from leaves(item)

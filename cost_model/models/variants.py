@@ -11,7 +11,7 @@ import numpy as np
 
 from cost_model.models.paper import FROZEN_BITS
 from cost_model.models.skeleton import zeros
-from cost_model.work.ledger import attention_linear
+from cost_model.work.ledger import qk_linears
 from eamsim.constraints import Verified, expect_verified
 from eamsim.errors import UserError
 from eamsim.program import Attention, Frozen, Linear, Operation, Requant, Softmax
@@ -27,7 +27,8 @@ def thawed(program: Verified) -> Verified:
 def refrozen(program: Verified, freezer: Freezer, softmax: Softmax) -> Verified:
     """The shapes of `program` with each Attention frozen as `freezer` says; under `renormalised`, wholly frozen heads lose q and k.
 
-    UserError where no Linear of its own makes an Attention's q and k, and they change.
+    Where q has rows of its own, one head keeps both, as in `reference.lowering.frozen`. UserError where no Linear of its own makes an
+    Attention's q and k, and they change.
     """
     expect_verified(program)
     changed: dict[str, Operation] = {}
@@ -35,18 +36,21 @@ def refrozen(program: Verified, freezer: Freezer, softmax: Softmax) -> Verified:
         if isinstance(op, Attention):
             frozen = freezer(op)
             scored = tuple(head for head in range(op.heads) if frozen is None or softmax == "paper" or not frozen.mask[:, head].all())
+            if op.queries is not None and not scored:
+                scored = (0,)
             changed[op.out.name] = replace(op, softmax=softmax, frozen=frozen, last_code_is_zero=False, score_heads=scored)
-            if len(scored) != len(op.score_heads):
-                linear = attention_linear(program, op)
+            more = (len(scored) - len(op.score_heads)) * op.head_dim
+            for name, linear in zip((op.inputs[-1], op.x), qk_linears(program, op), strict=True) if more else ():
                 if linear is None:
                     why = "its heads lose or regain q and k only where a Linear makes them for it alone"
-                    raise UserError(f"{op.out.name}: {why}, got {op.x}, which is not so made; count the program without a chip")
-                changed[linear.out.name] = _with_channels(linear, (2 * len(scored) + op.heads) * op.head_dim)
+                    raise UserError(f"{op.out.name}: {why}, got {name}, which is not so made; count the program without a chip")
+                wide = changed.get(name, linear)
+                changed[name] = _with_channels(linear, wide.out.shape[1] + more)
     return replace(program, operations=tuple(changed.get(op.out.name, op) for op in program.operations))
 
 
 def _with_channels(linear: Linear, channels: int) -> Linear:
-    """The Linear of q, k and v with so many output channels."""
+    """A Linear of q, k or v with so many output channels."""
     zero, ratio = zeros((channels,), np.uint8), zeros((channels,))
     return replace(
         linear,
@@ -63,22 +67,22 @@ def scattered(tau: float, seed: int = 0) -> Freezer:
     """round(tau * pairs) weights of each head and window at random, excluded pairs aside; one pattern for equal windows and layers."""
 
     @cache
-    def pattern(heads: int, tokens: int, excluded: bytes | None) -> np.ndarray:
-        live = np.arange(tokens**2) if excluded is None else np.flatnonzero(np.frombuffer(excluded, np.bool_) == 0)
+    def pattern(heads: int, rows: int, tokens: int, excluded: bytes | None) -> np.ndarray:
+        live = np.arange(rows * tokens) if excluded is None else np.flatnonzero(np.frombuffer(excluded, np.bool_) == 0)
         order = np.random.default_rng(seed).random((heads, len(live))).argsort(axis=1)[:, : round(tau * len(live))]
-        mask = np.zeros((heads, tokens**2), np.bool_)
+        mask = np.zeros((heads, rows * tokens), np.bool_)
         np.put_along_axis(mask, live[order], True, axis=1)
         if round(tau * max(len(live), 1)) == max(len(live), 1):
             mask[:] = True  # the excluded pairs too: nothing of the head is left
-        return mask.reshape(heads, tokens, tokens)
+        return mask.reshape(heads, rows, tokens)
 
     @cache
-    def frozen(windows: int, heads: int, tokens: int, excluded: bytes | None) -> Frozen | None:
-        step = tokens**2
+    def frozen(windows: int, heads: int, rows: int, tokens: int, excluded: bytes | None) -> Frozen | None:
+        step = rows * tokens
         starts = [None] * windows if excluded is None else [excluded[w * step : (w + 1) * step] for w in range(windows)]
-        return _frozen(np.stack([pattern(heads, tokens, start) for start in starts]))
+        return _frozen(np.stack([pattern(heads, rows, tokens, start) for start in starts]))
 
-    return lambda op: frozen(op.windows, op.heads, op.tokens, None if op.excluded is None else op.excluded.tobytes())
+    return lambda op: frozen(op.windows, op.heads, op.rows, op.tokens, None if op.excluded is None else op.excluded.tobytes())
 
 
 def whole_heads(program: Verified, tau: float) -> Freezer:
@@ -89,22 +93,22 @@ def whole_heads(program: Verified, tau: float) -> Freezer:
     wanted = round(tau * total)
 
     @cache
-    def frozen(heads: tuple[bool, ...], windows: int, tokens: int) -> Frozen | None:
-        return _frozen(np.broadcast_to(np.array(heads)[None, :, None, None], (windows, len(heads), tokens, tokens)))
+    def frozen(heads: tuple[bool, ...], windows: int, rows: int, tokens: int) -> Frozen | None:
+        return _frozen(np.broadcast_to(np.array(heads)[None, :, None, None], (windows, len(heads), rows, tokens)))
 
     def freezer(op: Attention) -> Frozen | None:
         indices = range(first[op.out.name], first[op.out.name] + op.heads)
-        return frozen(tuple((index + 1) * wanted // total > index * wanted // total for index in indices), op.windows, op.tokens)
+        return frozen(tuple((index + 1) * wanted // total > index * wanted // total for index in indices), op.windows, op.rows, op.tokens)
 
     return freezer
 
 
 def whole_units(tau: float, height: int, width: int, seed: int = 0) -> Freezer:
-    """round(tau * units) rows, columns or tiles of each head at random, one pattern for equal layers; a side of 0 is all tokens."""
+    """round(tau * units) rows, columns or tiles of each head at random, one pattern for equal layers; a side of 0 is all of them."""
 
     @cache
-    def frozen(windows: int, heads: int, tokens: int) -> Frozen | None:
-        top, left = (np.arange(tokens) // (side or tokens) for side in (height, width))
+    def frozen(windows: int, heads: int, rows: int, tokens: int) -> Frozen | None:
+        top, left = (np.arange(extent) // (side or extent) for extent, side in ((rows, height), (tokens, width)))
         units = (top[-1] + 1) * (left[-1] + 1)
         order = np.random.default_rng(seed).random((heads, units)).argsort(axis=1)[:, : round(tau * units)]
         chosen = np.zeros((heads, units), np.bool_)
@@ -112,7 +116,7 @@ def whole_units(tau: float, height: int, width: int, seed: int = 0) -> Freezer:
         mask = chosen.reshape(heads, top[-1] + 1, left[-1] + 1)[:, top][:, :, left]
         return _frozen(np.broadcast_to(mask, (windows, *mask.shape)))
 
-    return lambda op: frozen(op.windows, op.heads, op.tokens)
+    return lambda op: frozen(op.windows, op.heads, op.rows, op.tokens)
 
 
 def _frozen(mask: np.ndarray) -> Frozen | None:

@@ -183,7 +183,7 @@ def operation_moves(
     written = batch * op.out.size * op.out.bits
     match op:
         case Attention():
-            written += batch * op.windows * op.heads * op.tokens**2 * op.attention_bits
+            written += batch * op.windows * op.heads * op.rows * op.tokens * op.attention_bits
             reads += batch * map_bits * (op.windows // op.frozen.mask.shape[0]) if op.frozen is not None else 0
         case Linear():
             reads += sum(inputs[operand] for operand in op.inputs[1:])

@@ -9,7 +9,7 @@ from typing import assert_never
 
 import numpy as np
 
-from cost_model.work.ledger import attention_linear
+from cost_model.work.ledger import qk_linears
 from cost_model.work.memory import code_bytes, live_bytes, mask_bytes, weight_bytes
 from eamsim.constraints import Verified, expect_verified
 from eamsim.program import Attention, Embed, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool
@@ -107,10 +107,11 @@ def _count(op: Operation, layer: str, frozen_away: int, live: int) -> Cost:
 
 def _frozen_away(program: Verified) -> dict[str, int]:
     """Output channels that a Linear would have besides with nothing frozen: q and k of the heads without scores."""
-    found = {}
-    for op in program.operations:
-        if isinstance(op, Attention) and (linear := attention_linear(program, op)):
-            found[linear.out.name] = 2 * (op.heads - len(op.score_heads)) * op.head_dim
+    found: dict[str, int] = {}
+    for op in (op for op in program.operations if isinstance(op, Attention)):
+        for linear in qk_linears(program, op):
+            if linear is not None:
+                found[linear.out.name] = found.get(linear.out.name, 0) + (op.heads - len(op.score_heads)) * op.head_dim
     return found
 
 
@@ -120,14 +121,14 @@ def attention_macs(op: Attention) -> Macs:
     The even and the odd product together are one A.V: every code is even or odd and enters one of them. Frozen weights
     are multiplied too. Pairs in `excluded` count: a dense array computes them, and published counts include them.
     """
-    weights = op.windows * op.heads * op.tokens**2
+    weights = op.windows * op.heads * op.rows * op.tokens
     return Macs(scores=computed_scores(op) * op.head_dim, attention_value=weights * op.head_dim)
 
 
 def computed_scores(op: Attention) -> int:
     """Scores one image needs: all pairs under the `paper` softmax (its denominator), the unfrozen under the `renormalised`."""
     if op.frozen is None or op.softmax == "paper":
-        return op.windows * op.heads * op.tokens**2
+        return op.windows * op.heads * op.rows * op.tokens
     windows_per_map = op.windows // op.frozen.mask.shape[0]
     return windows_per_map * int(np.count_nonzero(~op.frozen.mask))
 
@@ -153,7 +154,7 @@ def _pairs(program: Verified) -> tuple[int, int, int]:
     """Attention weights of all windows and heads: all, frozen and not excluded, excluded."""
     pairs = frozen = excluded = 0
     for op in (op for op in program.operations if isinstance(op, Attention)):
-        pairs += op.windows * op.heads * op.tokens**2
+        pairs += op.windows * op.heads * op.rows * op.tokens
         out = excluded_pairs(op)
         excluded += op.heads * int(np.count_nonzero(out)) * (op.windows // len(out))
         if op.frozen is not None:
@@ -197,7 +198,7 @@ def linear_layers(program: Verified) -> dict[str, str]:
     source: dict[str, Operation | None] = {program.image.name: None}
     for op in program.operations:
         source[op.out.name] = source[op.x] if isinstance(op, Gather) else op
-    projections = [source[op.x] for op in program.operations if isinstance(op, Attention)]
+    projections = [source[name] for op in program.operations if isinstance(op, Attention) for name in op.inputs]
 
     def layer(op: Linear) -> str:
         if op in projections:

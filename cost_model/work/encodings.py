@@ -1,12 +1,12 @@
 """How a frozen map can be stored, and what each way takes: exact bits, counted from the map.
 
-A map is one head of one block: which of tokens x tokens weights are frozen, and a code of `code_bits` for each of them.
+A map is one head of one block: which of rows x tokens weights are frozen, and a code of `code_bits` for each of them.
 
 | encoding | bits beside the codes |
 |---|---|
 | bitmap | 1 per weight |
 | reserved | none, but a code for *every* weight: one that no frozen weight has means "computed"; one bit more if none is free |
-| csr-frozen, csr-computed | the column of each frozen (computed) weight, and tokens + 1 row pointers |
+| csr-frozen, csr-computed | the column of each frozen (computed) weight, and rows + 1 row pointers |
 | run-length | the lengths of the alternating runs of each row, and how it begins |
 | row, column, tile:RxC | 1 per row, column or tile; only where the map is made of such units |
 | head | none; only where all of it is frozen |
@@ -51,7 +51,7 @@ def store(op: Attention, encoding: str = "auto") -> list[Stored]:
     """
     if op.frozen is None or not op.frozen.mask.any():
         return []
-    shape = (-1, op.tokens, op.tokens)
+    shape = (-1, op.rows, op.tokens)
     known: dict[tuple[bytes, bytes], Stored] = {}
     heads = []
     for mask, codes in zip(op.frozen.mask.reshape(shape), op.frozen.codes.reshape(shape), strict=True):
@@ -63,7 +63,7 @@ def store(op: Attention, encoding: str = "auto") -> list[Stored]:
 
 
 def store_head(mask: np.ndarray, codes: np.ndarray, code_bits: int, encoding: str, where: str) -> Stored:
-    """One head: mask bool, codes uint8, both [tokens, tokens]."""
+    """One head: mask bool, codes uint8, both [rows, tokens]."""
     if not mask.any():
         return Stored("none", TAG_BITS)
     if encoding == "auto" and mask.all():
@@ -82,27 +82,27 @@ def store_head(mask: np.ndarray, codes: np.ndarray, code_bits: int, encoding: st
 
 def bits(mask: np.ndarray, codes: np.ndarray, code_bits: int, encoding: str) -> int | None:
     """Bits of one head's map with its codes; None where the map is not made of the encoding's units."""
-    tokens, frozen = len(mask), int(np.count_nonzero(mask))
+    (rows, tokens), frozen = mask.shape, int(np.count_nonzero(mask))
     stored_codes = frozen * code_bits
-    pointers = (tokens + 1) * (tokens**2).bit_length()
+    pointers = (rows + 1) * mask.size.bit_length()
     column_bits = (tokens - 1).bit_length()
     match encoding:
         case "bitmap":
-            return tokens**2 + stored_codes
+            return mask.size + stored_codes
         case "reserved":
             is_free = np.count_nonzero(np.bincount(codes[mask])) < 1 << code_bits
-            return tokens**2 * (code_bits if is_free else code_bits + 1)
+            return mask.size * (code_bits if is_free else code_bits + 1)
         case "csr-frozen":
             return pointers + frozen * column_bits + stored_codes
         case "csr-computed":
-            return pointers + (tokens**2 - frozen) * column_bits + stored_codes
+            return pointers + (mask.size - frozen) * column_bits + stored_codes
         case "run-length":
-            runs = tokens + int(np.count_nonzero(mask[:, 1:] != mask[:, :-1]))
-            return tokens + runs * tokens.bit_length() + stored_codes
+            runs = rows + int(np.count_nonzero(mask[:, 1:] != mask[:, :-1]))
+            return rows + runs * tokens.bit_length() + stored_codes
         case "row":
             return _units(mask, 1, tokens, stored_codes)
         case "column":
-            return _units(mask, tokens, 1, stored_codes)
+            return _units(mask, rows, 1, stored_codes)
         case "head":
             return stored_codes if mask.all() else None
         case _:
@@ -112,10 +112,10 @@ def bits(mask: np.ndarray, codes: np.ndarray, code_bits: int, encoding: str) -> 
 
 def _units(mask: np.ndarray, height: int, width: int, stored_codes: int) -> int | None:
     """One bit a unit, if every unit is frozen whole or not at all."""
-    top, left = (np.arange(len(mask)) // side * side for side in (height, width))
+    top, left = (np.arange(extent) // side * side for extent, side in zip(mask.shape, (height, width), strict=True))
     if not np.array_equal(mask[0], mask[0, left]) or not np.array_equal(mask[:, 0], mask[top, 0]):
         return None  # one line of each tells most maps, twenty times faster
-    units = -(-len(mask) // height) * -(-len(mask) // width)
+    units = -(-mask.shape[0] // height) * -(-mask.shape[1] // width)
     return units + stored_codes if np.array_equal(mask, mask[np.ix_(top, left)]) else None
 
 

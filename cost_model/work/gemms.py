@@ -79,9 +79,9 @@ def gemms(program: Verified, op: Operation, batch: int = 1, skips_zero_codes: bo
         case Attention():
             bits = program.values[op.x].bits
             scored, heads = list(op.score_heads), list(range(op.heads))
-            shape = {"rows": op.tokens, "columns": op.tokens, "depth": op.head_dim, "left_bits": bits, "right_bits": bits}
+            shape = {"rows": op.rows, "columns": op.tokens, "depth": op.head_dim, "left_bits": bits, "right_bits": bits}
             scores = [Gemm(**shape, **_instances(op, scored, batch, needed_scores(op)))] if scored else []
-            shape = {"rows": op.tokens, "columns": op.head_dim, "depth": op.tokens, "left_bits": op.attention_bits, "right_bits": bits}
+            shape = {"rows": op.rows, "columns": op.head_dim, "depth": op.tokens, "left_bits": op.attention_bits, "right_bits": bits}
             audible = _instances(op, heads, batch, audible_pairs(op) if skips_zero_codes else None)
             return [*scores, Gemm(**shape, **audible, over="depth", decoded_bits=op.top_power + 1, sums=2)]
         case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
@@ -94,16 +94,16 @@ def _instances(op: Attention, heads: list[int], batch: int, needed: np.ndarray |
     """One product per window and head; windows that share a map and images are repeats."""
     if needed is None:
         return {"repeats": batch * op.windows * len(heads)}
-    return {"repeats": batch * (op.windows // len(needed)), "needed": needed[:, heads].reshape(-1, op.tokens, op.tokens)}
+    return {"repeats": batch * (op.windows // len(needed)), "needed": needed[:, heads].reshape(-1, op.rows, op.tokens)}
 
 
 def frozen_pairs(op: Attention) -> np.ndarray | None:
-    """bool [maps, heads, tokens, tokens], or None where nothing is frozen."""
+    """bool [maps, heads, rows, tokens], or None where nothing is frozen."""
     return None if op.frozen is None or not op.frozen.mask.any() else op.frozen.mask
 
 
 def needed_scores(op: Attention) -> np.ndarray | None:
-    """The computed pairs of docs/spec/datapath.md, bool [maps, heads, tokens, tokens]; None where all are."""
+    """The computed pairs of docs/spec/datapath.md, bool [maps, heads, rows, tokens]; None where all are."""
     return _without(op, frozen_pairs(op) if op.softmax == "renormalised" else None)
 
 
@@ -125,5 +125,5 @@ def _without(op: Attention, dropped: np.ndarray | None) -> np.ndarray | None:
     """All pairs but the excluded and the dropped."""
     if op.excluded is None or not op.excluded.any():
         return None if dropped is None or not dropped.any() else ~dropped
-    kept = np.broadcast_to(~op.excluded[:, None], (op.windows, op.heads, op.tokens, op.tokens))
+    kept = np.broadcast_to(~op.excluded[:, None], (op.windows, op.heads, op.rows, op.tokens))
     return kept if dropped is None else kept & ~dropped

@@ -15,6 +15,7 @@ import numpy as np
 from cost_model.work.gemms import audible_pairs, frozen_pairs, needed_codes, needed_scores
 from eamsim.constraints import Verified, expect_verified
 from eamsim.program import Attention, Embed, Epilogue, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Raw, Requant, Residual
+from eamsim.unread import own_linear
 
 SQUARE_ROOT_STEPS, DIVISION_STEPS = 31, 16  # one bit of the result each: V is below 2^62, the reciprocal has 16 bits
 
@@ -152,8 +153,8 @@ def attention_work(op: Attention) -> Work:
 
 
 def pairs(op: Attention, needed: np.ndarray | None) -> int:
-    """Pairs of all windows: those of a mask [maps, heads, tokens, tokens], or all."""
-    return op.windows * op.heads * op.tokens**2 if needed is None else op.windows // len(needed) * int(np.count_nonzero(needed))
+    """Pairs of all windows: those of a mask [maps, heads, rows, tokens], or all."""
+    return op.windows * op.heads * op.rows * op.tokens if needed is None else op.windows // len(needed) * int(np.count_nonzero(needed))
 
 
 def rows(op: Attention, needed: np.ndarray | None) -> int:
@@ -178,15 +179,14 @@ def structured_macs(program: Verified, op: Attention) -> int:
     computed = needed_scores(op)
     needed = coded.any(axis=3, keepdims=True) & (np.ones_like(coded) if computed is None else computed[:, scored])
     rows_left, columns_left = int(np.count_nonzero(needed.any(axis=3))), int(np.count_nonzero(needed.any(axis=2)))
-    lines = len(needed) * len(scored) * op.tokens
+    heads = len(needed) * len(scored)
     before = needed.size if computed is None else int(np.count_nonzero(computed[:, scored]))
-    linear = attention_linear(program, op)
-    projections = (2 * lines - rows_left - columns_left) * op.head_dim * (len(linear.weight) if linear else 0)
+    unused = heads * op.rows - rows_left, heads * op.tokens - columns_left  # q and k
+    linears = qk_linears(program, op)
+    projections = sum(lines * op.head_dim * len(linear.weight) for lines, linear in zip(unused, linears, strict=True) if linear)
     return op.windows // len(needed) * ((before - int(np.count_nonzero(needed))) * op.head_dim + projections)
 
 
-def attention_linear(program: Verified, op: Attention) -> Linear | None:
-    """The Linear that makes q, k and v, for this Attention alone; None where something else makes them, or reads them too."""
-    readers = sum(op.x in other.inputs for other in program.operations)
-    made = next((other for other in program.operations if other.out.name == op.x), None)
-    return made if isinstance(made, Linear) and readers == 1 else None
+def qk_linears(program: Verified, op: Attention) -> tuple[Linear | None, Linear | None]:
+    """The Linears that make q and k, for this Attention alone: often one; None where something else makes them, or reads them too."""
+    return own_linear(program, op.inputs[-1]), own_linear(program, op.x)

@@ -7,7 +7,7 @@ from typing import assert_never
 import numpy as np
 
 from eamsim.constraints import Verified, expect_verified
-from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool
+from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Pool
 
 
 def read_elements(program: Verified) -> dict[str, np.ndarray]:
@@ -18,19 +18,22 @@ def read_elements(program: Verified) -> dict[str, np.ndarray]:
     read = {name: np.zeros(value.shape, np.bool_) for name, value in program.values.items()}
     read[program.output.name][:] = True
     for op in reversed(program.operations):
-        read[op.x] |= _read_of_input(program, op, read[op.out.name])
+        out = read[op.out.name]
+        if isinstance(op, Attention):
+            for name, part in zip(op.inputs, _read_of_attention(op, out), strict=True):
+                read[name] |= part
+            continue
+        read[op.x] |= _read_of_input(program, op, out)
         for operand in op.inputs[1:]:  # of a residual sum, element by element
-            read[operand] |= read[op.out.name]
+            read[operand] |= out
     return read
 
 
-def _read_of_input(program: Verified, op: Operation, out: np.ndarray) -> np.ndarray:
+def _read_of_input(program: Verified, op: InputQuant | Gather | Embed | LayerNorm | Linear | Pool, out: np.ndarray) -> np.ndarray:
     """bool, to be broadcast over `op.x`: what the elements `out` of the output that are read depend on."""
     match op:
         case Linear() | LayerNorm():
             return np.logical_or.reduce(out, axis=1, keepdims=True)
-        case Attention():
-            return _read_of_qkv(op, out)
         case Gather():
             x = np.zeros(program.values[op.x].shape, np.bool_)
             elements = op.indices.astype(np.int64)[:, None] * op.granule + np.arange(op.granule)
@@ -44,12 +47,13 @@ def _read_of_input(program: Verified, op: Operation, out: np.ndarray) -> np.ndar
             assert_never(op)
 
 
-def _read_of_qkv(op: Attention, out: np.ndarray) -> np.ndarray:
-    """bool [windows * tokens, columns of q, k and v]."""
-    v = out.reshape(op.windows, op.tokens, op.heads, op.head_dim)
-    q = np.logical_or.reduce(v, axis=3, keepdims=True)[:, :, list(op.score_heads)].repeat(op.head_dim, axis=3)
-    k, v = (np.broadcast_to(np.logical_or.reduce(part, axis=1, keepdims=True), part.shape) for part in (q, v))
-    return np.concatenate([q, k, v], axis=2).reshape(len(out), -1)
+def _read_of_attention(op: Attention, out: np.ndarray) -> tuple[np.ndarray, ...]:
+    """bool like each input: q, k and v together, or k and v, then q."""
+    context = out.reshape(op.windows, op.rows, op.heads, op.head_dim)
+    q = np.logical_or.reduce(context, axis=3, keepdims=True)[:, :, list(op.score_heads)].repeat(op.head_dim, axis=3)
+    k, v = (np.logical_or.reduce(part, axis=1, keepdims=True).repeat(op.tokens, axis=1) for part in (q, context))
+    parts = ([q, k, v],) if op.queries is None else ([k, v], [q])
+    return tuple(np.concatenate(part, axis=2).reshape(op.windows * part[0].shape[1], -1) for part in parts)
 
 
 def unread_macs(program: Verified) -> dict[str, int]:
@@ -67,7 +71,7 @@ def unread_macs(program: Verified) -> dict[str, int]:
 
 def unread_scores(op: Attention, unread: np.ndarray) -> int:
     """Scores computed for rows of a head of which nothing is read, as `counts.computed_scores` counts them; unread: bool like `op.out`."""
-    rows = np.logical_and.reduce(unread.reshape(op.windows, op.tokens, op.heads, op.head_dim), axis=3).swapaxes(1, 2)
+    rows = np.logical_and.reduce(unread.reshape(op.windows, op.rows, op.heads, op.head_dim), axis=3).swapaxes(1, 2)
     if op.frozen is None or op.softmax == "paper":
         return int(rows.sum()) * op.tokens
     computed = (~op.frozen.mask).sum(axis=3)

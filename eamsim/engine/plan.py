@@ -166,7 +166,8 @@ def plan_operation(op: Operation, program: Verified, places: dict[str, int], con
             place, reach = -1 if operand is None else places[operand.name], magnitude(bounds[f"{op.out.name}.acc"])
             return [{"kind": LINEAR} | linear.plan_linear(op, x, operand, place, reach, constants)]
         case Attention():
-            fields = attention.plan_attention(op, x, bounds[f"{op.out.name}.scores"], constants)
+            q = program.values[op.inputs[-1]]
+            fields = attention.plan_attention(op, x, q, places[q.name], bounds[f"{op.out.name}.scores"], constants)
             heads, blocks = fields["units"], fields["blocks"]
             return [fields | {"kind": PACK_HEADS, "units": 2 * heads}, fields | {"kind": ATTEND, "units": heads * blocks}]
         case Pool():

@@ -42,7 +42,7 @@ from eamsim.program import (
     Value,
 )
 
-FORMAT = 2  # of program.bin; the one in stream.h
+FORMAT = 3  # of program.bin; the one in stream.h
 SOURCES = ("model.c", "arithmetic.h", "stream.h", "sha256.h")
 COMPILER_OPTIONS = ("-std=c99", "-O2")
 
@@ -155,7 +155,7 @@ def _operation(op: Operation, indices: dict[str, int]) -> list[Number]:
             levels = [0] if op.levels is None else [len(op.levels), op.levels]
             return [4, op.weight, op.weight_zero, op.x_zero, op.bias, *levels, *_epilogue(op.epilogue, indices)]
         case Attention():
-            return [5, *_attention(op)]
+            return [5, *_attention(op, indices)]
         case Pool():
             return [6, op.multiplier, op.shift, op.zero]
         case _:
@@ -177,7 +177,7 @@ def _epilogue(epilogue: Epilogue, indices: dict[str, int]) -> list[Number]:
             assert_never(epilogue)
 
 
-def _attention(op: Attention) -> list[Number]:
+def _attention(op: Attention, indices: dict[str, int]) -> list[Number]:
     heads = np.array(op.score_heads, np.int64)
     tables = [op.fraction_bits, op.exp2, op.exp2_bits, len(op.log2).bit_length() - 1, op.log2, op.log2_scale]
     codes = [op.attention_bits, op.last_code_is_zero, op.softmax == "renormalised"]
@@ -185,8 +185,9 @@ def _attention(op: Attention) -> list[Number]:
     frozen = [0] if op.frozen is None else _frozen(op.frozen, op.attention_bits)
     bias = [0] if op.logit_bias is None else [len(op.logit_bias), op.logit_bias]
     excluded = [0] if op.excluded is None else [1, op.excluded]
+    queries = [0] if op.queries is None else [op.queries.tokens, indices[op.queries.operand]]
     scores = [op.q_zero, op.k_zero, op.v_zero, op.score_multiplier, op.score_shift]
-    return [op.heads, op.windows, len(heads), heads, *scores, *tables, *codes, *output, *frozen, *bias, *excluded]
+    return [op.heads, op.windows, len(heads), heads, *queries, *scores, *tables, *codes, *output, *frozen, *bias, *excluded]
 
 
 def _frozen(frozen: Frozen, attention_bits: int) -> list[Number]:

@@ -186,7 +186,7 @@ def translate(graph: Graph, op: Operation, values: dict[str, Tensor]) -> Tensor:
         case Linear():
             return linear(graph, op, x, values)
         case Attention():
-            return attention(graph, op, x)
+            return attention(graph, op, x, values)
         case Pool():
             total = x.transpose(1, 0).sum().transpose(1, 0)
             return fit(round_shift(total * op.multiplier, 1 << op.shift, graph.datapath.rounding) + op.zero, op.out)
@@ -234,7 +234,7 @@ def linear(graph: Graph, op: Linear, x: Tensor, values: dict[str, Tensor]) -> Te
 
 @dataclass(frozen=True)
 class Pairs:
-    """What the file says of the pairs (i, j) of an Attention, each an array that broadcasts to [windows, heads, tokens, tokens].
+    """What the file says of the pairs (i, j) of an Attention, each an array that broadcasts to [windows, heads, rows, tokens].
 
     computed: the score counts. fixed: the code does not depend on the image; then it is `codes`. excluded: no part in A.V.
     """
@@ -255,20 +255,23 @@ def pairs_of(op: Attention) -> Pairs:
     return Pairs(computed, frozen | excluded, np.where(excluded, np.uint8(op.last_code), codes), excluded)
 
 
-def heads_of(graph: Graph, op: Attention, x: Tensor) -> tuple[Tensor, ...]:
-    """q, k and v of every head, each [windows, heads, tokens, head_dim].
+def heads_of(graph: Graph, op: Attention, x: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """q [windows, heads, rows, head_dim], k and v [windows, heads, tokens, head_dim] of every head.
 
     A head without scores is given those of another: it is wholly frozen, so none of them counts.
     """
     scored, heads = len(op.score_heads), range(op.heads)
-    groups = x.reshape(op.windows, op.tokens, 2 * scored + op.heads, op.head_dim).transpose(0, 2, 1, 3)
+    own = 0 if op.queries is None else scored  # columns of x less than with q in it
+    keys = x.reshape(op.windows, op.tokens, 2 * scored - own + op.heads, op.head_dim).transpose(0, 2, 1, 3)
+    queries = values[op.queries.operand].reshape(op.windows, op.rows, scored, op.head_dim).transpose(0, 2, 1, 3) if op.queries else keys
     position = np.array([op.score_heads.index(head) if head in op.score_heads else 0 for head in heads])
-    return tuple(graph.node("Gather", groups, index, axis=1) for index in (position, scored + position, 2 * scored + np.array(heads)))
+    parts = (queries, position), (keys, scored - own + position), (keys, 2 * scored - own + np.array(heads))
+    return tuple(graph.node("Gather", groups, index, axis=1) for groups, index in parts)
 
 
-def attention(graph: Graph, op: Attention, x: Tensor) -> Tensor:
-    pairs, maps = pairs_of(op), (op.windows, op.heads, op.tokens, op.tokens)
-    q, k, v = heads_of(graph, op, x)
+def attention(graph: Graph, op: Attention, x: Tensor, values: dict[str, Tensor]) -> Tensor:
+    pairs, maps = pairs_of(op), (op.windows, op.heads, op.rows, op.tokens)
+    q, k, v = heads_of(graph, op, x, values)
     total = (q - op.q_zero) @ (k - op.k_zero).transpose(0, 1, 3, 2)
     if op.logit_bias is not None:
         total = total + graph.packed("logit_bias", op.logit_bias)
@@ -279,7 +282,7 @@ def attention(graph: Graph, op: Attention, x: Tensor) -> Tensor:
 
 def attention_codes(graph: Graph, op: Attention, pairs: Pairs, scores: Tensor) -> Tensor:
     """From the scores to the codes: base-2 softmax, logarithm of the sum, frozen and excluded codes merged in."""
-    f, rounding, maps = op.fraction_bits, graph.datapath.rounding, (op.windows, op.heads, op.tokens, op.tokens)
+    f, rounding, maps = op.fraction_bits, graph.datapath.rounding, (op.windows, op.heads, op.rows, op.tokens)
     low = -(1 << (graph.datapath.accumulator_bits - 1))
     greatest = graph.node("Where", pairs.computed, scores, low).max()
     distance = graph.node("Where", pairs.computed, greatest - scores, 0)
@@ -312,7 +315,7 @@ def context(graph: Graph, op: Attention, pairs: Pairs, codes: Tensor, v: Tensor)
     sums = []
     for name, parity in (("even", 0), ("odd", 1)):
         operand = graph.constant(np.where(code % 2 == parity, power, 0))[codes] * takes_part
-        sums.append(graph.tap(name, narrow(operand @ v, graph.datapath), (op.windows, op.heads, op.tokens, op.head_dim)))
+        sums.append(graph.tap(name, narrow(operand @ v, graph.datapath), (op.windows, op.heads, op.rows, op.head_dim)))
     scaled = sums[0] * op.multiplier_even + sums[1] * op.multiplier_odd
     out = round_shift(scaled, 1 << op.out_shift, graph.datapath.rounding) + op.out_zero
     return fit(out, op.out).transpose(0, 2, 1, 3)

@@ -86,7 +86,7 @@ def translate(graph: Graph, op: Operation, program: Verified, values: dict[str, 
             codes, zero = Tensor(graph, f"{op.x}.codes"), code_constant(graph, program.values[op.x], op.x_zero)
             return linear(graph, op, graph.node("DequantizeLinear", codes, 1.0, zero), values)
         case Attention():
-            return attention(graph, op, x)
+            return attention(graph, op, x, values)
         case Pool():
             return x.transpose(1, 0).sum().transpose(1, 0) * (op.multiplier * 2.0**-op.shift) + float(op.zero)
         case _:
@@ -128,10 +128,10 @@ def weight_of(graph: Graph, op: Linear, scale: np.ndarray) -> Tensor:
     return graph.node("DequantizeLinear", weight, scale, zero, axis=1)
 
 
-def attention(graph: Graph, op: Attention, x: Tensor) -> Tensor:
+def attention(graph: Graph, op: Attention, x: Tensor, values: dict[str, Tensor]) -> Tensor:
     """Softmax to the base 2, codes by a real logarithm, and one product with the values of the codes."""
     pairs = pairs_of(op)
-    q, k, v = (part - float(zero) for part, zero in zip(heads_of(graph, op, x), (op.q_zero, op.k_zero, op.v_zero), strict=True))
+    q, k, v = (part - float(zero) for part, zero in zip(heads_of(graph, op, x, values), (op.q_zero, op.k_zero, op.v_zero), strict=True))
     scores = q @ k.transpose(0, 1, 3, 2)
     if op.logit_bias is not None:
         scores = scores + op.logit_bias.astype(np.float32)
@@ -142,9 +142,9 @@ def attention(graph: Graph, op: Attention, x: Tensor) -> Tensor:
     half_steps = graph.node("Log", weights.clip(1e-30, 1.0)) * (-2 / log(2))
     codes = graph.node("Round", half_steps + 2 * (kept + op.log2_scale) / one)
     codes = graph.node("Where", pairs.fixed, pairs.codes.astype(np.float32), codes.clip(0.0, float(op.last_code)))
-    values = 2.0 ** (op.top_power - np.arange(op.last_code + 1) / 2)
-    values[-1] *= not op.last_code_is_zero
-    probabilities = looked_up(graph, values, graph.node("Cast", codes, to=TensorProto.INT64))
+    powers = 2.0 ** (op.top_power - np.arange(op.last_code + 1) / 2)
+    powers[-1] *= not op.last_code_is_zero
+    probabilities = looked_up(graph, powers, graph.node("Cast", codes, to=TensorProto.INT64))
     context = (probabilities * (~pairs.excluded).astype(np.float32)) @ v
     scaled = context * (op.multiplier_even * 2.0**-op.out_shift) + float(op.out_zero)
     return scaled.transpose(0, 2, 1, 3).reshape(*op.out.shape)

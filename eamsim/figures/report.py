@@ -188,7 +188,7 @@ def masks(program: Verified, compute: Array | Simd) -> Figure:
         pictures = of_skipped * skipped + (1 - of_skipped) * (of_frozen * frozen + (1 - of_frozen) * computed)
         for head in range(op.heads):
             axis = grid[layer // across * heads + head, layer % across]
-            axis.imshow(pictures[head], interpolation="none")
+            axis.imshow(pictures[head], interpolation="none", aspect="equal" if op.rows == op.tokens else "auto")
             if head == 0:
                 axis.set_title(op.out.name.partition(".")[0], fontsize=9)
             if layer % across == 0:

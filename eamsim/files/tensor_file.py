@@ -2,7 +2,7 @@
 
 Its header has one metadata key, `eam` (several would come in another order at every run), whose text is canonical JSON:
 
-    {"format": "eam", "version": 2 or 3, "data_bytes", "data_sha256", "program", "provenance", "sha256"}
+    {"format": "eam", "version": 2, 3 or 4, "data_bytes", "data_sha256", "program", "provenance", "sha256"}
 
 `sha256` is that of the same JSON without it, and `data_sha256` that of a zero byte and all tensors in the order of their names'
 numbers, which were one stream in version 1: so a program keeps its SHA-256 (`eamsim.artifact.program_sha256`).
@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from eamsim.files.container import Refused, canonical, parse_json
 from eamsim.files.limits import EAM_HEADER_BYTES
 
-FORMAT, VERSIONS = "eam", (2, 3)
+FORMAT, VERSIONS = "eam", (2, 3, 4)
 METADATA = "__metadata__"
 LENGTH_BYTES = 8
 

@@ -290,9 +290,9 @@ def attention_operands(op: Attention, inner: str, index: tuple[int, ...], taps: 
         case "even" | "odd":
             return {"v_zero": op.v_zero, "terms": op.tokens}
         case "":
-            window, token = divmod(index[0], op.tokens)
+            window, row = divmod(index[0], op.rows)
             head, channel = divmod(index[1], op.head_dim)
-            sums = {part: at(taps, f"{name}.{part}", (window, head, token, channel)) for part in ("even", "odd")}
+            sums = {part: at(taps, f"{name}.{part}", (window, head, row, channel)) for part in ("even", "odd")}
             return sums | {"M_even": op.multiplier_even, "M_odd": op.multiplier_odd, "S": op.out_shift, "zero": op.out_zero}
         case _:
             raise AssertionError(f"Attention has no tap .{inner}")

@@ -35,7 +35,8 @@ def tap_of(rebuilt: Rebuilt, name: str) -> str:
         return "patches"
     block, _, part = name.rpartition(".")
     if part in ("q", "k", "v"):
-        return f"{block}.qkv"
+        op = attention_of(rebuilt, name)
+        return op.inputs[-1] if part == "q" else op.x
     reverse = f"{block}.reverse"  # of a Swin, whose windows are brought back to the order of tokens
     return reverse if part == "attn" and reverse in rebuilt.operations else name
 
@@ -154,6 +155,13 @@ def decoded(grid: Grid | LogSqrt2, codes: np.ndarray) -> np.ndarray:
     return grid.decode(torch.arange(1 << grid.bits, dtype=torch.float64)).numpy().take(codes)
 
 
+def attention_of(rebuilt: Rebuilt, name: str) -> Attention:
+    """That of the block of `block3.attn.codes`."""
+    op = rebuilt.operations[f"block{block_of(name)}.attn"]
+    assert isinstance(op, Attention)
+    return op
+
+
 def block_of(name: str) -> int:
     """3 of `block3.attn.codes`."""
     return int(name.partition(".")[0].removeprefix("block"))
@@ -169,18 +177,18 @@ def aligned(rebuilt: Rebuilt, name: str, tap: np.ndarray, own: np.ndarray, fake:
         rows = tap[0, ..., 0].size
         own, fake = (np.ascontiguousarray(each.reshape(len(tap), -1, tap.shape[-1])[:, :rows]).reshape(tap.shape) for each in (own, fake))
         return tap, own, fake
-    op = rebuilt.operations[f"block{block_of(name)}.attn"]
-    assert isinstance(op, Attention)
-    by_head = (len(tap), op.windows, op.heads, op.tokens, -1)
-    own, fake = own.reshape(by_head), fake.reshape(by_head)
+    op = attention_of(rebuilt, name)
+    rows = op.rows if part in ("q", "codes") else op.tokens
+    own, fake = (each.reshape(len(tap), op.windows, op.heads, op.tokens, -1)[..., :rows, :] for each in (own, fake))
     if part == "codes":
-        tap = tap.reshape(by_head)
+        tap = tap.reshape(own.shape)
         if op.excluded is None:
             return tap, own, fake
         integers, own, fake = (each.swapaxes(1, 2)[:, :, ~op.excluded] for each in (tap, own, fake))
         return integers, own, fake
     scored = list(op.score_heads)
     heads = list(range(op.heads)) if part == "v" else scored
-    columns = np.split(tap, np.cumsum([len(scored) * op.head_dim] * 2), axis=2)["qkv".index(part)]
-    integers = columns.reshape(len(tap), op.windows, op.tokens, len(heads), op.head_dim).swapaxes(2, 3)
+    parts = "qkv" if op.queries is None else "q" if part == "q" else "kv"
+    columns = np.split(tap, np.cumsum([len(scored) * op.head_dim] * (len(parts) - 1)), axis=2)[parts.index(part)]
+    integers = columns.reshape(len(tap), op.windows, rows, len(heads), op.head_dim).swapaxes(2, 3)
     return integers, own[:, :, heads], fake[:, :, heads]

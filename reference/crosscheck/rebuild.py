@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, assert_never
 
@@ -33,7 +33,7 @@ class Rebuilt:
 
     model: the float network, its norms and the layers behind them re-parametrised as the program's are (RepQ-ViT, Eq. 7-9), which
     changes no logit; fake: the same with the program's weights and quantisers; frozen, softmax: the program's maps; operations: by
-    the names of their outputs; streams: the scale of each signed value, the logits' as `head`.
+    the names of their outputs, those of `joined` among them; streams: the scale of each signed value, the logits' as `head`.
     """
 
     model: Model
@@ -59,6 +59,7 @@ def rebuild(program: Verified, provenance: Mapping[str, Any], model: Model) -> R
     a program that is not the model's; BadFile where the provenance lacks scales.
     """
     operations = {op.out.name: op for op in program.operations}
+    operations |= {linear.out.name: linear for linear in joined(operations)}
     try:
         activations = {name: _grid(**each) for name, each in provenance["activations"].items()}
         grids = tuple(LogSqrt2(**each) for each in provenance["attention"])
@@ -77,6 +78,25 @@ def rebuild(program: Verified, provenance: Mapping[str, Any], model: Model) -> R
     fake = Calibrated(model, "hardware", network, activations, weights, grids, {}, {}, images)
     frozen = [_frozen(op, grid) for op, grid in zip(attentions, grids, strict=True)]
     return Rebuilt(model, fake, frozen if any(op.frozen for op in attentions) else None, softmax, operations, streams)
+
+
+def joined(operations: Mapping[str, Operation]) -> Iterator[Linear]:
+    """The Linear NAME.qkv that the network has in place of those of q, and of k and v, of each Attention NAME with queries."""
+    for name, op in operations.items():
+        if isinstance(op, Attention) and op.queries is not None:
+            parts = [_operation(operations, each, Linear) for each in (op.queries.operand, op.x)]
+            of_q, of_kv = (each.epilogue for each in parts)
+            assert isinstance(of_q, Requant)
+            assert isinstance(of_kv, Requant)
+            weight = np.concatenate([each.weight for each in parts], axis=1)
+            yield replace(
+                parts[1],
+                out=replace(parts[1].out, name=f"{name}.qkv", shape=(parts[1].out.shape[0], weight.shape[1])),
+                weight=weight,
+                weight_zero=np.concatenate([each.weight_zero for each in parts]),
+                bias=np.concatenate([each.bias for each in parts]),
+                epilogue=Requant(*(np.concatenate(pair) for pair in zip(vars(of_q).values(), vars(of_kv).values(), strict=True))),
+            )
 
 
 def _grid(scale: float, bits: int, zero: int = 0, levels: Sequence[int] | None = None) -> Grid:
@@ -183,4 +203,5 @@ def _frozen(op: Attention, grid: LogSqrt2) -> FrozenMap:
         return FrozenMap(np.zeros(shape, bool), np.zeros(shape))
     codes = op.frozen.codes.astype(np.float64) * 2.0 ** (op.attention_bits - op.frozen.bits)
     mean = np.where(op.frozen.mask, grid.decode(torch.from_numpy(codes)).numpy(), 0)
-    return FrozenMap(op.frozen.mask.reshape(shape), mean.reshape(shape))
+    below = [(0, 0), (0, 0), (0, op.tokens - op.rows), (0, 0)]  # rows that the program does not compute, and nothing reads
+    return FrozenMap(np.pad(op.frozen.mask, below).reshape(shape), np.pad(mean, below).reshape(shape))

@@ -10,7 +10,8 @@ import torch
 
 from eamsim.arguments import expect_length
 from eamsim.constraints import Verified
-from eamsim.program import Attention, Frozen, Linear, Operation, Program, Requant
+from eamsim.program import Attention, Frozen, Linear, Operation, Program
+from eamsim.unread import with_channels
 from reference.attention.freeze import FrozenMap, expect_frozen
 from reference.quantisation.fakequant import frozen_mass, on_grid
 from reference.quantisation.quantisers import LogSqrt2
@@ -19,7 +20,8 @@ from reference.quantisation.quantisers import LogSqrt2
 def with_frozen(program: Program, frozen: Sequence[FrozenMap | None], grids: Sequence[LogSqrt2]) -> Verified:
     """`program`, lowered with nothing frozen, with a frozen map or none per block, its means as codes of the block's attention grid.
 
-    Under `renormalised` a wholly frozen head loses its q and k columns. Raises UserError for maps that are not the program's.
+    Under `renormalised` a wholly frozen head loses its q and k columns. Of a ViT's last block whose q has the class token's row alone,
+    the first, so have the maps, and one head keeps its q and k. Raises UserError for maps that are not the program's.
     """
     operations: dict[str, Operation] = {op.out.name: op for op in program.operations}
     attentions = [op for op in program.operations if isinstance(op, Attention)]
@@ -29,12 +31,17 @@ def with_frozen(program: Program, frozen: Sequence[FrozenMap | None], grids: Seq
             continue
         expect_frozen(block, layer, (op.windows * op.heads, op.tokens, op.tokens), op.heads)
         maps = _frozen(layer, grid, op)
+        if op.queries is not None and not maps.mask.any():
+            continue
         scored = [head for head in range(op.heads) if op.softmax == "paper" or not maps.mask[:, head].all()]
+        scored = scored or ([] if op.queries is None else [0])
         operations[op.out.name] = replace(op, score_heads=tuple(scored), frozen=maps)
-        qkv = operations[op.x]
-        if len(scored) < op.heads and isinstance(qkv, Linear):
-            columns = np.arange(qkv.out.shape[1]).reshape(3, op.heads, -1)
-            operations[op.x] = _keep(qkv, np.concatenate([columns[0, scored].ravel(), columns[1, scored].ravel(), columns[2].ravel()]))
+        for name in op.inputs if len(scored) < op.heads else ():
+            linear = operations[name]
+            if isinstance(linear, Linear):
+                parts = np.arange(linear.out.shape[1]).reshape(-1, op.heads, op.head_dim)
+                of_qk = len(parts) - (name == op.x)  # beside them x has v, of every head
+                operations[name] = with_channels(linear, np.concatenate([parts[:of_qk, scored].ravel(), parts[of_qk:].ravel()]), name)
     return Verified(program.name, program.image, tuple(operations.values()), program.datapath)
 
 
@@ -47,18 +54,6 @@ def _frozen(layer: FrozenMap, grid: LogSqrt2, op: Attention) -> Frozen:
     if op.excluded is not None and len(mask) == op.windows:
         whole = np.all(mask | op.excluded[:, None], axis=(0, 2, 3))
         mask = mask | whole[:, None, None]
-    return Frozen(mask, codes.reshape(by_head), grid.bits, row_log2.reshape(by_head[:3]))
-
-
-def _keep(op: Linear, columns: np.ndarray) -> Linear:
-    """The layer with these output channels alone."""
-    epilogue = op.epilogue
-    assert isinstance(epilogue, Requant)
-    return replace(
-        op,
-        out=replace(op.out, shape=(op.out.shape[0], len(columns))),
-        weight=np.ascontiguousarray(op.weight[:, columns]),
-        weight_zero=op.weight_zero[columns],
-        bias=op.bias[columns],
-        epilogue=Requant(epilogue.multiplier[columns], epilogue.shift[columns], epilogue.zero[columns]),
-    )
+    rows = np.arange(op.rows)
+    mask, codes, row_log2 = (array.take(rows, axis=2) for array in (mask, codes.reshape(by_head), row_log2.reshape(by_head[:3])))
+    return Frozen(mask, codes, grid.bits, row_log2)

@@ -17,7 +17,7 @@ from eam_files import parts, write_version_1
 from programs import Shape, random_program
 
 from eamsim import artifact
-from eamsim.artifact import ArtifactError, read, sha256, write
+from eamsim.artifact import ArtifactError, program_sha256, read, sha256, write
 from eamsim.check import ProgramError
 from eamsim.constraints import Verified
 from eamsim.errors import UserError
@@ -116,6 +116,19 @@ def test_levels_make_version_3_and_every_other_program_stays_as_it_was(tmp_path)
     linears = [[op for op in head["program"]["operations"] if op["kind"] == "Linear"] for head in (plain, fitted)]
     assert not any("levels" in op for op in linears[0])
     assert 0 < sum("levels" in op for op in linears[1]) < len(linears[1])
+
+
+def test_queries_make_version_4_which_a_reader_of_version_3_refuses_by_name(tmp_path, monkeypatch):
+    program = random_program(dataclasses.replace(FITTED, queries=2))
+    write(tmp_path / "a.eam", program, {})
+    assert parts(tmp_path / "a.eam")[0]["version"] == 4
+    assert program_sha256(read(tmp_path / "a.eam")[0]) == program_sha256(program)
+
+    monkeypatch.setattr("eamsim.files.tensor_file.VERSIONS", (2, 3))
+    with pytest.raises(
+        ArtifactError, match=r"format and version: expected 'eam' and one of \[2, 3\], got \('eam', 4\); use the eamsim that"
+    ):
+        read(tmp_path / "a.eam")
 
 
 def test_the_shapes_above_hold_every_operation_epilogue_and_optional_field():

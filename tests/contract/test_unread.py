@@ -17,6 +17,7 @@ shapes = st.builds(
     seed=st.integers(0, 2**32 - 1),
     depth=st.sampled_from([1, 2]),
     windows=st.sampled_from([1, 2]),
+    queries=st.sampled_from([0, 0, 2]),
     prefix=st.just(0),
     freeze=st.sampled_from(FREEZES),
     softmax=st.sampled_from(["paper", "renormalised"]),
@@ -38,13 +39,23 @@ def test_outputs_are_equal_and_what_stays_is_read_or_cannot_be_left_out(shape):
     assert artifact.program_sha256(without_unread_rows(short)) == artifact.program_sha256(short)
 
 
-def test_the_class_token_leaves_after_the_last_attention():
-    program = random_program(Shape(seed=3, depth=2))
+@pytest.mark.parametrize("freeze", ["none", "rows", "scattered"])
+@pytest.mark.parametrize("softmax", ["paper", "renormalised"])
+def test_of_the_last_block_only_the_class_token_is_left_but_for_keys_and_values(freeze, softmax):
+    program = random_program(Shape(seed=3, depth=2, freeze=freeze, softmax=softmax))
     short = without_unread_rows(program)
     assert list(unread_macs(program)) == [f"block1.{name}" for name in ("attn.qkv", "attn", "attn.proj", "mlp.fc1", "mlp.fc2")]
     assert short.values["block1.mlp.fc2"].shape == (1, 8)
-    assert set(short.values) - set(program.values) == {"block1.attn.proj.x", "block1.attn.proj.operand"}
-    assert {name for name in unread_macs(short)} == {"block1.attn.qkv", "block1.attn"}
+    added, gone = {"block1.attn.q", "block1.attn.q.x", "block1.attn.kv", "block1.attn.proj.operand"}, {"block1.attn.qkv"}
+    assert set(short.values) ^ set(program.values) == added | gone
+    assert unread_macs(short) == {}
+
+
+@pytest.mark.parametrize("detour", ["twice", "qkv.norm", "qkv.gather"])
+def test_where_no_linear_of_its_own_makes_q_the_rows_leave_after_the_attention(detour):
+    short = without_unread_rows(random_program(Shape(seed=3, detour=detour)))
+    assert {"block0.attn.proj.x", "block0.attn.proj.operand"} <= set(short.values)
+    assert (short.values["block0.attn"].shape[0], short.values["block0.mlp.fc2"].shape[0]) == (5, 1)
 
 
 @pytest.mark.parametrize("detour", ["none", "split"])

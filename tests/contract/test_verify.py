@@ -9,10 +9,11 @@ from programs import Shape, operation, random_program, unproved
 
 from eamsim.check import ProgramError
 from eamsim.constraints import verify
-from eamsim.program import Attention, Datapath, Linear, Program, Value
+from eamsim.program import Attention, Datapath, Linear, Program, Queries, Value
 
 PLAIN = random_program(Shape(seed=3, freeze="scattered", softmax="renormalised"))
 WINDOWED = random_program(Shape(seed=4, windows=2, prefix=0, biased=True, pooled=True))
+OWN = random_program(Shape(seed=1, queries=2))
 
 
 def changed(program: Program, name: str, epilogue: dict | None = None, frozen: dict | None = None, **fields) -> Program:
@@ -34,7 +35,7 @@ def value(program: Program, of: str, **fields) -> Value:
 
 
 QKV, PROJ, FC1, HEAD = "block0.attn.qkv", "block0.attn.proj", "block0.mlp.fc1", "head"
-ATTN, NORM = "block0.attn", "block0.norm1"
+ATTN, NORM, OWN_Q = "block0.attn", "block0.norm1", "block0.attn.q"
 TOKENS, CHANNELS = PLAIN.values[NORM].shape
 LEVELS = np.arange(-8, 8, dtype=np.int32)
 FROZEN = operation(PLAIN, ATTN, Attention).frozen
@@ -192,6 +193,20 @@ VIOLATIONS = [
     (changed(PLAIN, ATTN, out_shift=-1), "block0.attn Attention [C17]: out_shift must be an integer in [0, 62], got -1"),
     (changed(PLAIN, ATTN, out_zero=16), "block0.attn Attention [C18]: out_zero must be an integer in [0, 15], got 16"),
     (changed(WINDOWED, "pool", out=value(WINDOWED, "pool", signed=True)), "pool Pool [C2]: pool must be unsigned codes"),
+    (changed(OWN, ATTN, queries=Queries("block9", 5)), "block0.attn Attention [P5]: input 'block9' is not an earlier value"),
+    (changed(OWN, ATTN, queries=Queries(OWN_Q, 0)), "block0.attn Attention [C19]: queries.tokens must be an integer in [1, 5], got 0"),
+    (changed(OWN, ATTN, queries=Queries(OWN_Q, 4)), "block0.attn Attention [C1]: block0.attn.kv must have shape (4, 16), got (5, 16)"),
+    (changed(OWN, ATTN, queries=Queries("embed", 5)), "block0.attn Attention [C19]: embed must be unsigned codes"),
+    (changed(OWN, ATTN, queries=Queries(NORM, 5)), "block0.attn Attention [C19]: block0.norm1 must have shape (2, 8), got (5, 8)"),
+    (
+        changed(OWN, OWN_Q, out=value(OWN, OWN_Q, bits=5)),
+        "block0.attn Attention [C19]: queries.operand must be as wide as x: block0.attn.kv: u4[5, 16], got block0.attn.q: u5[2, 8]",
+    ),
+    (changed(OWN, ATTN, queries=None), "block0.attn Attention [C1]: block0.attn.kv must have shape (2, 24), got (5, 16)"),
+    (
+        changed(OWN, ATTN, logit_bias=np.zeros((1, 2, 5, 5), np.int32)),
+        "block0.attn Attention [C12]: logit_bias must be int32 (1, 2, 2, 5), got int32 (1, 2, 5, 5)",
+    ),
     (changed(WINDOWED, "pool", multiplier=-1), "pool Pool [C3]: multiplier must be an integer in [0, 65535], got -1"),
     (changed(WINDOWED, "pool", zero=16), "pool Pool [C4]: zero must be an integer in [0, 15], got 16"),
 ]

@@ -161,7 +161,7 @@ def test_row_log2_means_nothing_under_paper():
 
 
 def test_the_page_has_the_axes_of_every_tap():
-    program = random_program(Shape(seed=7, windows=2, heads=3, pooled=True, prefix=0))
+    program = random_program(Shape(seed=7, windows=2, queries=3, heads=3, pooled=True, prefix=0))
     declared = {name: tap.value.shape for name, tap in tensors.taps(program).items()}
     rows = re.findall(r"^\| (`\..*?`) \| (\w+) \| (.*?) \|", PAGE, re.M)
     axes = {tap: (kind, names.split(", ")) for taps, kind, names in rows for tap in re.findall(r"`\.(\w+)`", taps)}
@@ -169,7 +169,7 @@ def test_the_page_has_the_axes_of_every_tap():
     for op in program.operations:
         sizes = {"tokens": op.out.shape[0], "channels": op.out.shape[-1]}
         if isinstance(op, Attention):
-            sizes |= {"windows": op.windows, "heads": op.heads, "window_tokens": op.tokens, "head_dim": op.head_dim}
+            sizes |= {"windows": op.windows, "heads": op.heads, "window_rows": op.rows, "window_tokens": op.tokens, "head_dim": op.head_dim}
         for tap, (kind, names) in axes.items():
             shape = declared.pop(f"{op.out.name}.{tap}", None)
             if shape is not None:

@@ -61,7 +61,7 @@ def test_zigzag_gets_every_multiply(seed, freeze, windows):
         assert all(0 <= source <= number for source in layer["operand_source"].values())
         macs += prod(layer["loop_sizes"])
     counted, attentions = count(program).macs, [op for op in program.operations if isinstance(op, Attention)]
-    scores = sum(len(op.score_heads) * op.windows * op.tokens**2 * op.head_dim for op in attentions)
+    scores = sum(len(op.score_heads) * op.windows * op.rows * op.tokens * op.head_dim for op in attentions)
     assert macs == counted.full - counted.scores + scores  # masks cannot be said, wholly frozen heads can
 
 

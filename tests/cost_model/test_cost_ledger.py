@@ -49,7 +49,7 @@ class Lean:
         for op in program.operations:
             self.now = self.counts[op.out.name] = Counter()
             if isinstance(op, Attention):
-                values[op.out.name] = self.attention(op, values[op.x])
+                values[op.out.name] = self.attention(op, [values[name] for name in op.inputs])
             else:
                 self.count_before(op, values)
                 watched = self.watched(values[op.x])
@@ -85,14 +85,14 @@ class Lean:
                 self.now["residual_adds"] += op.out.size if len(op.inputs) == 2 else 0
                 self.now["level_lookups"] += 0 if op.levels is None else op.levels[values[op.x]].size
 
-    def attention(self, op: Attention, x: np.ndarray) -> np.ndarray:
+    def attention(self, op: Attention, inputs: list[np.ndarray]) -> np.ndarray:
         """Row by row, with the pairs that are needed, and no other, multiplied, exponentiated and rounded."""
         datapath, scored = self.program.datapath, len(op.score_heads)
-        parts = x.reshape(op.windows, op.tokens, -1, op.head_dim).transpose(0, 2, 1, 3)
-        q, k, v = np.split(parts, [scored, 2 * scored], axis=1)
+        parts = [x.reshape(op.windows, -1, x.shape[1] // op.head_dim, op.head_dim).transpose(0, 2, 1, 3) for x in inputs]
+        q, k, v = np.split(parts[0], [scored, 2 * scored], axis=1) if len(parts) == 1 else [parts[1], *np.split(parts[0], [scored], axis=1)]
         excluded, frozen, computed = golden.pair_masks(op)
-        even, odd = (np.zeros((op.windows, op.heads, op.tokens, op.head_dim), np.int64) for _ in range(2))
-        for window, head, row in np.ndindex(op.windows, op.heads, op.tokens):
+        even, odd = (np.zeros((op.windows, op.heads, op.rows, op.head_dim), np.int64) for _ in range(2))
+        for window, head, row in np.ndindex(op.windows, op.heads, op.rows):
             at = (window, head, row)
             codes = np.full(op.tokens, op.last_code, np.int64)
             if op.frozen is not None and op.frozen.mask.any():
@@ -154,6 +154,7 @@ shapes = st.builds(
     head_dim=st.sampled_from([1, 4]),
     prefix=st.just(0),
     windows=st.sampled_from([1, 2]),
+    queries=st.sampled_from([0, 0, 2]),
     attention_bits=st.just(4),
     freeze=st.sampled_from(FREEZES),
     frozen_bits=st.sampled_from([3, 4]),
@@ -196,21 +197,21 @@ def excluded_scores(op: Attention) -> int:
 
 def looped_structure(program: Verified, op: Attention) -> int:
     """q, k and scores that no code from the softmax depends on."""
-    qkv = operation(program, op.x, Linear)
+    of_q, of_k = (operation(program, name, Linear) for name in (op.inputs[-1], op.x))
     excluded, frozen, computed = golden.pair_masks(op)
     saved = 0
     for window, head in np.ndindex(op.windows, op.heads):
         if head not in op.score_heads:
             continue
         rows, columns, scores = set(), set(), 0
-        for row in range(op.tokens):
+        for row in range(op.rows):
             if not any(~excluded[window, head, row] & ~frozen[window, head, row]):
                 continue
             needed = np.flatnonzero(computed[window, head, row])
             rows |= {row} if len(needed) else set()
             columns |= set(needed.tolist())
             scores += len(needed)
-        saved += (2 * op.tokens - len(rows) - len(columns)) * op.head_dim * len(qkv.weight)
+        saved += ((op.rows - len(rows)) * len(of_q.weight) + (op.tokens - len(columns)) * len(of_k.weight)) * op.head_dim
         saved += (int(computed[window, head].sum()) - scores) * op.head_dim
     return saved
 

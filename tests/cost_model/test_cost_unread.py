@@ -18,6 +18,7 @@ shapes = st.builds(
     seed=st.integers(0, 2**32 - 1),
     depth=st.sampled_from([1, 2]),
     windows=st.sampled_from([1, 2]),
+    queries=st.sampled_from([0, 0, 2]),
     prefix=st.just(0),
     freeze=st.sampled_from(FREEZES),
     softmax=st.sampled_from(["paper", "renormalised"]),

@@ -57,6 +57,7 @@ def shapes(draw) -> Shape:
         hidden=draw(st.sampled_from([1, 16])),
         prefix=draw(st.integers(0, 2)) if windows == 1 else 0,
         windows=windows,
+        queries=draw(st.sampled_from([0, 0, 1, 3])),
         input_bits=draw(st.integers(1, 8)),
         weight_bits=draw(st.integers(2, 8)),
         activation_bits=draw(st.integers(1, 8)),

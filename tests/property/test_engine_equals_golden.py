@@ -38,6 +38,7 @@ def shapes(draw, roundings: tuple[str, ...]) -> Shape:
         depth=draw(st.integers(1, 2)),
         prefix=draw(st.integers(0, 2)) if windows == 1 else 0,
         windows=windows,
+        queries=draw(st.sampled_from([0, 0, 1, 7])),
         input_bits=draw(st.integers(1, 8)),
         weight_bits=draw(st.integers(2, 7)),
         activation_bits=draw(st.integers(2, 7)),

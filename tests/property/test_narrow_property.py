@@ -28,6 +28,7 @@ SHAPES = st.builds(
     seed=st.integers(0, 2**32 - 1),
     heads=st.integers(1, 3),
     windows=st.just(1),
+    queries=st.sampled_from([0, 0, 2]),
     residual_bits=st.sampled_from([10, 16, 20]),
     exponent_bits=st.integers(1, 10),
     gelu_index_bits=st.integers(2, 12),

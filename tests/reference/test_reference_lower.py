@@ -13,6 +13,8 @@ from programs import operation
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
+from cost_model.work.counts import count  # noqa: E402
+from cost_model.work.unread import unread_macs  # noqa: E402
 from eamsim import golden  # noqa: E402
 from eamsim.constraints import verify  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
@@ -136,7 +138,7 @@ def test_the_program_is_valid_and_shaped_as_documented(calibrated):
 
 
 def test_fitted_codes_are_levels_of_the_layer_that_reads_them(calibrated):
-    program = lower(calibrated)
+    program = lower(calibrated, config=LoweringConfig(keep_unread=True))
     for op in program.operations:
         if isinstance(op, Linear):
             grid = calibrated.activations[calibrated.network.sources[op.out.name]]
@@ -238,6 +240,38 @@ def test_a_wholly_frozen_head_loses_its_q_and_k_columns_when_renormalised(calibr
     assert isinstance(after.epilogue, Requant)
     np.testing.assert_array_equal(after.weight, before.weight[:, kept])
     np.testing.assert_array_equal(after.epilogue.zero, before.epilogue.zero[kept])
+
+
+@pytest.mark.parametrize("softmax", ["paper", "renormalised"])
+@pytest.mark.parametrize("fraction", [0, 0.3, 1])
+def test_of_the_last_block_the_class_row_alone_is_computed_frozen_and_counted(calibrated, images, softmax, fraction):
+    mask = np.random.default_rng(4).random((HEADS, TOKENS, TOKENS)) < fraction
+    mask[1] |= fraction > 0
+    frozen = [FrozenMap(mask, np.full(mask.shape, 1 / TOKENS))] * BLOCKS if fraction else None
+    whole, program = (lower(calibrated, frozen, softmax, LoweringConfig(keep_unread=keep)) for keep in (True, False))
+    for image in images[:4]:
+        np.testing.assert_array_equal(golden.run(program, image), golden.run(whole, image))
+
+    op, before = (attentions(each)[-1] for each in (program, whole))
+    assert (op.rows, op.tokens, unread_macs(program)) == (1, TOKENS, {})
+    assert op.score_heads == (before.score_heads or (0,))
+    if frozen:
+        assert op.frozen is not None
+        assert before.frozen is not None
+        for each in ("mask", "codes", "row_log2"):
+            np.testing.assert_array_equal(getattr(op.frozen, each), getattr(before.frozen, each)[:, :, :1])
+    lost = count(whole).macs.full - count(program).macs.full
+    assert lost >= sum(unread_macs(whole).values()) * (fraction < 1)  # wholly frozen, q and k of one head stay
+
+
+def test_a_map_of_unread_rows_alone_freezes_nothing(calibrated):
+    mask = np.ones((HEADS, TOKENS, TOKENS), bool)
+    mask[:, 0] = False
+    frozen = FrozenMap(mask, np.full(mask.shape, 1 / TOKENS))
+    nothing = FrozenMap(np.zeros_like(mask), np.zeros(mask.shape))
+    program = lower(calibrated, [*[nothing] * (BLOCKS - 1), frozen], "renormalised")
+    assert attentions(program)[-1].frozen is None
+    assert count(program).macs == count(lower(calibrated)).macs
 
 
 def test_frozen_codes_and_row_logarithms_by_hand(calibrated):

@@ -21,6 +21,7 @@ from eamsim.program import (
     Operation,
     Pool,
     Program,
+    Queries,
     Raw,
     Requant,
     Residual,
@@ -35,7 +36,7 @@ FREEZES = ("none", "empty", "scattered", "rows", "columns", "units", "heads", "a
 
 @dataclass(frozen=True)
 class Shape:
-    """What hypothesis draws; everything else follows from `seed`."""
+    """What hypothesis draws; everything else follows from `seed`. queries: rows of q in each window, apart from its tokens; 0: those."""
 
     seed: int
     side: int = 4
@@ -46,6 +47,7 @@ class Shape:
     depth: int = 1
     prefix: int = 1
     windows: int = 1
+    queries: int = 0
     input_bits: int = 8
     weight_bits: int = 4
     activation_bits: int = 4
@@ -155,8 +157,8 @@ class Builder:
         out = Value(name, shape, self.last.bits, self.last.signed)
         return self.add(Gather(self.last.name, out, indices.astype(np.int32).ravel(), granule))
 
-    def frozen(self, maps: int, tokens: int) -> Frozen | None:
-        shape, kind = (maps, self.shape.heads, tokens, tokens), self.shape.freeze
+    def frozen(self, maps: int, rows: int, tokens: int) -> Frozen | None:
+        shape, kind = (maps, self.shape.heads, rows, tokens), self.shape.freeze
         mask = np.zeros(shape, bool)
         match kind:
             case "none":
@@ -164,11 +166,11 @@ class Builder:
             case "scattered":
                 mask = self.rng.random(shape) < self.rng.random()
             case "rows":
-                mask[:, :, self.rng.random(tokens) < 0.5] = True
+                mask[:, :, self.rng.random(rows) < 0.5] = True
             case "columns":
                 mask[..., self.rng.random(tokens) < 0.5] = True
             case "units":
-                mask = np.array([self.units(tokens) for _ in range(maps * self.shape.heads)]).reshape(shape)
+                mask = np.array([self.units(rows, tokens) for _ in range(maps * self.shape.heads)]).reshape(shape)
             case "heads":
                 mask[:, self.rng.integers(self.shape.heads)] = True
             case "all":
@@ -177,30 +179,35 @@ class Builder:
         row_log2 = self.integers(0, 6 << self.shape.exponent_bits, shape[:3])
         return Frozen(mask, codes, self.shape.frozen_bits, row_log2)
 
-    def units(self, tokens: int) -> np.ndarray:
-        """A map frozen by rows, by columns or by tiles, whole heads now and then, bool [tokens, tokens]."""
+    def units(self, rows: int, tokens: int) -> np.ndarray:
+        """A map frozen by rows, by columns or by tiles, whole heads now and then, bool [rows, tokens]."""
         sides = tuple(int(side) for side in self.rng.integers(1, tokens + 1, 2))
-        down, across = (np.arange(tokens) // side for side in ((1, tokens), (tokens, 1), sides)[self.rng.integers(3)])
-        return (self.rng.random((tokens, tokens)) < self.rng.random())[np.ix_(down, across)]
+        height, width = ((1, tokens), (tokens, 1), sides)[self.rng.integers(3)]
+        down, across = np.arange(rows) // height, np.arange(tokens) // width
+        return (self.rng.random((rows, tokens)) < self.rng.random())[np.ix_(down, across)]
 
-    def attention(self, name: str) -> Value:
-        """qkv Linear and Attention on the newest value, whose tokens are `windows` windows in a row."""
+    def attention(self, name: str, chosen: np.ndarray | None) -> Value:
+        """qkv Linear and Attention on the newest value, whose tokens are `windows` windows in a row; chosen: q's own [windows, rows]."""
         s, rng = self.shape, self.rng
-        tokens = self.last.shape[0] // s.windows
-        frozen = self.frozen(int(rng.choice([1, s.windows])), tokens)
+        x, tokens = self.last, self.last.shape[0] // s.windows
+        rows = tokens if chosen is None else chosen.shape[1]
+        frozen = self.frozen(int(rng.choice([1, s.windows])), rows, tokens)
         scored = tuple(range(s.heads))
         if frozen is not None and s.softmax == "renormalised":
-            scored = tuple(h for h in scored if not frozen.mask[:, h].all())
-        width = (2 * len(scored) + s.heads) * s.head_dim
-        self.projection(f"{name}.qkv", width)
+            scored = tuple(h for h in scored if not frozen.mask[:, h].all()) or ((0,) if s.queries else ())
+        queries, width = None, (2 * len(scored) + s.heads) * s.head_dim
+        if chosen is not None:
+            queries = Queries(self.own_queries(f"{name}.q", chosen, len(scored) * s.head_dim).name, tokens)
+            self.last, width = x, (len(scored) + s.heads) * s.head_dim
+        self.projection(f"{name}.kv" if queries else f"{name}.qkv", width)
         f, high, x = s.exponent_bits, self.last.high, self.last
         top = (1 << s.datapath.multiplier_bits) - 1
-        bias = self.integers(-500, 500, (int(rng.choice([1, s.windows])), s.heads, tokens, tokens)) if s.biased else None
-        excluded = rng.random((s.windows, tokens, tokens)) < 0.3 if s.biased else None
+        bias = self.integers(-500, 500, (int(rng.choice([1, s.windows])), s.heads, rows, tokens)) if s.biased else None
+        excluded = rng.random((s.windows, rows, tokens)) < 0.3 if s.biased else None
         reach = s.head_dim * high * high
         score_shift = max(0, int(np.log2(reach * top / (8 << f))) + int(rng.integers(-2, 3)))
         context_reach = (1 << ((1 << s.attention_bits) - 1) // 2) * high * 2
-        out = self.codes(name, s.heads * s.head_dim)
+        out = Value(name, (s.windows * rows, s.heads * s.head_dim), s.activation_bits)
         even = int(self.integers(top // 2, top))
         return self.add(
             Attention(
@@ -212,9 +219,15 @@ class Builder:
                 last_code_is_zero=s.last_code_is_zero, softmax=s.softmax,  # pyright: ignore[reportArgumentType]
                 multiplier_even=even, multiplier_odd=round(even / 2**0.5),
                 out_shift=int(np.log2(context_reach * top / high)), out_zero=int(self.integers(0, high)),
-                frozen=frozen, logit_bias=bias, excluded=excluded,
+                frozen=frozen, logit_bias=bias, excluded=excluded, queries=queries,
             )
         )  # fmt: skip
+
+    def own_queries(self, name: str, chosen: np.ndarray, width: int) -> Value:
+        """q of some rows of the newest value, any of them more than once or never."""
+        channels = self.last.shape[1]
+        self.gather(f"{name}.x", (chosen.size, channels), chosen, channels)
+        return self.linear(name, self.codes(name, width), self.requant)
 
     def projection(self, name: str, width: int) -> None:
         """q, k and v: codes [tokens, width]."""
@@ -250,11 +263,16 @@ class Builder:
         order = self.rng.permutation(stream.shape[0])
         if s.windows > 1:
             self.gather(f"{name}.partition", stream.shape, order, channels)
-        context = self.attention(f"{name}.attn")
+        chosen = self.rng.integers(stream.shape[0], size=(s.windows, s.queries)) if s.queries else None
+        context = self.attention(f"{name}.attn", chosen)
         if s.detour == "twice":
             op = self.operations[-1]
             context = self.add(replace(op, out=replace(context, name=f"{name}.again")))
-        if s.windows > 1:
+        if chosen is not None:
+            self.last = stream
+            stream = self.gather(f"{name}.rows", (chosen.size, channels), order[chosen] if s.windows > 1 else chosen, channels)
+            self.last = context
+        elif s.windows > 1:
             context = self.gather(f"{name}.reverse", context.shape, np.argsort(order), context.shape[1])
         stream = self.detoured(name, stream, context)
         middle = Value(f"{name}.attn.proj", stream.shape, s.residual_bits, True)

@@ -25,7 +25,7 @@ def attend(isa, rounding, op, first, last, batch, memory):
         block, head = unit % op.blocks, unit // op.blocks % op.heads
         window = unit // op.blocks // op.heads
         top = block * op.block_rows
-        rows = min(op.block_rows, op.window_tokens - top)
+        rows = min(op.block_rows, op.query_rows - top)
         attend_block(isa, rounding, op, window, head, top, rows, batch, memory)
         restore_order(op, window, head, top, rows, batch, memory.taps, memory.ints)
 
@@ -35,7 +35,7 @@ def attend_block(isa, rounding, op, window, head, top, rows, batch, memory):
     """Rows [top, top + rows) of one head of one window; `window` counts through all images."""
     if in_words(isa, rounding, op, window, head, top, rows, batch, memory):
         return
-    head_row, log_sums = (window * op.heads + head) * op.window_tokens + top, np.zeros(rows, np.int64)
+    head_row, log_sums = (window * op.heads + head) * op.query_rows + top, np.zeros(rows, np.int64)
     members, runs, following = group_at(first_group(op, window, head, top, memory.ints), memory.ints)
     while len(members) > 0:
         if len(runs) > 0:
@@ -87,12 +87,12 @@ def weigh(rounding, op, window, head, top, members, runs, scores, log_sums, batc
     for n in range(len(members)):
         r = np.int64(members[n])
         token = top + r
-        row = (window * op.heads + head) * tokens + token
+        row = (window * op.heads + head) * op.query_rows + token
         score = scores[n * columns : n * columns + tokens]
         start = row_map_start(op, window, head, token)
         pairs = tables[start : start + tokens]
         if op.logit_bias >= 0:
-            bias = op.logit_bias + window % op.windows * op.logit_bias_window + (head * tokens + token) * tokens
+            bias = op.logit_bias + window % op.windows * op.logit_bias_window + (head * op.query_rows + token) * tokens
             add(score, ints[bias : bias + tokens])
         if op.tap_scores >= 0:
             keep(taps, op.tap_scores * batch, op.item_scores, row * tokens, only_in_softmax(pairs, score))
@@ -102,7 +102,7 @@ def weigh(rounding, op, window, head, top, members, runs, scores, log_sums, batc
         log_sums[r] = log2_sum(op, pairs, score, runs, ints)
         offset = log_sums[r] + op.log2_scale
         if op.row_log2 >= 0:
-            offset += np.int64(ints[op.row_log2 + window % op.windows * op.row_log2_window + head * tokens + token])
+            offset += np.int64(ints[op.row_log2 + window % op.windows * op.row_log2_window + head * op.query_rows + token])
         code = codes[r * columns : r * columns + tokens]
         last_code, fraction = np.int32(op.last_code), np.int32(op.exponent_fraction)
         for run in range(0, len(runs), 2):
@@ -213,7 +213,7 @@ def merge_frozen(op, window, head, top, rows, batch, memory):
         start = row_map_start(op, window, head, top)
         merge(memory.tables[start : start + rows * columns], code)
     for r in range(rows):
-        row = ((window * op.heads + head) * tokens + top + r) * tokens
+        row = ((window * op.heads + head) * op.query_rows + top + r) * tokens
         if op.tap_codes >= 0:
             shown = without_mark(code[r * columns : r * columns + tokens], op.last_code)
             keep(memory.taps, op.tap_codes * batch, op.item_codes, row, shown)
@@ -252,14 +252,14 @@ def context(isa, rounding, op, window, head, top, rows, batch, memory):
 
 @njit
 def finish_context(rounding, op, window, head, top, rows, sums, columns, batch, memory):
-    tokens, head_dim, codes, taps = op.window_tokens, op.head_dim, memory.codes, memory.taps
+    head_dim, codes, taps = op.head_dim, memory.codes, memory.taps
     for r in range(rows):
         even = sums[2 * r * columns : 2 * r * columns + head_dim]
         odd = sums[(2 * r + 1) * columns : (2 * r + 1) * columns + head_dim]
-        offset = ((window * op.heads + head) * tokens + top + r) * head_dim
+        offset = ((window * op.heads + head) * op.query_rows + top + r) * head_dim
         keep(taps, op.tap_even * batch, op.item_even, offset, even)
         keep(taps, op.tap_odd * batch, op.item_odd, offset, odd)
-        start = op.out * batch + (window * tokens + top + r) * op.channels + head * head_dim
+        start = op.out * batch + (window * op.query_rows + top + r) * op.channels + head * head_dim
         out = codes[start : start + head_dim]
         if op.narrow_context:
             requantise_context(rounding, op, even, odd, np.int32(op.out_zero), np.int32(op.low), np.int32(op.high), out)

@@ -30,7 +30,7 @@ def _in_words(isa, rounding, op, window, head, top, rows, batch, memory):
         if not taps_in_words(op) or op.in_words == 0 or op.narrow_context == 0 or op.head_dim % PANEL != 0 or rows < ROWS:
             return False
         ints, tables, taps, scores, operands = memory.ints, memory.tables, memory.taps, memory.words, memory.bytes
-        head_row, log_sums, slot = (window * op.heads + head) * op.window_tokens + top, np.zeros(rows, np.int64), ints[op.slots + head]
+        head_row, log_sums, slot = (window * op.heads + head) * op.query_rows + top, np.zeros(rows, np.int64), ints[op.slots + head]
         keys = memory.panels.ctypes.data + key_panels(op, window, slot)
         bias = memory.panel_bias.ctypes.data + 4 * key_bias(op, window, slot)
         members, runs, following = group_at(first_group(op, window, head, top, ints), ints)
@@ -77,9 +77,9 @@ def weigh_words(rounding, op, window, head, top, members, runs, scores, operands
     tokens, columns = op.window_tokens, op.row_bytes
     table, vectors = tables.ctypes.data, columns // LANES
     code_half, word_half = (np.int64(0), np.int64(0)) if is_floor(rounding) else (op.word_code_half, op.word_half)
-    head_row = (window * op.heads + head) * tokens + top
+    head_row = (window * op.heads + head) * op.query_rows + top
     if op.logit_bias >= 0:
-        bias = op.logit_bias + window % op.windows * op.logit_bias_window + (head * tokens + top) * tokens
+        bias = op.logit_bias + window % op.windows * op.logit_bias_window + (head * op.query_rows + top) * tokens
         add_words(scores.view(np.int16), ints[bias:], members, tokens, columns)
     for n in range(len(members)):
         r = np.int64(members[n])
@@ -93,7 +93,7 @@ def weigh_words(rounding, op, window, head, top, members, runs, scores, operands
         log_sums[r] = log2_of(op, total, ints)
         offset = log_sums[r] + op.log2_scale + code_half
         if op.row_log2 >= 0:
-            offset += np.int64(ints[op.row_log2 + window % op.windows * op.row_log2_window + head * tokens + top + r])
+            offset += np.int64(ints[op.row_log2 + window % op.windows * op.row_log2_window + head * op.query_rows + top + r])
         offset = min(max(offset, np.int64(-(1 << 15))), np.int64((1 << 15) - 1))
         down = op.exponent_fraction - 1
         tap, count = code_tap(op, (head_row + r) * tokens, batch, taps)
@@ -126,7 +126,7 @@ def code_tap(op, start, batch, taps):
 def frozen_words(op, window, head, top, members, unread, operands, batch, tables, taps):
     """The operands of rows without a computed pair: whatever the exponents `unread` are, every code is the map's."""
     table, columns = tables.ctypes.data, op.row_bytes
-    head_row = (window * op.heads + head) * op.window_tokens + top
+    head_row = (window * op.heads + head) * op.query_rows + top
     for r in members:
         pairs, operand = table + row_map_start(op, window, head, top + r), operands.ctypes.data + 2 * columns * r
         vectors, powers = columns // LANES, table + op.powers
@@ -157,8 +157,8 @@ def add_words(scores, logit_bias, members, tokens, columns):
 @njit
 def word_context(isa, rounding, op, window, head, top, rows, batch, operands, memory):
     """Even and odd products of a block with the values, requantised before they leave the registers."""
-    ints, token = memory.ints.ctypes.data, window * op.window_tokens + top
-    start = 4 * ((window * op.heads + head) * op.window_tokens + top) * op.head_dim
+    ints, token = memory.ints.ctypes.data, window * op.query_rows + top
+    start = 4 * ((window * op.heads + head) * op.query_rows + top) * op.head_dim
     taps = memory.taps.ctypes.data + start
     steps = (op.window_tokens + STEP - 1) // STEP
     zero = memory.ints.ctypes.data + 4 * op.zeros

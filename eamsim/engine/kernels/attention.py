@@ -24,7 +24,8 @@ from eamsim.engine.refusals import Refusal, refuse
 from eamsim.program import Attention, Value
 
 FIELDS = (
-    *("windows", "heads", "scored", "slots", "window_tokens", "head_dim", "block_rows", "blocks"),
+    *("windows", "heads", "scored", "slots", "window_tokens", "query_rows", "head_dim", "block_rows", "blocks"),
+    *("q", "q_channels", "key_column", "value_column"),
     *("q_zero", "k_zero", "v_zero", "key_bytes", "value_bytes", "panel_bytes", "safe_key_steps", "safe_value_steps"),
     *("score_multiplier", "score_shift", "narrow_exponents", "exp2", "exponent_fraction", "exp2_bits", "log2", "log2_bits", "log2_scale"),
     *("map", "map_window", "map_head", "map_row", "all_computed", "row_log2", "row_log2_window", "logit_bias", "logit_bias_window"),
@@ -36,13 +37,16 @@ BLOCK_ROWS = 17 * ROWS  # two blocks of 197 tokens, so that three heads are equa
 MAX_ATTENTION_BITS = 4
 
 
-def plan_attention(op: Attention, x: Value, score_bound: Bound, constants: Constants) -> dict[str, Any]:
-    """Units: heads of windows; `plan_operation` makes the halves to pack and the blocks of rows to attend of them."""
+def plan_attention(op: Attention, x: Value, q: Value, q_place: int, score_bound: Bound, constants: Constants) -> dict[str, Any]:
+    """Units: heads of windows; `plan_operation` makes the halves to pack and the blocks of rows to attend of them.
+
+    q: the value whose first columns are the queries, which lies at `q_place`.
+    """
     refuse_widths(op, x)
     k_reach, v_reach = (max(zero, x.high - zero) for zero in (op.k_zero, op.v_zero))
     zeros = {"q_zero": op.q_zero, "k_zero": op.k_zero, "v_zero": op.v_zero}
     steps = {"safe_key_steps": safe_steps(x.high, k_reach), "safe_value_steps": safe_steps(1 << op.top_power, v_reach)}
-    blocks = plan_blocks(op, constants)
+    blocks = plan_blocks(op, constants) | {"q": q_place, "q_channels": q.shape[1]}
     maps = plan_maps(op, blocks["block_rows"], constants)
     return zeros | steps | blocks | plan_softmax(op, score_bound, v_reach, constants) | maps
 
@@ -59,8 +63,9 @@ def refuse_widths(op: Attention, x: Value) -> None:
 
 def plan_blocks(op: Attention, constants: Constants) -> dict[str, Any]:
     """How the work is cut, and the room it needs."""
-    tokens, head_dim, scored = op.tokens, op.head_dim, len(op.score_heads)
-    block_rows = whole_tiles(-(-tokens // -(-tokens // BLOCK_ROWS)))
+    tokens, rows, head_dim, scored = op.tokens, op.rows, op.head_dim, len(op.score_heads)
+    block_rows = whole_tiles(-(-rows // -(-rows // BLOCK_ROWS)))
+    key_column = scored * head_dim if op.queries is None else 0
     slots = np.full(op.heads, -1, np.int32)
     slots[list(op.score_heads)] = np.arange(scored)
     key_bytes, value_bytes = panel_bytes(head_dim, tokens), panel_bytes(tokens, head_dim)
@@ -75,10 +80,13 @@ def plan_blocks(op: Attention, constants: Constants) -> dict[str, Any]:
         "scored": scored,
         "slots": constants.add(slots),
         "window_tokens": tokens,
+        "query_rows": rows,
+        "key_column": key_column,
+        "value_column": key_column + scored * head_dim,
         "head_dim": head_dim,
         "row_bytes": row_bytes,
         "block_rows": block_rows,
-        "blocks": -(-tokens // block_rows),
+        "blocks": -(-rows // block_rows),
         "key_bytes": key_bytes,
         "value_bytes": value_bytes,
         "panel_bytes": op.windows * (scored * key_bytes + op.heads * value_bytes),
@@ -198,11 +206,11 @@ def pack_heads(op, first, last, batch, memory):
         slot, order = memory.ints[op.slots + head], order_of(op, window, head, memory.ints)
         if unit % 2 == 1:
             values = memory.panels[value_panels(op, window, head) :][: op.value_bytes]
-            pack_values(op, rows[(2 * op.scored + head) * op.head_dim :], order, values)
+            pack_values(op, rows[op.value_column + head * op.head_dim :], order, values)
         elif slot >= 0:
             keys = memory.panels[key_panels(op, window, slot) :][: op.key_bytes]
             bias = memory.panel_bias[key_bias(op, window, slot) : key_bias(op, window, slot + 1)]
-            pack_keys(op, rows[(op.scored + slot) * op.head_dim :], order, keys, bias)
+            pack_keys(op, rows[op.key_column + slot * op.head_dim :], order, keys, bias)
 
 
 @njit

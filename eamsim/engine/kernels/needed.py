@@ -49,15 +49,15 @@ class Group:
 
 
 def plan_groups(op: Attention, pairs: np.ndarray, block_rows: int, constants: Constants) -> dict[str, Any]:
-    """pairs: the map, uint8 [1 or windows, 1 or heads, 1 or tokens, whole panels].
+    """pairs: the map, uint8 [1 or windows, 1 or heads, 1 or rows, whole panels].
 
     At `groups` lie the starts of the blocks' lists [1 or windows, 1 or heads, blocks], counted from there, then the lists: the numbers
     of each group, last those of none.
     """
     windows, heads, _, columns = pairs.shape
     needed = (pairs & IN_SOFTMAX).reshape(windows, heads, -1, columns // PANEL, PANEL).any(axis=-1)
-    needed = np.broadcast_to(needed, (windows, heads, op.tokens, columns // PANEL)).reshape(windows * heads, op.tokens, -1)
-    blocks = [block for head in needed for block in np.split(head, range(block_rows, op.tokens, block_rows))]
+    needed = np.broadcast_to(needed, (windows, heads, op.rows, columns // PANEL)).reshape(windows * heads, op.rows, -1)
+    blocks = [block for head in needed for block in np.split(head, range(block_rows, op.rows, block_rows))]
     starts, lists = [], []
     for block in blocks:
         starts.append(len(blocks) + len(lists))
@@ -97,7 +97,7 @@ def key_order(op: Attention) -> np.ndarray:
 
 
 def in_order(pairs: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """[windows, heads, tokens, tokens], the last axis, keys, in their order."""
+    """[windows, heads, rows, tokens], the last axis, keys, in their order."""
     return np.take_along_axis(pairs, order[:, :, None], axis=-1) if is_changed(order) else pairs
 
 
@@ -130,11 +130,11 @@ def group_at(start, ints):
 def queries(op, window, slot, top, members, batch, codes, scratch):
     """q of a group's rows and the bytes between them: as they lie where the rows follow each other, else copied behind all codes."""
     count, head_dim = len(members), op.head_dim
-    q = codes[op.x * batch + (window * op.window_tokens + top) * op.in_channels + slot * head_dim :]
+    q = codes[op.q * batch + (window * op.query_rows + top) * op.q_channels + slot * head_dim :]
     if members[count - 1] - members[0] == count - 1:
-        return q[members[0] * op.in_channels :], op.in_channels
+        return q[members[0] * op.q_channels :], op.q_channels
     target = scratch[3 * op.block_rows * op.row_bytes :]
-    copy_rows(q.ctypes.data, op.in_channels, members.ctypes.data, count, head_dim, target.ctypes.data)  # pyright: ignore[reportCallIssue]
+    copy_rows(q.ctypes.data, op.q_channels, members.ctypes.data, count, head_dim, target.ctypes.data)  # pyright: ignore[reportCallIssue]
     return target, head_dim
 
 
@@ -150,7 +150,7 @@ def restore_order(op, window, head, top, rows, batch, taps, ints):
     """The taps of a block's pairs from the order of its keys to that of the tokens."""
     if op.ordered == 0:
         return
-    order, first = order_of(op, window, head, ints), ((window * op.heads + head) * op.window_tokens + top) * op.window_tokens
+    order, first = order_of(op, window, head, ints), ((window * op.heads + head) * op.query_rows + top) * op.window_tokens
     for tap, item in ((op.tap_scores, op.item_scores), (op.tap_exponents, op.item_exponents), (op.tap_codes, op.item_codes)):
         pairs = taps[tap * batch + item * first :][: item * rows * op.window_tokens]
         if tap < 0:

@@ -158,10 +158,12 @@ static void linear(const struct value *x, struct value *out)
         out->data[i] = fit(plus(v[i], zero[i % channels]), out);
 }
 
-/* Arrays over pairs are [maps, heads, tokens, tokens]; with one map for all windows, maps is 1; 0 where the program has none. */
+/* Arrays over pairs are [maps, heads, query rows, tokens]; with one map for all windows, maps is 1; 0 where the program has none. */
 struct attention {
-    int64_t tokens, head_dim;
+    int64_t rows, tokens, head_dim; /* query rows, and tokens, of a window */
     int64_t heads, windows, scored;
+    const struct value *q, *x;      /* q in the first columns of the one; the other has k from the column below on, then v */
+    int64_t first_key;              /* in groups of head_dim */
     int64_t *scored_heads;
     int64_t q_zero, k_zero, v_zero, score_multiplier, score_shift;
     int64_t f, *exp2, exp2_bits, m, *log2, log2_scale;
@@ -172,8 +174,8 @@ struct attention {
     int64_t *scores, *exponents, *log_sum, *codes, *even, *odd;
 };
 
-/* One row of one head of one window: `number` in [windows, heads, tokens], `frozen` and `bias` in their own maps. */
-struct row { int64_t window, head, token, number, frozen, bias; };
+/* One query row of one head of one window: `number` in [windows, heads, rows], `frozen` and `bias` in their own maps. */
+struct row { int64_t window, head, query, number, frozen, bias; };
 
 /* How many maps an array has: none, one for all windows, or one for each. */
 static int64_t take_maps(const struct attention *a)
@@ -186,15 +188,22 @@ static int64_t take_maps(const struct attention *a)
 static struct attention take_attention(const struct value *x, const struct value *out)
 {
     struct attention a = {0};
-    expect(x->axes == 2 && out->axes == 2 && x->low == 0 && x->high < power(16) && x->shape[0] == out->shape[0]); /* [C1] [C2] */
+    expect(x->axes == 2 && out->axes == 2 && x->low == 0 && x->high < power(16)); /* [C1] [C2] */
     a.heads = take_number(1, out->shape[1]), a.windows = take_number(1, out->shape[0]);
     expect(out->shape[1] % a.heads == 0 && out->shape[0] % a.windows == 0);
-    a.tokens = out->shape[0] / a.windows;
+    a.rows = a.tokens = out->shape[0] / a.windows;
     a.head_dim = out->shape[1] / a.heads;
-    expect(a.tokens < power(16) && a.windows * a.heads <= (MOST - 1) / (a.tokens * a.tokens)); /* [C3] */
     a.scored = take_number(0, a.heads);                                     /* [C4] */
     a.scored_heads = take_array(a.scored, 0, a.heads - 1);
-    expect(x->shape[1] == (2 * a.scored + a.heads) * a.head_dim);           /* [C1] */
+    a.q = a.x = x, a.first_key = a.scored;
+    const int64_t key_tokens = take_number(0, x->shape[0]); /* 0: q is in x, a row for each token */
+    if (key_tokens) { /* [C19] */
+        a.q = values + take_number(0, known - 1), a.tokens = key_tokens, a.first_key = 0;
+        expect(a.q->axes == 2 && a.q->low == 0 && a.q->high == x->high);
+        expect(a.q->shape[0] == out->shape[0] && a.q->shape[1] == a.scored * a.head_dim);
+    }
+    expect(x->shape[0] == a.windows * a.tokens && x->shape[1] == (a.first_key + a.scored + a.heads) * a.head_dim); /* [C1] */
+    expect(a.rows < power(16) && a.tokens < power(16) && a.windows * a.heads <= (MOST - 1) / (a.rows * a.tokens)); /* [C3] */
     a.q_zero = take_number(0, x->high), a.k_zero = take_number(0, x->high), a.v_zero = take_number(0, x->high); /* [C6] */
     a.score_multiplier = take_number(0, power(30)), a.score_shift = take_number(0, 62); /* [C15] */
     a.f = take_number(0, 16), a.exp2 = take_array(power(a.f), 0, power(24)), a.exp2_bits = take_number(1, 24); /* [C7] */
@@ -204,7 +213,7 @@ static struct attention take_attention(const struct value *x, const struct value
     a.renormalised = take_number(0, 1);                                        /* [C5] */
     a.multiplier_even = take_number(0, power(30)), a.multiplier_odd = take_number(0, power(30)); /* [C17] */
     a.out_shift = take_number(0, 62), a.out_zero = take_number(0, out->high);  /* [C17] [C18] */
-    const int64_t rows = a.heads * a.tokens, pairs = rows * a.tokens;
+    const int64_t rows = a.heads * a.rows, pairs = rows * a.tokens;
     if ((a.frozen_maps = take_maps(&a))) { /* [C10] */
         a.mask = take_array(a.frozen_maps * pairs, 0, 1);
         a.frozen_codes = take_array(a.frozen_maps * pairs, 0, a.last_code), a.missing_bits = take_number(0, 5);
@@ -215,7 +224,7 @@ static struct attention take_attention(const struct value *x, const struct value
     if ((a.bias_maps = take_maps(&a))) /* [C12] */
         a.logit_bias = take_array(a.bias_maps * pairs, -MOST, MOST - 1);
     if ((a.excluding = take_number(0, 1))) /* [C13] */
-        a.excluded = take_array(a.windows * a.tokens * a.tokens, 0, 1);
+        a.excluded = take_array(a.windows * a.rows * a.tokens, 0, 1);
     a.scores = integers(a.windows * pairs), a.exponents = integers(a.windows * pairs), a.codes = integers(a.windows * pairs);
     a.log_sum = integers(a.windows * rows);
     a.even = integers(out->size), a.odd = integers(out->size);
@@ -224,7 +233,7 @@ static struct attention take_attention(const struct value *x, const struct value
 
 static int is_excluded(const struct attention *a, const struct row *row, int64_t j)
 {
-    return a->excluding && a->excluded[(row->window * a->tokens + row->token) * a->tokens + j];
+    return a->excluding && a->excluded[(row->window * a->rows + row->query) * a->tokens + j];
 }
 
 static int is_frozen(const struct attention *a, const struct row *row, int64_t j)
@@ -237,13 +246,13 @@ static int is_computed(const struct attention *a, const struct row *row, int64_t
     return !is_excluded(a, row, j) && !(a->renormalised && is_frozen(a, row, j));
 }
 
-/* The head's columns of x in the row of `token`: q, k and v of the scored heads and of all heads are groups of head_dim. */
-static const int64_t *columns(const struct attention *a, const struct value *x, const struct row *row, int64_t token, int64_t group)
+/* The columns of the window's key and value `token`: k of the scored heads and v of all heads are groups of head_dim. */
+static const int64_t *columns(const struct attention *a, const struct row *row, int64_t token, int64_t group)
 {
-    return x->data + (row->window * a->tokens + token) * x->shape[1] + group * a->head_dim;
+    return a->x->data + (row->window * a->tokens + token) * a->x->shape[1] + (a->first_key + group) * a->head_dim;
 }
 
-static void scores_row(const struct attention *a, const struct value *x, const struct row *row)
+static void scores_row(const struct attention *a, const struct row *row)
 {
     int64_t position = 0;
     while (position < a->scored && a->scored_heads[position] != row->head)
@@ -252,7 +261,8 @@ static void scores_row(const struct attention *a, const struct value *x, const s
         if (!is_computed(a, row, j))
             continue;
         expect(position < a->scored); /* a head without scores is wholly frozen [C11] */
-        const int64_t *q = columns(a, x, row, row->token, position), *k = columns(a, x, row, j, a->scored + position);
+        const int64_t *q = a->q->data + (row->window * a->rows + row->query) * a->q->shape[1] + position * a->head_dim;
+        const int64_t *k = columns(a, row, j, position);
         int64_t sum = a->bias_maps ? a->logit_bias[row->bias * a->tokens + j] : 0;
         for (int64_t d = 0; d < a->head_dim; d++)
             sum += (q[d] - a->q_zero) * (k[d] - a->k_zero);
@@ -298,15 +308,15 @@ static void codes_row(const struct attention *a, const struct row *row)
     }
 }
 
-static void context_row(const struct attention *a, const struct value *x, const struct row *row, struct value *out)
+static void context_row(const struct attention *a, const struct row *row, struct value *out)
 {
     const int64_t *codes = a->codes + row->number * a->tokens;
     int64_t *even = a->even + row->number * a->head_dim, *odd = a->odd + row->number * a->head_dim;
-    int64_t *context = out->data + (row->window * a->tokens + row->token) * out->shape[1] + row->head * a->head_dim;
+    int64_t *context = out->data + (row->window * a->rows + row->query) * out->shape[1] + row->head * a->head_dim;
     for (int64_t j = 0; j < a->tokens; j++) {
         if (is_excluded(a, row, j) || (a->last_code_is_zero && codes[j] == a->last_code))
             continue;
-        const int64_t *v = columns(a, x, row, j, 2 * a->scored + row->head);
+        const int64_t *v = columns(a, row, j, a->scored + row->head);
         int64_t *sums = codes[j] % 2 ? odd : even;
         for (int64_t d = 0; d < a->head_dim; d++)
             sums[d] = plus(sums[d], power(a->last_code / 2 - codes[j] / 2) * (v[d] - a->v_zero));
@@ -321,16 +331,16 @@ static void context_row(const struct attention *a, const struct value *x, const 
 static void attention(const struct value *x, struct value *out)
 {
     const struct attention a = take_attention(x, out);
-    const int64_t maps[] = {a.windows, a.heads, a.tokens, a.tokens}, sums[] = {a.windows, a.heads, a.tokens, a.head_dim};
-    for (int64_t number = 0; number < a.windows * a.heads * a.tokens; number++) {
-        const int64_t rows = a.heads * a.tokens; /* of one window */
-        struct row row = {number / rows, number / a.tokens % a.heads, number % a.tokens, number, 0, 0};
+    const int64_t maps[] = {a.windows, a.heads, a.rows, a.tokens}, sums[] = {a.windows, a.heads, a.rows, a.head_dim};
+    for (int64_t number = 0; number < a.windows * a.heads * a.rows; number++) {
+        const int64_t rows = a.heads * a.rows; /* of one window */
+        struct row row = {number / rows, number / a.rows % a.heads, number % a.rows, number, 0, 0};
         row.frozen = a.frozen_maps == 1 ? number % rows : number;
         row.bias = a.bias_maps == 1 ? number % rows : number;
-        scores_row(&a, x, &row);
+        scores_row(&a, &row);
         exponents_row(&a, &row);
         codes_row(&a, &row);
-        context_row(&a, x, &row, out);
+        context_row(&a, &row, out);
     }
     publish(out->name, ".scores", a.scores, 4, maps);
     publish(out->name, ".exponents", a.exponents, 4, maps);

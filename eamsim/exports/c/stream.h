@@ -13,7 +13,7 @@
 
 #include "sha256.h"
 
-enum { FORMAT = 2 };
+enum { FORMAT = 3 };
 
 static const int64_t MOST = (int64_t)1 << 31; /* elements of a value, and 32 bits of a number [P3] */
 

@@ -78,7 +78,7 @@ def point(bare: Verified, dense: Estimate, hardware: Hardware, batch: int, tau: 
 def ceiling(bare: Verified, dense: Estimate) -> dict[str, float]:
     """What no scattered mask saves more of: all scores but one of a head frozen, and the maps for nothing. Fractions, and milliseconds."""
     macs, hardware = count(bare).macs, dense.hardware
-    masked = refrozen(bare, lambda op: whole_units(1 - op.tokens**-2, 1, 1)(op), "renormalised")
+    masked = refrozen(bare, lambda op: whole_units(1 - 1 / (op.rows * op.tokens), 1, 1)(op), "renormalised")
     work = workload(masked, hardware.compute)
     least = priced(replace(work, map_bits=dict.fromkeys(work.map_bits, 0)), hardware, dense.batch)
     change = least.energy.nominal_pj / dense.energy.nominal_pj - 1
@@ -167,8 +167,8 @@ def head_rows(program: Verified, hardware: Hardware) -> list[dict[str, Any]]:
 
 
 def frozen_share(op: Attention) -> np.ndarray:
-    """float [heads, tokens, tokens]: of the windows, those that have a weight frozen."""
-    return np.zeros((op.heads, op.tokens, op.tokens)) if op.frozen is None else np.asarray(op.frozen.mask).mean(axis=0)
+    """float [heads, rows, tokens]: of the windows, those that have a weight frozen."""
+    return np.zeros((op.heads, op.rows, op.tokens)) if op.frozen is None else np.asarray(op.frozen.mask).mean(axis=0)
 
 
 def skipped_block(compute: Array | Simd) -> tuple[int, int] | None:
@@ -183,12 +183,12 @@ def skipped_block(compute: Array | Simd) -> tuple[int, int] | None:
 
 
 def left_out(op: Attention, compute: Array | Simd) -> np.ndarray:
-    """bool [maps, heads, tokens, tokens]: scores that the core does not compute, in wholly unneeded heads or blocks."""
+    """bool [maps, heads, rows, tokens]: scores that the core does not compute, in wholly unneeded heads or blocks."""
     block, needed = skipped_block(compute), needed_scores(op)
-    skipped = np.ones((1 if needed is None else len(needed), op.heads, op.tokens, op.tokens), np.bool_)
+    skipped = np.ones((1 if needed is None else len(needed), op.heads, op.rows, op.tokens), np.bool_)
     skipped[:, list(op.score_heads)] = False
     if block is not None and needed is not None:
-        kept, heights, widths = blocks(needed.reshape(-1, op.tokens, op.tokens), *block)
+        kept, heights, widths = blocks(needed.reshape(-1, op.rows, op.tokens), *block)
         skipped |= ~kept.repeat(heights, axis=1).repeat(widths, axis=2).reshape(skipped.shape)
     return skipped
 
