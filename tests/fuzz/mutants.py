@@ -125,7 +125,7 @@ def renew_parts(path: Path) -> None:
     length, _ = hdf5.FOOTER.unpack_from(content, end)
     for table in hdf5.parse_index(bytes(content[end - length : end])).values():
         for offset, size in () if table.compressed else table.parts:
-            checksum = hdf5.fletcher32(content[offset : offset + size - hdf5.CHECKSUM_BYTES])
+            checksum = hdf5.fletcher32(bytes(content[offset : offset + size - hdf5.CHECKSUM_BYTES]))
             struct.pack_into("<I", content, offset + size - hdf5.CHECKSUM_BYTES, checksum)
     path.write_bytes(content)
     renew_seal(path)
