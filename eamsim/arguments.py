@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 from collections.abc import Collection, Sequence, Sized
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ def expect_integer(name: str, value: object, low: int, high: float = math.inf) -
         raise UserError(
             f"{name}: expected an integer {f'of at least {low}' if math.isinf(high) else f'in {low}..{high}'}, got {described(value)}"
         )
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is an integer or a float; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def expect_length(name: str, value: Sized, length: int) -> None:

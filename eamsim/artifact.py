@@ -69,6 +69,7 @@ def write(path: PathLike, program: Verified, provenance: dict[str, Any]) -> None
 
 def read(path: PathLike) -> tuple[Verified, dict[str, Any]]:
     """The program and its provenance; raises ArtifactError on every damaged or foreign file."""
+    expect_path("path", path)
     try:
         decoded, provenance = _read(Path(path))
         program = verify(decoded)

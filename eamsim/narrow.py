@@ -6,11 +6,12 @@ What is narrow enough already is left as it is, so equal widths give an equal pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, assert_never
 
 import numpy as np
 
+from eamsim.arguments import expect_integer, expect_type
 from eamsim.check import MAX_SHIFT
 from eamsim.constraints import Verified, expect_verified
 from eamsim.program import (
@@ -97,6 +98,9 @@ def proven_sums(program: Verified) -> dict[str, int]:
 def narrowed(program: Verified, widths: Widths) -> Verified:
     """The program with no width above these; ProgramError where a constant does not fit, such as a ratio above 2^multiplier_bits."""
     expect_verified(program)
+    expect_type("widths", widths, Widths)
+    for name, (has, floor) in zip(KNOBS, zip(astuple(widths_of(program)), astuple(FLOORS), strict=True), strict=True):
+        expect_integer(name, getattr(widths, name), min(has, floor))
     path = program.datapath
     if widths.multiplier_bits >= path.multiplier_bits:
         widths = replace(widths, multiplier_bits=GAIN_BITS)  # gains may be wider than any M: they stay

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from eamsim.arguments import described, expect_type
 from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet, in_memory, open_images
 from eamsim.progress import Progress, silent
@@ -51,6 +52,8 @@ def freeze(calibrated: Calibrated, images: Images, freezing: Freezing, progress:
 
     A mask of your own: `dataclasses.replace(maps[block], mask=bool [heads, tokens, tokens])`, which keeps the mean map.
     """
+    expect_type("calibrated", calibrated, Calibrated)
+    expect_type("freezing", freezing, Freezing)
     change = OutputChange(calibrated.network) if freezing.order == "output" else None
     return frozen_maps(attention_statistics(calibrated, image_set(calibrated.model, images), progress, change), freezing, change)
 
@@ -61,6 +64,8 @@ def with_quantisers(calibrated: Calibrated, given: Mapping[str, Affine]) -> Cali
     given: name -> Affine. `block0.mlp.fc1` is the activation, `weight:block0.mlp.fc1` the weights behind it, a scale a channel. Each has
     the shape and bits of what it replaces, a finite positive scale, and whole zero points within the codes. Raises UserError.
     """
+    expect_type("calibrated", calibrated, Calibrated)
+    expect_type("given", given, Mapping)
     activations, weights = dict(calibrated.activations), dict(calibrated.weights)
     for name, quantiser in given.items():
         table, key = (weights, name.removeprefix("weight:")) if name.startswith("weight:") else (activations, name)
@@ -72,6 +77,7 @@ def with_quantisers(calibrated: Calibrated, given: Mapping[str, Affine]) -> Cali
 
 def opened(model: str | nn.Module | Model) -> Model:
     """The float model, its parameters checked."""
+    expect_type("model", model, str, nn.Module, Model)
     if isinstance(model, nn.Module):
         return as_model(model.eval(), str((getattr(model, "pretrained_cfg", None) or {}).get("architecture", type(model).__name__)))
     return load_model(model) if isinstance(model, str) else model
@@ -85,6 +91,8 @@ def image_set(model: Model, images: Images) -> ImageSet:
         return open_images([Path(images)], model.preprocessing)
     if isinstance(images, Dataset) and not isinstance(images, DataLoader):
         images = DataLoader(images, batch_size=64)
+    if not isinstance(images, Iterable):
+        raise UserError(f"images: expected pixels, paths or batches, got {described(images)}; give uint8 [n, height, width, 3] or a folder")
     parts = list(images)
     if parts and all(isinstance(part, str | Path) for part in parts):
         return open_images([Path(part) for part in parts], model.preprocessing)
@@ -109,6 +117,7 @@ def _pixels(model: Model, batch: Any) -> np.ndarray:
 
 
 def _checked(name: str, quantiser: Affine, old: Grid) -> Affine:
+    expect_type(name, quantiser, Affine)
     limit = (1 << old.bits) - 1
     if (quantiser.bits, quantiser.scale.shape, quantiser.zero.shape) != (old.bits, old.scale.shape, old.zero.shape):
         shapes = f"{quantiser.bits} bits, scale {list(quantiser.scale.shape)}, zero {list(quantiser.zero.shape)}"

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from cost_model.chip.arrays import Dataflow, Skip
 from cost_model.chip.technology import Energy, Figure
+from eamsim.arguments import expect_path
 from eamsim.errors import BadFile, UserError
 from eamsim.files.limits import YAML_BRACKETS, YAML_BYTES
 from eamsim.files.reading import read_text
@@ -202,6 +203,7 @@ def preset_text(name: str) -> str:
 
 def load(name: str) -> Hardware:
     """A preset by its name, or a YAML file; UserError with every fault of the file, BadFile if it cannot be read."""
+    expect_path("hardware", name)
     if name in preset_names():
         return parse(preset_text(name), name)
     path = Path(name)

@@ -22,6 +22,7 @@ from cost_model.price.traffic import Placement, Traffic, operation_fetches, oper
 from cost_model.work.encodings import Stored, row_mass_bits, store
 from cost_model.work.gemms import Gemm, gemms
 from cost_model.work.ledger import Primitives, Work, operation_work, primitives
+from eamsim.arguments import expect_integer, expect_type
 from eamsim.constraints import LEVEL_BITS, Verified, expect_verified
 from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool
 
@@ -142,6 +143,7 @@ class Workload:
 
 def evaluate(program: Verified, hardware: Hardware, batch: int = 1, encoding: str = "auto") -> Estimate:
     """The program on the chip, `batch` images at a time; UserError where it does not fit or a map cannot be stored as asked."""
+    expect_type("hardware", hardware, Hardware)
     return priced(workload(program, hardware.compute, encoding), hardware, batch)
 
 
@@ -168,6 +170,7 @@ def workload(program: Verified, compute: Array | Simd, encoding: str = "auto") -
 
 def priced(work: Workload, hardware: Hardware, batch: int = 1) -> Estimate:
     """The workload on the chip whose `compute` it was counted for; UserError where it does not fit."""
+    expect_integer("batch", batch, 1)
     program, map_bits = work.program, sum(work.map_bits.values())
     placement = place(program, hardware, batch, map_bits)
     costs: dict[tuple, OperationCost] = {}
@@ -271,6 +274,8 @@ def break_even_batch(frozen: Estimate, dense: Estimate) -> int | None:
     Fetches happen once per batch, everything else for each image: B* = (F_frozen - F_dense) / (S_dense - S_frozen), with F the
     fetches and S the rest of one image.
     """
+    for name, estimate in (("frozen", frozen), ("dense", dense)):
+        expect_type(name, estimate, Estimate)
     fetches = (frozen.fetch_energy - dense.fetch_energy).nominal_pj * frozen.batch
     saved = ((dense.energy - dense.fetch_energy) - (frozen.energy - frozen.fetch_energy)).nominal_pj
     if fetches <= 0 and saved >= 0:

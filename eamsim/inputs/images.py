@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image, features
 
-from eamsim.arguments import expect_images, expect_type
+from eamsim.arguments import expect_images, expect_integer, expect_type
 from eamsim.errors import BadFile, UserError
 from eamsim.files.limits import PIXELS
 from eamsim.inputs.datasets import LeftOut, Source, Summary, find, shown
@@ -110,6 +110,7 @@ class ImageSet:
 
     def spread(self, images: int) -> ImageSet:
         """At most so many images, evenly spaced, so that a folder sorted by class stays balanced."""
+        expect_integer("images", images, 1)
         return self if images >= len(self) else self.select(evenly(len(self), images))
 
     def select(self, chosen: np.ndarray) -> ImageSet:
@@ -124,6 +125,7 @@ class ImageSet:
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         """uint8 [batch, height, width, 3] in order, the last one shorter; BadFile names the image that cannot be decoded."""
+        expect_integer("batch_size", batch_size, 1)
         for start in range(0, len(self), batch_size):
             yield np.stack([self._pixels(item) for item in self.items[start : start + batch_size]])
 
@@ -223,8 +225,8 @@ def open_images(
     The header of each image that is taken is read here, its pixels when a batch asks for them. One line on the logger `eamsim.data`
     says what was taken. Raises BadFile and UserError.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"the number of images must be at least 1, got {limit}")
+    if limit is not None:
+        expect_integer("limit", limit, 1)
     left_out = LeftOut()
     found = _found(sources, left_out)
     items = tuple(item for source in found for item in source.items)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from eamsim import engine, golden
+from eamsim.arguments import expect_integer, expect_type
 from eamsim.constraints import Verified
 from eamsim.engine.isa import detect
 from eamsim.errors import MissingExtra, UserError
@@ -54,9 +55,15 @@ def verify(
     others: more interpreters by name, compared too. Keys of the result: bit_exact, interpreters, taps, images, and
     first_difference, None or where and what.
     """
-    if isinstance(images, np.ndarray):
-        images = in_memory(images)
+    images = in_memory(images) if isinstance(images, np.ndarray) else images
+    expect_type("images", images, ImageSet)
     isas = detect() if isas is None else isas
+    for name, settings in (("isas", isas), ("threads", threads), ("batches", batches)):
+        expect_type(name, settings, list, tuple)
+        if not settings:
+            raise UserError(f"{name}: expected at least one, got none, which would compare nothing; leave it out for the default")
+    for batch in batches:
+        expect_integer("batches", batch, 1)
     with progress("runs compared", len(images) * (1 + len(others) + len(isas) * len(threads) * len(batches))) as advance:
         return _compared(program, images, isas, threads, batches, advance, progress, others)
 

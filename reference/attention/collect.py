@@ -10,6 +10,7 @@ from typing import assert_never
 import numpy as np
 from torch import Tensor, nn
 
+from eamsim.arguments import expect_integer
 from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet
 from eamsim.progress import Progress, silent
@@ -42,6 +43,7 @@ def calibrate_on(
     codes: Codes = "uniform",
 ) -> Calibrated:
     """Quantisers from `range_images` of the images, evenly spaced."""
+    expect_integer("range_images", range_images, 1)
     pixels = np.concatenate(list(images.spread(range_images).batches(BATCH)))
     with progress("ranges", calibration_steps(model)) as advance:
         calibrated = calibrate(model, pixels, mode, advance=advance, codes=codes)

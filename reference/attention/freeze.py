@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from eamsim.arguments import expect_array, expect_length, expect_type
+from eamsim.arguments import expect_array, expect_integer, expect_length, expect_type, is_number
 from eamsim.errors import UserError
 
 Scope = Literal["head", "layer", "model"]
@@ -48,14 +48,13 @@ class Freezing:
     seed: int = 0
 
     def __post_init__(self):
-        if not 0 <= self.tau <= 1:
-            raise UserError(f"tau: must be a fraction in [0, 1], got {self.tau}; write 0.2 to freeze 20 % of the attention weights")
+        if not is_number(self.tau) or not 0 <= self.tau <= 1:
+            raise UserError(f"tau: must be a fraction in [0, 1], got {self.tau!r}; write 0.2 to freeze 20 % of the attention weights")
         self.unit_shape(1)
         for name, value, known in (("scope", self.scope, get_args(Scope)), ("order", self.order, get_args(Order))):
             if value not in known:
                 raise UserError(f"{name}: must be one of {', '.join(known)}, got {value!r}")
-        if self.seed < 0:
-            raise UserError(f"seed: must be 0 or more, got {self.seed}")
+        expect_integer("seed", self.seed, 0)
         if (self.granularity, self.scope) == ("head", "head"):
             raise UserError("scope: a head holds no other head to choose from, got head for both; choose heads within a layer or the model")
 
@@ -70,7 +69,7 @@ class Freezing:
                 return tokens, 1
             case "head":
                 return tokens, tokens
-        tile = re.fullmatch(r"tile:([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", self.granularity)
+        tile = re.fullmatch(r"tile:([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", str(self.granularity))
         if not tile:
             raise UserError(f"granularity: must be weight, row, column, head or tile:RxC such as tile:16x16, got {self.granularity!r}")
         return int(tile[1]), int(tile[2])

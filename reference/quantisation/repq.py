@@ -106,6 +106,7 @@ def calibrate(
     expect_type("model", model, Model)
     pixels = model.tensor(images)
     expect_choice("mode", mode, get_args(Mode))
+    expect_choice("codes", codes, get_args(Codes))
     for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
         expect_integer(name, bits, 2, 16)
     ranges = _Ranges(model.network, mode, activation_bits, advance, codes)

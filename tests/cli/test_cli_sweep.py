@@ -41,7 +41,7 @@ def test_other_ranges_of_tau_are_refused(text):
     [
         (("--tau", "0.5,2"), "--tau: expected shares with commas between"),
         (("--seeds", "0,x"), "--seeds: expected whole numbers with commas between, such as 0,1,2, got '0,x'"),
-        (("--seeds", "-1"), "seed: must be 0 or more, got -1"),
+        (("--seeds", "-1"), "seed: expected an integer of at least 0, got -1"),
         (("--variant", "eam-8bits"), "variant: must be one of eam-fp32, eam-4bits, random-4bits, baseline, got 'eam-8bits'"),
         (("--variant", "baseline"), "baseline: freezes nothing, expected tau 0 and no other choice, got Unit("),
         (("--softmax", "soft"), "softmax: must be one of paper, renormalised, got 'soft'"),

@@ -13,17 +13,23 @@ import pytest
 import timm
 from local_models import VIT
 
+import cost_model
+import eamsim
+import reference
 from eamsim import artifact, engine, golden
 from eamsim.errors import UserError
 from eamsim.exports import c99 as c_export
+from eamsim.inputs.images import Preprocessing, in_memory, open_images
 from eamsim.jobs.evaluate import evaluate, evaluate_program
 from eamsim.jobs.measure import accuracy
+from eamsim.narrow import narrowed, widths_of
 from eamsim.tensors import taps
 from eamsim.traces.file import DIGEST_BYTES, LANES, recording
 from reference.attention.divergence import divergence
 from reference.attention.entropy import AttentionStatistics
 from reference.attention.freeze import Freezing, FrozenMap, freeze
 from reference.attention.statistics_file import Header, write_statistics
+from reference.lowering.layers import LoweringConfig
 from reference.lowering.program import lower, provenance
 from reference.models.load import as_model
 from reference.models.maps import Maps
@@ -35,6 +41,8 @@ SHAPE, HEADS, TOKENS = (16, 16, 3), 2, 17
 MAPS = (HEADS, TOKENS, TOKENS)
 Call = Callable[[SimpleNamespace, Any], object]
 nan = np.float64("nan")
+CHIP = cost_model.load("small-npu")
+SMALL = Preprocessing(8, 8, 1.0, "bicubic")
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +321,43 @@ OTHERS: dict[str, tuple[Callable[[SimpleNamespace], object], str]] = {
     "put too many": (lambda g: put(g, lambda r: r.put(1, {"head": np.zeros((2, 1, 5), int)})), "first: expected an integer in 0..0, got 1"),
     "put before": (lambda g: put(g, lambda r: r.put_images(-1, g.images[:1])), "first: expected an integer in 0..1, got -1"),
     "short lanes": (lambda g: put(g, lambda r: r.put_lanes(0, lanes(g)[0][..., 1:], lanes(g)[1])), "lanes: expected uint8 [batch, "),
+    "codes": (lambda g: calibrate(g.model, g.images, codes="fit"), "codes: expected one of uniform, fitted, got 'fit'"),
+    "text as tau": (lambda g: Freezing("x"), "tau: must be a fraction in [0, 1], got 'x'"),
+    "granularity": (lambda g: Freezing(0.2, 3), "granularity: must be weight, row, column, head or tile:RxC such as tile:16x16, got 3"),
+    "seed": (lambda g: Freezing(0.2, seed=1.5), "seed: expected an integer of at least 0, got 1.5"),
+    "model by number": (lambda g: reference.quantise(3, g.images), "model: expected str or Module or Model, got 3"),
+    "images by number": (lambda g: reference.quantise(g.model, 3), "images: expected pixels, paths or batches, got 3"),
+    "range images": (lambda g: reference.quantise(g.model, g.images, 0), "range_images: expected an integer of at least 1, got 0"),
+    "freezing by number": (lambda g: reference.freeze(g.calibrated, g.images, 0.2), "freezing: expected Freezing, got 0.2"),
+    "freeze no model": (lambda g: reference.freeze(g.model, g.images, Freezing(0.2)), "calibrated: expected Calibrated, got Model"),
+    "quantisers": (lambda g: reference.with_quantisers(g.calibrated, [1]), "given: expected Mapping, got list"),
+    "a quantiser": (lambda g: reference.with_quantisers(g.calibrated, {"input": 3}), "input: expected Affine, got 3"),
+    "residual": (lambda g: LoweringConfig(residual_bits=16.0), "residual_bits: expected an integer in 2..32, got 16.0"),
+    "index": (lambda g: LoweringConfig(gelu_index_bits=40), "gelu_index_bits: expected an integer in 2..12, got 40"),
+    "headroom": (lambda g: LoweringConfig(headroom=nan), "headroom: expected 1 to 65536, got "),
+    "no width": (lambda g: narrowed(g.program, 3), "widths: expected Widths, got 3"),
+    "width": (
+        lambda g: narrowed(g.program, replace(widths_of(g.program), residual_bits=0)),
+        "residual_bits: expected an integer of at least 2, got 0",
+    ),
+    "batch of a price": (lambda g: cost_model.evaluate(g.program, CHIP, 0), "batch: expected an integer of at least 1, got 0"),
+    "half a batch": (lambda g: cost_model.evaluate(g.program, CHIP, 1.5), "batch: expected an integer of at least 1, got 1.5"),
+    "chip by name": (lambda g: cost_model.evaluate(g.program, "small-npu"), "hardware: expected Hardware, got 'small-npu'"),
+    "chip by number": (lambda g: cost_model.load(3), "hardware: expected str or PathLike, got 3"),
+    "estimates": (lambda g: cost_model.break_even_batch(1, 2), "frozen: expected Estimate, got 1"),
+    "file by number": (lambda g: eamsim.load(3), "path: expected str or PathLike, got 3"),
+    "verify no batch": (lambda g: eamsim.verify(g.program, g.images, batches=()), "batches: expected at least one, got none"),
+    "verify none": (lambda g: eamsim.verify(g.program, g.images, isas=()), "isas: expected at least one, got none, which would compare"),
+    "verify no thread": (lambda g: eamsim.verify(g.program, g.images, threads=()), "threads: expected at least one, got none"),
+    "verify backwards": (lambda g: eamsim.verify(g.program, g.images, batches=(-1,)), "batches: expected an integer of at least 1, got -1"),
+    "verify one set": (lambda g: eamsim.verify(g.program, g.images, "portable"), "isas: expected list or tuple, got 'portable'"),
+    "verify a list": (lambda g: eamsim.verify(g.program, list(g.images)), "images: expected ImageSet, got list"),
+    "limit": (lambda g: open_images(["x.png"], SMALL, 1.5), "limit: expected an integer of at least 1, got 1.5"),
+    "batch size": (lambda g: list(in_memory(g.images).batches(0)), "batch_size: expected an integer of at least 1, got 0"),
+    "spread": (lambda g: in_memory(g.images).spread(0), "images: expected an integer of at least 1, got 0"),
+    "half a pixel": (lambda g: replace(SMALL, height=8.0), "preprocessing: height: expected int, got 8.0"),
+    "crop as text": (lambda g: replace(SMALL, crop_pct="1"), "preprocessing: crop_pct: expected int or float, got '1'"),
+    "fill": (lambda g: replace(SMALL, fill=5), "preprocessing: fill: expected tuple or list, got 5"),
     "extremes": (lambda g: put(g, lambda r: r.put_lanes(0, *map(np.uint8, lanes(g)))), "extremes: expected int64 ["),
 }
 

@@ -147,7 +147,7 @@ def test_missing_empty_and_foreign_sources_are_refused(tmp_path: Path):
 
 
 def test_limit_below_one_is_refused(folder: Path):
-    with pytest.raises(UserError, match="number of images must be at least 1, got 0"):
+    with pytest.raises(UserError, match="limit: expected an integer of at least 1, got 0"):
         open_images([folder], SMALL, limit=0)
 
 

@@ -61,7 +61,7 @@ def test_the_text_is_plain(path):
         ({"scope": "block"}, "scope: must be one of head, layer, model"),
         ({"order": "entropy"}, "order: random and a seed belong to the variant random-4bits alone, got 'entropy'"),
         ({"seed": ""}, "order: random and a seed belong"),
-        ({"seed": "-1"}, "seed: must be 0 or more"),
+        ({"seed": "-1"}, "seed: expected an integer of at least 0"),
         ({"seed": "1.5"}, "invalid literal"),
         ({"tau": "1.1"}, r"tau: must be a fraction in \[0, 1\]"),
         ({"tau": "nan"}, r"tau: must be a fraction in \[0, 1\]"),

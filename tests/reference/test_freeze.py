@@ -170,7 +170,7 @@ def test_a_granularity_that_does_not_exist_is_refused(granularity):
     [
         ({"scope": "block"}, "scope: must be one of head, layer, model, got 'block'"),
         ({"order": "size"}, "order: must be one of entropy, variance, output, random, got 'size'"),
-        ({"seed": -1}, "seed: must be 0 or more, got -1"),
+        ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
         ({"granularity": "head"}, "scope: a head holds no other head to choose from, .*; choose heads within a layer or the model"),
     ],
 )
