@@ -25,6 +25,7 @@ from eamsim.narrow import KNOBS
 
 WIDTH = 80
 DIGITS = Path(artifact.__file__).parent / "data" / "digits"
+ROOT = Path(__file__).parents[2]
 words = st.text("abcdefghij", min_size=1, max_size=12)
 phrases = st.lists(words, min_size=1, max_size=4).map(" ".join)
 
@@ -145,6 +146,24 @@ def test_what_comes_from_outside_moves_no_cursor_and_splits_no_line(folder: Path
         assert done.code in (2, 3)
         assert all(line.isprintable() for line in done.err.splitlines())
         assert shown.split()[0] in done.err
+
+
+PRINTERS = {
+    "eamsim/cli/output.py": "escapes lines and cells",
+    "eamsim/cli/outcome.py": "escapes errors",
+    "eamsim/cli/__init__.py": "the version",
+    "eamsim/cli/program/bench.py": "a number",
+    "eamsim/jobs/stages.py": "a script, of its own numbers",
+    "reference/models/train.py": "a script that reads nothing from outside",
+}
+
+
+def test_nobody_else_prints():
+    found = set()
+    for path in (each for folder in ("eamsim", "cost_model", "reference") for each in (ROOT / folder).rglob("*.py")):
+        if re.search(r"(?<![\w.])(print|typer\.s?echo|sys\.std(out|err)\.write)\(", path.read_text()):
+            found.add(path.relative_to(ROOT).as_posix())
+    assert found == PRINTERS.keys()
 
 
 def test_notes_are_escaped(capsys: pytest.CaptureFixture):
