@@ -1,5 +1,7 @@
 """A program without its unread rows: equal outputs in fewer multiply-accumulates."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from examples import examples
@@ -9,9 +11,14 @@ from programs import DETOURS, FREEZES, Shape, random_images, random_program
 
 from cost_model.work.counts import count
 from cost_model.work.unread import unread_macs
-from eamsim import artifact, golden
+from eamsim import artifact, engine, golden
 from eamsim.unread import without_unread_rows
 
+ROOT = Path(__file__).parents[2]
+TRAINED = {  # program, photographs, share of the MACs that nobody reads
+    "digits": (ROOT / "traces" / "digits.eam", ROOT / "eamsim" / "data" / "digits" / "digits_test.npz", 0.2622),
+    "cifar10": (ROOT / "traces" / "cifar10-deit.eam", ROOT.parent / "shared" / "data" / "cifar10_test5k.npz", 0.1376),
+}
 shapes = st.builds(
     Shape,
     seed=st.integers(0, 2**32 - 1),
@@ -62,3 +69,18 @@ def test_where_no_linear_of_its_own_makes_q_the_rows_leave_after_the_attention(d
 def test_a_program_that_reads_all_its_rows_is_the_same(detour):
     program = random_program(Shape(seed=5, pooled=True, detour=detour))
     assert without_unread_rows(program).operations == program.operations
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_logits_of_trained_networks_are_equal_on_photographs(name):
+    path, data, saved = TRAINED[name]
+    if not data.exists():
+        pytest.skip(f"needs {data.name} in ../shared/data")
+    program, _ = artifact.read(path)
+    short, images = without_unread_rows(program), np.load(data)["images"][:2000]
+    before, after = engine.Engine(program, threads=1), engine.Engine(short, threads=1)
+    for start in range(0, len(images), 50):
+        batch = images[start : start + 50]
+        np.testing.assert_array_equal(after.run(batch), before.run(batch))
+    assert 1 - count(short).macs.full / count(program).macs.full == pytest.approx(saved, abs=1e-4)
+    assert unread_macs(short) == {}
