@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Command:
-    """outputs: what it leaves; a name that ends in / is a folder. kept: what it may leave unfinished, to be continued.
+    """outputs: what it leaves; kept: what it may leave unfinished, to be continued (a name that ends in / is a folder).
 
     resume: what to add to continue, or None where there is nothing to continue; needs: modules that are imported before it; replaces:
     whether it takes the name of a file that is there; share: how often it is taken, for one of those that take long.
