@@ -194,9 +194,8 @@ def softmax_codes(op: Attention, scores: np.ndarray, computed: np.ndarray, datap
 
 def log2_fixed(op: Attention, total: np.ndarray) -> np.ndarray:
     """log2(total) - exp2_bits with f fractional bits, from the leading one and a table; 0 where total is 0."""
-    mantissa_bits = len(op.log2).bit_length() - 1
     lead = bit_length(np.maximum(total, 1)) - 1
-    mantissa = ((total << mantissa_bits) >> lead) & (len(op.log2) - 1)
+    mantissa = ((total << op.log2_bits) >> lead) & (len(op.log2) - 1)
     log2 = ((lead - op.exp2_bits) << op.fraction_bits) + op.log2.astype(np.int64)[mantissa]
     return np.where(total > 0, log2, 0)
 

@@ -6,7 +6,7 @@ What is narrow enough already is left as it is, so equal widths give an equal pr
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, replace
 from typing import Any, assert_never
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from eamsim.arguments import expect_integer, expect_type
 from eamsim.check import MAX_SHIFT
 from eamsim.constraints import Verified, expect_verified
+from eamsim.datapath import FLOORS, KNOBS, Widths
 from eamsim.program import (
     Attention,
     Embed,
@@ -37,52 +38,22 @@ GUARD_BITS = 15
 """Of a GELU's multipliers while they are scaled by a ratio that is no power of two."""
 
 
-@dataclass(frozen=True)
-class Widths:
-    """Widths of a datapath in bits, named as in `reference.lowering.layers.LoweringConfig`; 0 where a program has no such part.
-
-    residual_bits: of the signed values but the output; multiplier_bits: of every M, and of the gains of LayerNorm, signed;
-    exponent_bits: f; log2_index_bits: of the index of the logarithm table; accumulator_bits: of all sums.
-    """
-
-    residual_bits: int
-    multiplier_bits: int
-    exponent_bits: int
-    exp2_bits: int
-    log2_index_bits: int
-    norm_fraction_bits: int
-    reciprocal_bits: int
-    gelu_index_bits: int
-    accumulator_bits: int
-
-
-FLOORS = Widths(2, 2, 1, 1, 1, 0, 1, 2, 8)
-"""The least that docs/spec/datapath.md allows of each."""
-KNOBS = tuple(field.name for field in fields(Widths))
-
-
 def widths_of(program: Verified) -> Widths:
     """The widest of every kind."""
-    attentions = [op for op in program.operations if isinstance(op, Attention)]
     norms = [op for op in program.operations if isinstance(op, LayerNorm)]
     epilogues = [op.epilogue for op in program.operations if isinstance(op, Linear)]
     streams = [value.bits for value in program.values.values() if value.signed and value.name != program.output.name]
     return Widths(
         residual_bits=max(streams, default=0),
         multiplier_bits=program.datapath.multiplier_bits,
-        exponent_bits=max((op.fraction_bits for op in attentions), default=0),
-        exp2_bits=max((op.exp2_bits for op in attentions), default=0),
-        log2_index_bits=max((log2_index_bits(op) for op in attentions), default=0),
+        exponent_bits=max((op.fraction_bits for op in program.attentions), default=0),
+        exp2_bits=max((op.exp2_bits for op in program.attentions), default=0),
+        log2_index_bits=max((op.log2_bits for op in program.attentions), default=0),
         norm_fraction_bits=max((op.fraction_bits for op in norms), default=0),
         reciprocal_bits=max((op.reciprocal_bits for op in norms), default=0),
         gelu_index_bits=max((each.index_bits for each in epilogues if isinstance(each, Gelu)), default=0),
         accumulator_bits=program.datapath.accumulator_bits,
     )
-
-
-def log2_index_bits(op: Attention) -> int:
-    """m: the logarithm table has 2^m entries."""
-    return len(op.log2).bit_length() - 1
 
 
 def sum_bits(bound: tuple[int, int]) -> int:
@@ -215,7 +186,7 @@ def narrow_attention(op: Attention, widths: Widths) -> Attention:
     """Tables keep every 2^k-th entry, which is what a table of so many entries holds; logarithms lose k fractional bits."""
     fraction = min(op.fraction_bits, widths.exponent_bits)
     exp2_bits = min(op.exp2_bits, widths.exp2_bits)
-    index_drop = max(log2_index_bits(op) - widths.log2_index_bits, 0)
+    index_drop = max(op.log2_bits - widths.log2_index_bits, 0)
     drop, bits = op.fraction_bits - fraction, widths.multiplier_bits
     score, score_shift = ratio(np.array([op.score_multiplier]), np.array([op.score_shift + drop]), bits)
     context = np.array([op.multiplier_even, op.multiplier_odd])

@@ -14,6 +14,8 @@ from typing import Any, Literal, assert_never, get_args, get_origin, get_type_hi
 
 import numpy as np
 
+from eamsim.datapath import DEFAULT
+
 Rounding = Literal["half_up", "half_even", "half_away", "floor"]
 Overflow = Literal["error", "wrap", "saturate"]
 Softmax = Literal["paper", "renormalised"]
@@ -58,8 +60,8 @@ class Datapath:
     """
 
     rounding: Rounding = "half_up"
-    multiplier_bits: int = 16
-    accumulator_bits: int = 32
+    multiplier_bits: int = DEFAULT.multiplier_bits
+    accumulator_bits: int = DEFAULT.accumulator_bits
     overflow: Overflow = "error"
 
 
@@ -122,8 +124,8 @@ class LayerNorm:
     offset: np.ndarray
     shift: int
     variance_offset: int
-    fraction_bits: int = 12
-    reciprocal_bits: int = 15
+    fraction_bits: int = DEFAULT.norm_fraction_bits
+    reciprocal_bits: int = DEFAULT.reciprocal_bits
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -290,6 +292,11 @@ class Attention:
         return len(self.exp2).bit_length() - 1
 
     @property
+    def log2_bits(self) -> int:
+        """m: the logarithm table has 2^m entries."""
+        return len(self.log2).bit_length() - 1
+
+    @property
     def last_code(self) -> int:
         return (1 << self.attention_bits) - 1
 
@@ -297,6 +304,15 @@ class Attention:
     def top_power(self) -> int:
         """Code c stands for 2^(top_power - c // 2) in the even or the odd product."""
         return self.last_code // 2
+
+
+def scored_heads(op: Attention, frozen: Frozen | None, softmax: Softmax) -> tuple[int, ...]:
+    """The heads that need scores once this is frozen: all, but under `renormalised` those that are wholly frozen.
+
+    One at least where q is a value of its own, which cannot be empty.
+    """
+    scored = tuple(head for head in range(op.heads) if frozen is None or softmax == "paper" or not frozen.mask[:, head].all())
+    return scored or (() if op.queries is None else (0,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,6 +346,11 @@ class Program:
     def values(self) -> dict[str, Value]:
         """Every value by name, the image first."""
         return {value.name: value for value in (self.image, *(op.out for op in self.operations))}
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """One a block, in the order of execution."""
+        return tuple(op for op in self.operations if isinstance(op, Attention))
 
     @property
     def output(self) -> Value:

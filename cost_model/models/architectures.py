@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isqrt
 
+from eamsim.datapath import WEIGHT_BITS
 from eamsim.errors import UserError
 
 
@@ -49,7 +50,7 @@ class Architecture:
     image: int = 224
     patch: int = 16
     classes: int = 1000
-    weight_bits: int = 4
+    weight_bits: int = WEIGHT_BITS
 
     @property
     def patches(self) -> int:
@@ -101,7 +102,7 @@ class Swin:
     image: int = 224
     patch: int = 4
     classes: int = 1000
-    weight_bits: int = 4
+    weight_bits: int = WEIGHT_BITS
 
     @property
     def layers(self) -> tuple[Layer, ...]:

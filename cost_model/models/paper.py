@@ -10,10 +10,10 @@ from dataclasses import replace
 from cost_model.models.architectures import Architecture, Layer, Swin
 from cost_model.work.counts import Cost, Macs
 from cost_model.work.memory import packed_bytes
+from eamsim.datapath import CODE_BITS, DEFAULT, PIXEL_BITS
 from eamsim.program import Softmax
 
 FROZEN_BITS = 4  # EAM_4bits
-CODE_BITS, PIXEL_BITS, RESIDUAL_BITS = 4, 8, 16  # the default datapath's activations
 
 
 def estimate(model: Architecture | Swin, tau: float, softmax: Softmax) -> Cost:
@@ -59,6 +59,6 @@ def activation_bytes(model: Architecture | Swin) -> int:
     """The largest of the peaks: the image beside its codes, and in each layer fc2 between two residual streams."""
     peaks = [2 * packed_bytes(3 * model.image**2, PIXEL_BITS)]
     for layer in model.layers:
-        residual = packed_bytes(layer.tokens * layer.width, RESIDUAL_BITS)
+        residual = packed_bytes(layer.tokens * layer.width, DEFAULT.residual_bits)
         peaks.append(residual + packed_bytes(4 * layer.tokens * layer.width, CODE_BITS) + residual)
     return max(peaks)

@@ -8,8 +8,8 @@ from math import isqrt
 import numpy as np
 
 from cost_model.models.architectures import Architecture, Layer, Projection, Swin
-from cost_model.models.paper import CODE_BITS, PIXEL_BITS, RESIDUAL_BITS
 from eamsim.constraints import Verified
+from eamsim.datapath import CODE_BITS, DEFAULT, LOGIT_BITS, PIXEL_BITS
 from eamsim.program import (
     Attention,
     Embed,
@@ -26,8 +26,6 @@ from eamsim.program import (
     Residual,
     Value,
 )
-
-LOGIT_BITS, FRACTION_BITS, EXP2_BITS, INDEX_BITS = 32, 8, 15, 8  # the default datapath's
 
 
 def zeros(shape: tuple[int, ...], dtype: type = np.int32) -> np.ndarray:
@@ -92,7 +90,7 @@ def _block(name: str, stream: Value, layer: Layer, model: Architecture | Swin) -
         *([_gather(context, back, d)] if is_split else []),
         _linear(back if is_split else context, middle, weight_bits, Residual(stream.name, *_ratio(d), 0)),
         _norm(middle, norm2),
-        _linear(norm2, hidden, weight_bits, Gelu(*_ratio(4 * d), 0, INDEX_BITS, zeros((1 << INDEX_BITS,), np.uint8))),
+        _linear(norm2, hidden, weight_bits, _gelu(4 * d)),
         _linear(hidden, out, weight_bits, Residual(middle.name, *_ratio(d), 0)),
     ]
 
@@ -102,11 +100,15 @@ def _codes(name: str, shape: tuple[int, ...]) -> Value:
 
 
 def _residual(name: str, shape: tuple[int, ...]) -> Value:
-    return Value(name, shape, RESIDUAL_BITS, True)
+    return Value(name, shape, DEFAULT.residual_bits, True)
 
 
 def _ratio(channels: int) -> tuple[np.ndarray, np.ndarray]:
     return zeros((channels,)), zeros((channels,))
+
+
+def _gelu(channels: int) -> Gelu:
+    return Gelu(*_ratio(channels), 0, DEFAULT.gelu_index_bits, zeros((1 << DEFAULT.gelu_index_bits,), np.uint8))
 
 
 def _gather(x: Value, out: Value, granule: int) -> Gather:
@@ -130,7 +132,8 @@ def _attention(x: Value, out: Value, layer: Layer, is_biased: bool) -> Attention
     return Attention(
         x.name, out, layer.heads, windows, score_heads=tuple(range(layer.heads)), q_zero=0, k_zero=0, v_zero=0,
         score_multiplier=0, score_shift=0,
-        exp2=_first(1 << FRACTION_BITS, 1 << EXP2_BITS), exp2_bits=EXP2_BITS, log2=zeros((1 << FRACTION_BITS,)), log2_scale=0,
+        exp2=_first(1 << DEFAULT.exponent_bits, 1 << DEFAULT.exp2_bits), exp2_bits=DEFAULT.exp2_bits,
+        log2=zeros((1 << DEFAULT.log2_index_bits,)), log2_scale=0,
         attention_bits=CODE_BITS, last_code_is_zero=False, softmax="paper", multiplier_even=0, multiplier_odd=0, out_shift=0, out_zero=0,
         logit_bias=zeros((1, layer.heads, tokens, tokens)) if is_biased else None,
         excluded=_excluded(layer) if min(layer.live) < tokens**2 else None,

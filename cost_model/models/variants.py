@@ -14,7 +14,7 @@ from cost_model.models.skeleton import zeros
 from cost_model.work.ledger import qk_linears
 from eamsim.constraints import Verified, expect_verified
 from eamsim.errors import UserError
-from eamsim.program import Attention, Frozen, Linear, Operation, Requant, Softmax
+from eamsim.program import Attention, Frozen, Linear, Operation, Requant, Softmax, scored_heads
 
 Freezer = Callable[[Attention], Frozen | None]
 
@@ -35,9 +35,7 @@ def refrozen(program: Verified, freezer: Freezer, softmax: Softmax) -> Verified:
     for op in program.operations:
         if isinstance(op, Attention):
             frozen = freezer(op)
-            scored = tuple(head for head in range(op.heads) if frozen is None or softmax == "paper" or not frozen.mask[:, head].all())
-            if op.queries is not None and not scored:
-                scored = (0,)
+            scored = scored_heads(op, frozen, softmax)
             changed[op.out.name] = replace(op, softmax=softmax, frozen=frozen, last_code_is_zero=False, score_heads=scored)
             more = (len(scored) - len(op.score_heads)) * op.head_dim
             for name, linear in zip((op.inputs[-1], op.x), qk_linears(program, op), strict=True) if more else ():
@@ -87,9 +85,8 @@ def scattered(tau: float, seed: int = 0) -> Freezer:
 
 def whole_heads(program: Verified, tau: float) -> Freezer:
     """round(tau * heads) whole heads of the model, spread evenly over its layers: what as much freezing can save at best."""
-    attentions = [op for op in program.operations if isinstance(op, Attention)]
-    total = sum(op.heads for op in attentions)
-    first = {op.out.name: sum(other.heads for other in attentions[:index]) for index, op in enumerate(attentions)}
+    total = sum(op.heads for op in program.attentions)
+    first = {op.out.name: sum(other.heads for other in program.attentions[:index]) for index, op in enumerate(program.attentions)}
     wanted = round(tau * total)
 
     @cache

@@ -150,7 +150,7 @@ def evaluate(program: Verified, hardware: Hardware, batch: int = 1, encoding: st
 def workload(program: Verified, compute: Array | Simd, encoding: str = "auto") -> Workload:
     """Count the masks; UserError where a map cannot be stored as asked."""
     expect_verified(program)
-    attentions = [op for op in program.operations if isinstance(op, Attention)]
+    attentions = program.attentions
     stored = {op.frozen: tuple(store(op, encoding)) for op in {op.frozen: op for op in attentions}.values()}
     map_bits = {op.out.name: sum(head.bits for head in stored[op.frozen]) + row_mass_bits(op) for op in attentions}
     counted: dict[tuple, tuple[Runs, Primitives]] = {}

@@ -168,7 +168,7 @@ def attention_steps(op: Attention, bits: int, multiplier: int) -> dict[str, Step
         "exponents": Step(
             ((bits, multiplier),), (bits, bits, bits + multiplier, op.exp2_bits, total), ((op.fraction_bits, op.exp2_bits + 1),)
         ),
-        "logarithms": Step(simple=(total,) * 3 + (exponent,) * 3, lookups=((len(op.log2).bit_length() - 1, op.fraction_bits + 1),)),
+        "logarithms": Step(simple=(total,) * 3 + (exponent,) * 3, lookups=((op.log2_bits, op.fraction_bits + 1),)),
         "attention_codes": Step(simple=(exponent,) * 3),
         "mask_decodes": Step(simple=(1,)),
         "frozen_codes": Step(simple=(op.attention_bits,)),

@@ -153,7 +153,7 @@ def share(part: float, whole: float) -> float:
 def _pairs(program: Verified) -> tuple[int, int, int]:
     """Attention weights of all windows and heads: all, frozen and not excluded, excluded."""
     pairs = frozen = excluded = 0
-    for op in (op for op in program.operations if isinstance(op, Attention)):
+    for op in program.attentions:
         pairs += op.windows * op.heads * op.rows * op.tokens
         out = excluded_pairs(op)
         excluded += op.heads * int(np.count_nonzero(out)) * (op.windows // len(out))
@@ -170,7 +170,7 @@ def excluded_pairs(op: Attention) -> np.ndarray:
 
 def granularity(program: Verified) -> str:
     """The coarsest unit all masks are made of: `head`, `row`, `column`, `tile:RxC` or `weight` (also when nothing is frozen)."""
-    masks = [op.frozen.mask for op in program.operations if isinstance(op, Attention) and op.frozen is not None]
+    masks = [op.frozen.mask for op in program.attentions if op.frozen is not None]
     if not any(mask.any() for mask in masks):
         return "weight"
     match _step(masks, 2), _step(masks, 3):
@@ -198,7 +198,7 @@ def linear_layers(program: Verified) -> dict[str, str]:
     source: dict[str, Operation | None] = {program.image.name: None}
     for op in program.operations:
         source[op.out.name] = source[op.x] if isinstance(op, Gather) else op
-    projections = [source[name] for op in program.operations if isinstance(op, Attention) for name in op.inputs]
+    projections = [source[name] for op in program.attentions for name in op.inputs]
 
     def layer(op: Linear) -> str:
         if op in projections:

@@ -179,7 +179,7 @@ def _epilogue(epilogue: Epilogue, indices: dict[str, int]) -> list[Number]:
 
 def _attention(op: Attention, indices: dict[str, int]) -> list[Number]:
     heads = np.array(op.score_heads, np.int64)
-    tables = [op.fraction_bits, op.exp2, op.exp2_bits, len(op.log2).bit_length() - 1, op.log2, op.log2_scale]
+    tables = [op.fraction_bits, op.exp2, op.exp2_bits, op.log2_bits, op.log2, op.log2_scale]
     codes = [op.attention_bits, op.last_code_is_zero, op.softmax == "renormalised"]
     output = [op.multiplier_even, op.multiplier_odd, op.out_shift, op.out_zero]
     frozen = [0] if op.frozen is None else _frozen(op.frozen, op.attention_bits)

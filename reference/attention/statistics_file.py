@@ -127,15 +127,6 @@ def read_statistics(path: Path) -> Statistics:
     return Statistics(header, of("entropy"), of("mean"), of("variance"), divergence, excluded)
 
 
-def read_histogram(path: Path, source: Source, layer: int) -> np.ndarray:
-    """Counts of Eq. 12 of one layer: uint16 or uint32 [maps, tokens, tokens, 256]. Raises BadFile, and UserError if it has none."""
-    name = f"layer{layer}.{source}.counts"
-    with _checked(path) as (header, file):
-        if name in _names(header):
-            return _read(file, header, name)
-    raise UserError(f"{path}: holds no histograms of layer {layer} of the {source} model; measure it with `eamsim entropy --histograms`")
-
-
 def write_progress(path: Path, header: Header, images: int, statistics: Mapping[Source, AttentionStatistics]) -> None:
     """Store the state of statistics that have all been given so many images. Raises BadFile where it cannot be written."""
     with _written(path) as file:
@@ -258,10 +249,6 @@ def _read(file: Tables, header: Header, name: str) -> np.ndarray:
     layer, _, quantity = name.removeprefix("layer").partition(".")
     stored, shape = header.arrays(int(layer))[name]
     array = file.take(name, stored, shape)
-    if quantity.endswith("counts"):
-        if not _counts_images(array, header.images):
-            raise Refused(f"/{name}", f"histograms of {header.images} images each", "another sum")
-        return array
     low, high, limit = float(array.min()), float(array.max()), _limit(quantity.rpartition(".")[2], header.images)
     if not (np.isfinite(array).all() and low >= 0 and high <= limit):
         raise Refused(f"/{name}", f"finite values in [0, {limit}]", (low, high))

@@ -10,7 +10,7 @@ import torch
 
 from eamsim.arguments import expect_length
 from eamsim.constraints import Verified
-from eamsim.program import Attention, Frozen, Linear, Operation, Program
+from eamsim.program import Attention, Frozen, Linear, Operation, Program, scored_heads
 from eamsim.unread import with_channels
 from reference.attention.freeze import FrozenMap, expect_frozen
 from reference.quantisation.fakequant import frozen_mass, on_grid
@@ -24,17 +24,15 @@ def with_frozen(program: Program, frozen: Sequence[FrozenMap | None], grids: Seq
     the first, so have the maps, and one head keeps its q and k. Raises UserError for maps that are not the program's.
     """
     operations: dict[str, Operation] = {op.out.name: op for op in program.operations}
-    attentions = [op for op in program.operations if isinstance(op, Attention)]
-    expect_length("frozen", frozen, len(attentions))
-    for block, (op, layer, grid) in enumerate(zip(attentions, frozen, grids, strict=True)):
+    expect_length("frozen", frozen, len(program.attentions))
+    for block, (op, layer, grid) in enumerate(zip(program.attentions, frozen, grids, strict=True)):
         if layer is None:
             continue
         expect_frozen(block, layer, (op.windows * op.heads, op.tokens, op.tokens), op.heads)
         maps = _frozen(layer, grid, op)
         if op.queries is not None and not maps.mask.any():
             continue
-        scored = [head for head in range(op.heads) if op.softmax == "paper" or not maps.mask[:, head].all()]
-        scored = scored or ([] if op.queries is None else [0])
+        scored = list(scored_heads(op, maps, op.softmax))
         operations[op.out.name] = replace(op, score_heads=tuple(scored), frozen=maps)
         for name in op.inputs if len(scored) < op.heads else ():
             linear = operations[name]

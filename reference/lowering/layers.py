@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from eamsim.arguments import expect_integer, is_number
+from eamsim.datapath import CEILINGS, FLOORS, KNOBS, LOGIT_BITS, Widths
 from eamsim.errors import UserError
 from eamsim.program import (
     Attention,
@@ -50,7 +51,6 @@ from reference.models.swin import Windows
 from reference.quantisation.levels import Levels
 from reference.quantisation.repq import Calibrated
 
-LOGIT_BITS = 32
 OFFSET_BITS = 61  # of a norm's offset: with what is added to it, it stays within 63
 Step = tuple[Fraction, int]
 """What one code stands for, and the zero point."""
@@ -59,47 +59,25 @@ MakeEpilogue = Callable[[str, list[Fraction]], Epilogue]
 """(name of the layer, what one unit of its sums stands for in each channel) -> what is done to the sums."""
 
 
-RANGES = {
-    "residual_bits": (2, 32),
-    "multiplier_bits": (2, 30),
-    "accumulator_bits": (8, 48),
-    "norm_fraction_bits": (0, 25),
-    "reciprocal_bits": (1, 24),
-    "exponent_bits": (1, 16),
-    "exp2_bits": (1, 24),
-    "log2_index_bits": (1, 16),
-    "gelu_index_bits": (2, 12),
-}
-"""What docs/spec/datapath.md allows of each width."""
 MOST_HEADROOM = 1 << 16
 
 
 @dataclass(frozen=True)
-class LoweringConfig:
-    """Widths of the lowered program (docs/spec/datapath.md); all in bits. Raises UserError for what no program can have.
+class LoweringConfig(Widths):
+    """The datapath of the lowered program, its widths and rules. Raises UserError for what no program can have.
 
-    exponent_bits: fraction of the base-2 exponents of the softmax; log2_index_bits: index of its logarithm table;
     headroom: how far beyond the largest calibrated value the residual stream reaches before it saturates; keep_unread: compute the
     rows that nothing reads, as published counts do.
     """
 
-    residual_bits: int = 16
-    multiplier_bits: int = 16
-    accumulator_bits: int = 32
-    norm_fraction_bits: int = 12
-    reciprocal_bits: int = 15
-    exponent_bits: int = 8
-    exp2_bits: int = 15
-    log2_index_bits: int = 8
-    gelu_index_bits: int = 8
     headroom: float = 2.0
     rounding: Rounding = "half_up"
     overflow: Overflow = "error"
     keep_unread: bool = False
 
     def __post_init__(self) -> None:
-        for name, (low, high) in RANGES.items():
-            expect_integer(name, getattr(self, name), low, high)
+        for name in KNOBS:
+            expect_integer(name, getattr(self, name), getattr(FLOORS, name), getattr(CEILINGS, name))
         if not is_number(self.headroom) or not 1 <= self.headroom <= MOST_HEADROOM:
             raise UserError(f"headroom: expected 1 to {MOST_HEADROOM}, got {self.headroom!r}")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eamsim.arguments import expect_choice, expect_integer, expect_type
 from eamsim.choice import least
+from eamsim.datapath import CODE_BITS, PIXEL_BITS, WEIGHT_BITS
 from eamsim.progress import Advance, unheard
 from reference.models.layers import Dense, Norm
 from reference.models.load import Model
@@ -23,7 +24,6 @@ from reference.quantisation.quantisers import Affine, LogSqrt2, as_scale, search
 Mode = Literal["hardware", "published"]
 Codes = Literal["uniform", "fitted"]
 """What the codes after GELU stand for: an even grid, or the 8-bit levels that fit them best."""
-INPUT_BITS = 8
 AFTER_GELU = ".mlp.fc1"
 """How the names of GELU's results end."""
 
@@ -89,8 +89,8 @@ def calibrate(
     model: Model,
     images: np.ndarray,
     mode: Mode = "hardware",
-    weight_bits: int = 4,
-    activation_bits: int = 4,
+    weight_bits: int = WEIGHT_BITS,
+    activation_bits: int = CODE_BITS,
     advance: Advance = unheard,
     codes: Codes = "uniform",
 ) -> Calibrated:
@@ -98,7 +98,7 @@ def calibrate(
 
     Ranges are collected in one forward pass whose weights and activations are already quantised, as in the published code;
     then LayerNorm outputs, quantised per channel, are re-parametrised to one scale and zero point (RepQ-ViT, Eq. 7-9), and
-    the weights behind them are quantised anew. Attention and patches: `activation_bits` and INPUT_BITS.
+    the weights behind them are quantised anew. Attention and patches: `activation_bits` and PIXEL_BITS.
     advance: as often as `calibration_steps` says.
     `published` keeps a fractional zero point and seventeen attention levels; `hardware` has neither. `published` codes are uniform.
     Raises UserError.
@@ -146,7 +146,7 @@ class _Ranges:
         elif name in self.per_channel:
             quantiser = search_affine(x, self.bits, contain_zero=False, channel_axis=x.ndim - 1)
         elif name in self.read or name.endswith((".q", ".k", ".v")):
-            quantiser = search_affine(x, INPUT_BITS if name == "input" else self.bits, contain_zero=self.hardware)
+            quantiser = search_affine(x, PIXEL_BITS if name == "input" else self.bits, contain_zero=self.hardware)
         else:
             self.stream_max[name] = x.abs().max().item()
             typical = x.abs().median(dim=-1).values

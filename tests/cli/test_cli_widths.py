@@ -8,10 +8,11 @@ import pytest
 from command_line import eamsim, save_data, save_model
 
 from eamsim import artifact
+from eamsim.datapath import Widths
 from eamsim.files.origin import without_folders
 from eamsim.jobs.search.width_bench import VIEWS, Bench, moved
 from eamsim.jobs.search.widths import read_trials
-from eamsim.narrow import Widths, narrowed, widths_of
+from eamsim.narrow import narrowed, widths_of
 
 
 @pytest.fixture

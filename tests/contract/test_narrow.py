@@ -9,8 +9,8 @@ from programs import Shape, operation, random_program
 
 from eamsim import golden
 from eamsim.check import ProgramError
+from eamsim.datapath import Widths
 from eamsim.narrow import (
-    Widths,
     excess,
     half_up,
     narrow_attention,

@@ -20,6 +20,7 @@ pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 from matplotlib.collections import LineCollection
 
 from eamsim import artifact
+from eamsim.datapath import KNOBS
 from eamsim.errors import BadFile, UserError
 from eamsim.figures import curves as figures_curves
 from eamsim.figures import designs as figures_designs
@@ -33,7 +34,6 @@ from eamsim.jobs.search.budget import Trial, mark
 from eamsim.jobs.search.design_table import read_designs
 from eamsim.jobs.search.front import write_front
 from eamsim.jobs.sweep_table import Row, write_sweep
-from eamsim.narrow import KNOBS
 
 DIGITS = Path(str(files("eamsim") / "data" / "digits"))
 COLUMN_PIXELS, PAGE_PIXELS = 1020, 2100

@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from eamsim.datapath import KNOBS, Widths
 from eamsim.errors import BadFile
 from eamsim.jobs.search.widths import Enough, Search, Trial, mark, paired_loss, read_trials, unexplained, useful, with_width, write_trials
-from eamsim.narrow import KNOBS, Widths
 
 START = Widths(16, 16, 8, 15, 8, 12, 15, 8, 32)
 NEEDED = Widths(9, 10, 3, 5, 3, 4, 6, 5, 18)

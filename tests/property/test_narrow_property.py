@@ -16,7 +16,8 @@ from programs import FREEZES, Shape, random_images, random_program
 
 from eamsim import artifact, engine, golden
 from eamsim.check import ProgramError
-from eamsim.narrow import FLOORS, KNOBS, Widths, narrowed, proven_sums, widths_of
+from eamsim.datapath import FLOORS, KNOBS, Widths
+from eamsim.narrow import narrowed, proven_sums, widths_of
 from eamsim.program import Datapath
 from eamsim.traces.difference import first_difference
 

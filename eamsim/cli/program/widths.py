@@ -20,13 +20,14 @@ from eamsim.cli.output import Json, Limit, Threads, note, progress, table
 from eamsim.cli.shares import points_of
 from eamsim.cli.untrained import emit_measured
 from eamsim.constraints import Verified
+from eamsim.datapath import KNOBS
 from eamsim.errors import UserError
 from eamsim.files.origin import public_command
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.jobs.load import is_untrained, read_model
 from eamsim.jobs.search.width_bench import BATCH, VIEWS, Bench, Key
 from eamsim.jobs.search.widths import Enough, Search, Trial, mark, read_trials, write_trials
-from eamsim.narrow import KNOBS, narrowed, proven_sums, sum_bits
+from eamsim.narrow import narrowed, proven_sums, sum_bits
 
 if TYPE_CHECKING:
     from eamsim.engine import Engine

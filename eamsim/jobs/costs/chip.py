@@ -12,7 +12,6 @@ from cost_model.price.energy import Estimate, break_even_batch, evaluate
 from cost_model.work.counts import count
 from cost_model.work.ledger import Work, ledger, structured_macs, zero_code_macs
 from eamsim.constraints import Verified
-from eamsim.program import Attention
 
 
 def add_hardware(rows: list[dict], program: Verified, hardware: Hardware, batch: int, encoding: str) -> dict:
@@ -27,9 +26,8 @@ def add_hardware(rows: list[dict], program: Verified, hardware: Hardware, batch:
         masked = refrozen(unfrozen, scattered(tau), softmax) if row["estimated"] else program
         row["hardware"] = figures(evaluate(masked, hardware, batch, encoding), dense)
         row["work"] = asdict(sum(ledger(masked).values(), Work()))
-        attentions = [op for op in masked.operations if isinstance(op, Attention)]
-        row["zero_code_macs"] = sum(zero_code_macs(op) for op in attentions)
-        row["structured_macs"] = sum(structured_macs(masked, op) for op in attentions)
+        row["zero_code_macs"] = sum(zero_code_macs(op) for op in masked.attentions)
+        row["structured_macs"] = sum(structured_macs(masked, op) for op in masked.attentions)
         if row["estimated"] and softmax == "renormalised":
             best = refrozen(unfrozen, whole_heads(unfrozen, tau), softmax)
             bound = figures(evaluate(best, hardware, batch, encoding), dense)

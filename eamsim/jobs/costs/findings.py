@@ -123,7 +123,7 @@ def batch_curve(program: Verified, bare: Verified, hardware: Hardware) -> dict[s
     """
     curves = {}
     masked = {"scattered, tau 0.9": refrozen(bare, scattered(0.9), "renormalised")}
-    if any(op.frozen is not None for op in attentions(program)):
+    if any(op.frozen is not None for op in program.attentions):
         masked = {"this program": program} | masked
     works = {name: workload(each, hardware.compute) for name, each in (masked | {"": bare}).items()}
     estimates: dict[str, list[Estimate]] = {name: [] for name in works}
@@ -140,16 +140,12 @@ def batch_curve(program: Verified, bare: Verified, hardware: Hardware) -> dict[s
     return curves
 
 
-def attentions(program: Verified) -> list[Attention]:
-    return [op for op in program.operations if isinstance(op, Attention)]
-
-
 def encodings(program: Verified) -> dict[str, int | None]:
     """Bytes of all frozen maps under each encoding; None where it cannot hold one of them. `auto`: the smallest of each head."""
     sizes: dict[str, int | None] = {}
     for encoding in ("auto", *PLAIN):
         try:
-            sizes[encoding] = -(-sum(head.bits for op in attentions(program) for head in store(op, encoding)) // 8)
+            sizes[encoding] = -(-sum(head.bits for op in program.attentions for head in store(op, encoding)) // 8)
         except UserError:
             sizes[encoding] = None
     return sizes
@@ -158,7 +154,7 @@ def encodings(program: Verified) -> dict[str, int | None]:
 def head_rows(program: Verified, hardware: Hardware) -> list[dict[str, Any]]:
     """Of every head, over all windows: the share of its weights that is frozen, and of its scores that the core leaves out."""
     rows = []
-    for op in attentions(program):
+    for op in program.attentions:
         frozen, skipped = frozen_share(op), left_out(op, hardware.compute).mean(axis=0)
         for head in range(op.heads):
             shares = {"frozen": float(frozen[head].mean()), "left_out": float(skipped[head].mean())}

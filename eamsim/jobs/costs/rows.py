@@ -16,7 +16,7 @@ from cost_model.work.unread import unread_macs
 from eamsim import artifact
 from eamsim.constraints import Verified
 from eamsim.jobs.load import is_untrained
-from eamsim.program import Attention, Softmax
+from eamsim.program import Softmax
 
 MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
 
@@ -56,7 +56,7 @@ def own_row(program: Verified) -> dict:
     return {
         "tau": frozen_share(program),
         "tau_with_excluded": constant_share(program),
-        "softmax": "+".join(sorted({op.softmax for op in program.operations if isinstance(op, Attention)})),
+        "softmax": "+".join(sorted({op.softmax for op in program.attentions})),
         "granularity": granularity(program),
         "estimated": False,
         **figures(count(program)),
@@ -66,10 +66,9 @@ def own_row(program: Verified) -> dict:
 
 def unneeded(program: Verified) -> dict[str, int]:
     """MACs that the program has and a cleverer chip would leave out (docs/spec/cost.md, Meanings)."""
-    attentions = [op for op in program.operations if isinstance(op, Attention)]
     return {
-        "zero_code_macs": sum(zero_code_macs(op) for op in attentions),
-        "structured_macs": sum(structured_macs(program, op) for op in attentions),
+        "zero_code_macs": sum(zero_code_macs(op) for op in program.attentions),
+        "structured_macs": sum(structured_macs(program, op) for op in program.attentions),
         "unread_macs": sum(unread_macs(program).values()),
     }
 

@@ -29,7 +29,7 @@ from eamsim.jobs.search.budget import (
     search,
     uniform_states,
 )
-from eamsim.program import Attention, Linear, Raw
+from eamsim.program import Linear, Raw
 from reference.attention.freeze import FrozenMap
 from reference.lowering.frozen import with_frozen
 from reference.quantisation.quantisers import LogSqrt2
@@ -58,19 +58,15 @@ class Bench:
     def masks(self, state: State) -> list[np.ndarray]:
         """Of every block, bool [maps, tokens, tokens], window by window."""
         chosen, found = [self.rungs.masks[rung][head] for head, rung in enumerate(state)], []
-        for layer, op in zip(self.mean, self.attentions, strict=True):
+        for layer, op in zip(self.mean, self.dense.attentions, strict=True):
             own, chosen = np.stack(chosen[: op.heads]), chosen[op.heads :]
             found.append(own.reshape(op.heads, -1, *layer.shape[1:]).swapaxes(0, 1).reshape(layer.shape))
         return found
 
-    @cached_property
-    def attentions(self) -> list[Attention]:
-        return [op for op in self.dense.operations if isinstance(op, Attention)]
-
     def tau(self, state: State) -> float:
         """The share of frozen weights among those of all windows that can be."""
         frozen = live = 0
-        for op, mask in zip(self.attentions, self.masks(state), strict=True):
+        for op, mask in zip(self.dense.attentions, self.masks(state), strict=True):
             pairs = np.ones((op.windows, 1, op.tokens, op.tokens), np.bool_) if op.excluded is None else ~op.excluded[:, None]
             frozen += int(np.count_nonzero(mask.reshape(-1, op.heads, op.tokens, op.tokens) & pairs))
             live += op.heads * int(np.count_nonzero(pairs))
@@ -171,7 +167,7 @@ def _truth(images: ImageSet, answers: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _heads(bench: Bench, state: State) -> list[dict[str, Any]]:
     """What is frozen, head by head."""
-    places = [(block, head) for block, op in enumerate(bench.attentions) for head in range(op.heads)]
+    places = [(block, head) for block, op in enumerate(bench.dense.attentions) for head in range(op.heads)]
     rows = []
     for number, ((block, head), rung) in enumerate(zip(places, state, strict=True)):
         share = float(bench.rungs.masks[rung][number].sum() / bench.rungs.masks[-1][number].sum())

@@ -14,9 +14,10 @@ from cost_model.chip.hardware import Hardware
 from cost_model.price.widths import Price, price
 from eamsim.check import ProgramError
 from eamsim.constraints import Verified
+from eamsim.datapath import Widths
 from eamsim.inputs.images import ImageSet
 from eamsim.jobs.search.widths import Enough, Trial, paired_loss, unexplained, write_trials
-from eamsim.narrow import Widths, narrowed, widths_of
+from eamsim.narrow import narrowed, widths_of
 from eamsim.progress import Advance
 
 if TYPE_CHECKING:

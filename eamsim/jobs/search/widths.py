@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from eamsim.datapath import FLOORS, KNOBS, Widths
 from eamsim.errors import BadFile
 from eamsim.files.table import FLAG, read_table, write_table
-from eamsim.narrow import FLOORS, KNOBS, Widths
 
 Z = 1.6449
 """Of the standard normal distribution 95 % lies below."""
@@ -27,7 +27,7 @@ STEP = 0.05
 """Of the cost: a datapath is tested if it saves as much against the one tested before."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial(Widths):
     """One datapath that was run, a row of the table.
 
