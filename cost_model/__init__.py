@@ -1,7 +1,7 @@
 """What a program costs: exact operation counts and bytes, never a measurement; on a described chip cycles, traffic and energy.
 
 cost_model.count(program).macs.full                      # multiply-accumulates of one image, from its real masks
-chip = cost_model.load("small-npu")                      # a preset, or your own YAML (docs/spec/cost.md)
+chip = cost_model.load("small-npu")                      # a preset, or your own YAML (`eamsim hardware show small-npu`)
 cost_model.evaluate(program, chip).energy.nominal_pj     # per image; low_pj and high_pj beside it
 """
 

@@ -6,7 +6,7 @@
     eamsim.verify(model.program, images)             # engine == golden at every tap, on every instruction set here
     eamsim.save("y.eam", program, provenance)
 
-`reference` makes such programs of float models, `cost_model` says what they cost on a chip. docs/start.md is the way in.
+`reference` makes such programs of float models, `cost_model` says what they cost on a chip. `eamsim demo` shows all of it on digits.
 """
 
 from importlib import import_module

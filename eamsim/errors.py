@@ -29,4 +29,9 @@ class MissingExtra(UserError):
     exit_code = 4
 
     def __init__(self, extra: str, feature: str):
-        super().__init__(f"{feature} needs the extra '{extra}': pip install '.[{extra}]' in the checkout")
+        super().__init__(f"{feature} needs the extra '{extra}': {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """The command that adds the optional dependencies to whatever eamsim is installed: a wheel, a checkout or an editable one."""
+    return f"pip install 'eamsim[{extra}]'"

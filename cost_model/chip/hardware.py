@@ -28,6 +28,7 @@ Content = Literal["weights", "activations", "maps"]
 Level = Literal["sram", "dram", "rom"]
 MOST_MHZ = 20_000
 """More is no chip's clock, but a frequency in another unit."""
+ADVICE = "`eamsim hardware show small-npu` prints one to begin with"
 PRESETS = files("cost_model") / "presets"
 
 
@@ -220,20 +221,20 @@ def load(name: str) -> Hardware:
 def parse(text: str, where: str) -> Hardware:
     """The description in a YAML text; UserError lists every fault as `where:line: field: what`."""
     if text.count("[") + text.count("{") > YAML_BRACKETS:
-        raise UserError(f"{where}: expected at most {YAML_BRACKETS} brackets, got more; see docs/spec/cost.md")
+        raise UserError(f"{where}: expected at most {YAML_BRACKETS} brackets, got more; {ADVICE}")
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise UserError(f"{where}: expected every field in full, got an alias (*name); write the figures out")
         root = yaml.compose(text, yaml.SafeLoader)
     except RecursionError as error:
-        raise UserError(f"{where}: expected a hardware description, got endless nesting; see docs/spec/cost.md") from error
+        raise UserError(f"{where}: expected a hardware description, got endless nesting; {ADVICE}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{where}:{line}: expected YAML, got {error.problem}; see docs/spec/cost.md") from error
+        raise UserError(f"{where}:{line}: expected YAML, got {error.problem}; {ADVICE}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: expected YAML, got {str(error).splitlines()[0]}; see docs/spec/cost.md") from error
+        raise UserError(f"{where}: expected YAML, got {str(error).splitlines()[0]}; {ADVICE}") from error
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{where}:1: expected the fields of a hardware description, got none; see docs/spec/cost.md")
+        raise UserError(f"{where}:1: expected the fields of a hardware description, got none; {ADVICE}")
     lines: dict[tuple[Hashable, ...], int] = {(): 1}
     faults: list[str] = []
     data = _plain(root, (), lines, faults)

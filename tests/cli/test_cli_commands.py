@@ -200,7 +200,7 @@ def test_doctor_knows_every_extra_and_what_it_lacks(monkeypatch: pytest.MonkeyPa
     assert (result["missing"]["onnx"], result["extras"]["onnx"]) == (["onnx"], False)
     assert result["missing"]["cluster"] == ["distributed"]  # of dask[distributed]
     assert {"onnx", "openvino"} <= set(result["missing"]["bench"])
-    assert "missing distributed: pip install '.[cluster]' in the checkout" in eamsim("doctor").out
+    assert "missing distributed: pip install 'eamsim[cluster]'" in eamsim("doctor").out
 
 
 def test_version_and_help():

@@ -260,7 +260,7 @@ def test_progress_that_cannot_be_written_costs_nothing(model: Path, data: Path, 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]):
     forget_modules(monkeypatch, "reference", "eamsim.jobs")
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert_refused(eamsim(*command), MISSING_EXTRA, "needs the extra 'reference': pip install '.[reference]'")
+    assert_refused(eamsim(*command), MISSING_EXTRA, "needs the extra 'reference': pip install 'eamsim[reference]'")
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def test_export_refuses(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "onnx", None)
     done = eamsim("export", model, "-o", tmp_path / "m.onnx")
     assert done.code == MISSING_EXTRA
-    assert done.err == "error: eamsim export -o X.onnx needs the extra 'onnx': pip install '.[onnx]' in the checkout\n"
+    assert done.err == "error: eamsim export -o X.onnx needs the extra 'onnx': pip install 'eamsim[onnx]'\n"
     assert [path.name for path in tmp_path.iterdir()] == ["m.eam"]
 
 

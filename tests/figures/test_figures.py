@@ -315,7 +315,7 @@ def test_without_matplotlib_the_extra_is_named(inputs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for arguments in (["plot", "fig5", inputs["sweep.csv"]], ["plot", "fig2", inputs["stats.h5"]]):
         finished = eamsim(*arguments, "-o", tmp_path)
-        assert (finished.code, finished.err) == (4, "error: eamsim plot needs the extra 'plot': pip install '.[plot]' in the checkout\n")
+        assert (finished.code, finished.err) == (4, "error: eamsim plot needs the extra 'plot': pip install 'eamsim[plot]'\n")
     assert eamsim("plot", "table1", inputs["sweep.csv"], "-o", tmp_path).code == 0
 
 

@@ -48,7 +48,7 @@ def search(
     ] = "none,weight,head",
     tau: Annotated[float, typer.Option(metavar="SHARE", help="What they freeze: 0.5 or 50%.", parser=share_of("--tau"))] = 0.5,
     softmax: Annotated[Softmax, typer.Option(help="What freezing means.")] = "renormalised",
-    encoding: Annotated[str, typer.Option(help="How frozen maps are stored (docs/spec/cost.md).")] = "auto",
+    encoding: Annotated[str, typer.Option(help="How frozen maps are stored, as `eamsim cost`.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="X.csv", help="Write every point, and X.csv.json beside it.")] = None,
     workers: Annotated[int | None, typer.Option(help="So many processes of their own, for large spaces.", min=1)] = None,
     scheduler: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Run on this Dask cluster instead.")] = None,

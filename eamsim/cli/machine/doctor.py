@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eamsim import __version__
 from eamsim.cli.output import Json, emit
+from eamsim.errors import install
 
 REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[([^]]*)])?")
 OF_EXTRA = re.compile(r"""extra\s*==\s*['"]([\w.-]+)""")
@@ -77,7 +78,7 @@ def missing_for(name: str, extra: str) -> set[str]:
 
 
 def advice(extra: str, missing: list[str]) -> str:
-    return f"missing {', '.join(missing)}: pip install '.[{extra}]' in the checkout" if missing else "installed"
+    return f"missing {', '.join(missing)}: {install(extra)}" if missing else "installed"
 
 
 def cpu_name() -> str:

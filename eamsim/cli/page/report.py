@@ -24,7 +24,7 @@ from eamsim.jobs.load import is_untrained
 
 def report(
     model: Annotated[Path, typer.Argument(metavar="X.eam", help="A program.", show_default=False)],
-    hw: Annotated[str, typer.Option(metavar="H.yaml|PRESET", help="A hardware description (docs/spec/cost.md).")],
+    hw: Annotated[str, typer.Option(metavar="H.yaml|PRESET", help="A hardware description (see `eamsim hardware`).")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="X.html", help="The page to write.")],
     batch: Annotated[int, typer.Option(help="Images that share one fetch of weights and maps.", min=1, max=1 << 20)] = 1,
     sweep: Annotated[Path | None, typer.Option(metavar="sweep.csv", help="Accuracy over tau, from `eamsim sweep`.")] = None,

@@ -27,7 +27,7 @@ NEXT = (
     "next:",
     "  eamsim doctor                                       what this machine has",
     "  eamsim cost deit_tiny_patch16_224 --tau 0,0.2,0.5   what freezing saves",
-    "  pip install -e '.[reference]'                       for your own float model:",
+    "  pip install 'eamsim[reference]'                     for your own float model:",
     "  eamsim build MODEL --calib IMAGES --tau 0.2 -o X.eam",
     "  eamsim eval X.eam --data IMAGES; eamsim verify X.eam --data IMAGES",
 )
