@@ -18,7 +18,6 @@ from eamsim.inputs.images import ImageSet, in_memory, open_images
 from eamsim.progress import Progress, silent
 from reference.attention.collect import attention_statistics, frozen_maps, quantise_on
 from reference.attention.freeze import Freezing, FrozenMap
-from reference.attention.output_change import OutputChange
 from reference.models.load import Model, as_model, load_model
 from reference.quantisation.levels import Grid
 from reference.quantisation.quantisers import Affine, as_scale
@@ -54,8 +53,7 @@ def freeze(calibrated: Calibrated, images: Images, freezing: Freezing, progress:
     """
     expect_type("calibrated", calibrated, Calibrated)
     expect_type("freezing", freezing, Freezing)
-    change = OutputChange(calibrated.network) if freezing.order == "output" else None
-    return frozen_maps(attention_statistics(calibrated, image_set(calibrated.model, images), progress, change), freezing, change)
+    return frozen_maps(attention_statistics(calibrated, image_set(calibrated.model, images), progress, [freezing.order]), freezing)
 
 
 def with_quantisers(calibrated: Calibrated, given: Mapping[str, Affine]) -> Calibrated:

@@ -17,10 +17,10 @@ from eamsim.program import Softmax
 from eamsim.progress import Progress
 from reference.attention.collect import attention_statistics, frozen_maps, maps_of, means, parameters_sha256, quantise_on, scores
 from reference.attention.freeze import Freezing, FrozenMap
-from reference.attention.output_change import OutputChange
 from reference.lowering.layers import LoweringConfig
 from reference.lowering.program import lower, provenance
 from reference.models.load import Model, load_model
+from reference.models.maps import Maps
 from reference.quantisation.repq import Calibrated, Codes
 from reference.tuning.tune import Start, Tuning, tune_on
 
@@ -57,7 +57,7 @@ def build_program(
     model = load_model(spec, weights, random_init, allow_pickle)
     if isinstance(freezing, Budget):
         freezing.check(sum(block.heads for block in model.network.blocks))
-    maps_of(model.network, share_windows)  # or refuse them before the work
+    maps = maps_of(model.network, share_windows)  # or refuse them before the work
     judging = labelling(model, labels, required=False) if isinstance(freezing, Budget) else None  # else labels decide nothing
     images = open_images(calib, model.preprocessing, limit, judging)
     range_images = min(range_images, len(images))
@@ -75,13 +75,13 @@ def build_program(
         calibrated = quantised()
         source = model if entropy_from == "float" else calibrated
         judged = open_images(freezing.validation, model.preprocessing, None, labelling(model, labels)) if freezing.validation else images
-        program, choice = _within(freezing, calibrated, source, images, judged, progress, share_windows, config)
+        program, choice = _within(freezing, calibrated, source, images, judged, progress, maps, config)
     else:
 
         def start() -> Start:
             calibrated = quantised()
             source = model if entropy_from == "float" else calibrated
-            return Start(calibrated, _frozen(freezing, source, images, progress, share_windows))
+            return Start(calibrated, _frozen(freezing, source, images, progress, maps))
 
         choice = asdict(freezing) | {"softmax": softmax}
         identity = choice | sources | {"range_images": range_images, "compensated": compensated}
@@ -93,13 +93,12 @@ def build_program(
 
 
 def _frozen(
-    freezing: Freezing, source: Model | Calibrated, images: ImageSet, progress: Progress, share_windows: bool
+    freezing: Freezing, source: Model | Calibrated, images: ImageSet, progress: Progress, maps: Sequence[Maps]
 ) -> list[FrozenMap] | None:
     """The chosen attention weights of `source`, whose maps are measured, unless nothing is to be frozen."""
     if not freezing.tau:
         return None
-    change = OutputChange(source.network, maps_of(source.network, share_windows)) if freezing.order == "output" else None
-    return frozen_maps(attention_statistics(source, images, progress, change, share_windows), freezing, change)
+    return frozen_maps(attention_statistics(source, images, progress, [freezing.order], maps), freezing)
 
 
 def _within(
@@ -109,15 +108,14 @@ def _within(
     images: ImageSet,
     judged: ImageSet,
     progress: Progress,
-    share_windows: bool,
+    maps: Sequence[Maps],
     config: LoweringConfig,
 ) -> tuple[Verified, dict[str, Any]]:
     """The program that the search finds, and how it was found; the order is `output`."""
-    change = OutputChange(source.network, maps_of(source.network, share_windows))
-    statistics = attention_statistics(source, images, progress, change, share_windows)
+    statistics = attention_statistics(source, images, progress, ["output"], maps)
     units = [Freezing(0, granularity, "model", "output") for granularity in budget.granularities]
     heads = [block.heads for block in source.network.blocks]
-    rungs = make_rungs({each.granularity: scores(statistics, each, change) for each in units}, heads)
+    rungs = make_rungs({each.granularity: scores(statistics, each) for each in units}, heads)
     dense = lower(calibrated, softmax="renormalised", config=config)
     bench = Bench(dense, calibrated.attention, means(statistics), logit_scale(calibrated, dense), rungs, budget.macs)
     program, found = build_within(bench, budget, images, judged, progress)

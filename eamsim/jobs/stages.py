@@ -28,7 +28,6 @@ from eamsim.program import Softmax
 from eamsim.progress import silent
 from reference.attention.collect import attention_statistics, calibrate_on, compensate_on, frozen_maps, parameters_sha256
 from reference.attention.freeze import Freezing, FrozenMap, Order, Scope
-from reference.attention.output_change import OutputChange
 from reference.crosscheck.compare import paired
 from reference.lowering.program import lower
 from reference.models.load import Model, load_model
@@ -146,12 +145,11 @@ def eam(calibrated: Calibrated, images: ImageSet, judges: Judges, plan: Plan, ba
     """The lines of frozen weights; base: the integers with nothing frozen."""
     if not plan.choices:
         return
-    change = OutputChange(calibrated.network) if any(choice.order == "output" for choice in plan.choices) else None
     counted = images.spread(min(plan.entropy_images or len(images), len(images)))
-    statistics = attention_statistics(calibrated, counted, silent, change)
+    statistics = attention_statistics(calibrated, counted, silent, {choice.order for choice in plan.choices})
     for choice in plan.choices:
-        frozen = frozen_maps(statistics, choice, change)
-        drawn = frozen_maps(statistics, replace(choice, order="random"), change) if plan.random else None
+        frozen = frozen_maps(statistics, choice)
+        drawn = frozen_maps(statistics, replace(choice, order="random")) if plan.random else None
         for softmax in MEANINGS:
             found, few = judges.integers(calibrated, frozen, softmax)
             yield Line(choice.tau, softmax, "**integers**", found, base)

@@ -30,7 +30,6 @@ from eamsim.program import Softmax
 from eamsim.progress import Progress
 from reference.attention.collect import attention_statistics, means, parameters_sha256, quantise_on, scores
 from reference.attention.freeze import Order, Scope, freeze
-from reference.attention.output_change import OutputChange
 from reference.lowering.program import lower
 from reference.models.load import Model, load_model
 from reference.models.maps import excluded_share
@@ -163,9 +162,8 @@ def prepare(subject: Subject, units: Sequence[Unit], progress: Progress) -> Prep
         calibrated = quantise_on(subject.model, subject.calibration, subject.range_images, progress, subject.compensated)
         if not freezings:
             return Prepared(calibrated, [], {})
-        change = OutputChange(calibrated.network) if any(order == "output" for order, _ in freezings) else None
-        statistics = attention_statistics(calibrated, subject.calibration, progress, change)
-        return Prepared(calibrated, means(statistics), {key: scores(statistics, each, change) for key, each in freezings.items()})
+        statistics = attention_statistics(calibrated, subject.calibration, progress, {each.order for each in freezings.values()})
+        return Prepared(calibrated, means(statistics), {key: scores(statistics, each) for key, each in freezings.items()})
 
 
 def run_unit(unit: Unit, prepared: Prepared, data: ImageSet) -> Accuracy:

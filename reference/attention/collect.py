@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import assert_never
 
 import numpy as np
@@ -15,7 +15,7 @@ from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet
 from eamsim.progress import Progress, silent
 from reference.attention.entropy import AttentionStatistics, Summary, layer_bytes, layer_groups
-from reference.attention.freeze import Freezing, FrozenMap, freeze
+from reference.attention.freeze import Freezing, FrozenMap, Order, freeze
 from reference.attention.output_change import OutputChange
 from reference.lowering.program import stream_remarks
 from reference.models.load import Model
@@ -76,16 +76,19 @@ def attention_statistics(
     model: Model | Calibrated,
     images: ImageSet,
     progress: Progress,
-    change: OutputChange | None = None,
-    share_windows: bool = False,
+    orders: Collection[Order] = (),
+    maps: Sequence[Maps] | None = None,
 ) -> Summary:
-    """Entropies and means of every attention weight of every block, over all images; `change`, if given, is fed in the same passes."""
-    maps = maps_of(model.network, share_windows)
-    summary = Summary(dict(enumerate(maps)))
+    """Entropies and means of every attention weight of every block, over all images, and what freezing in these orders needs besides.
+
+    maps: of every block, as `maps_of`; the network's own unless given.
+    """
+    maps = model.network.maps if maps is None else maps
+    summary = Summary(dict(enumerate(maps)), OutputChange(model.network, maps) if "output" in orders else None)
     for group in layer_groups([layer_bytes(each.shape, each.per_image * len(images)) for each in maps], STATISTICS_BYTES):
         name = "attention maps" if len(group) == len(maps) else f"attention maps, layers {group[0]}-{group[-1]}"
         with progress(name, len(images)) as advance:
-            summary.take(_counted(model, images, {layer: maps[layer] for layer in group}, advance, change, share_windows))
+            summary.take(_counted(model, images, {layer: maps[layer] for layer in group}, advance, summary.change))
     return summary
 
 
@@ -95,7 +98,6 @@ def _counted(
     maps: dict[int, Maps],
     advance: Callable[[int], None],
     change: OutputChange | None,
-    share_windows: bool,
 ) -> AttentionStatistics:
     """The statistics of some layers."""
     network = model.network
@@ -104,7 +106,7 @@ def _counted(
     def consume(block: int, found: Tensor, values: Tensor) -> None:
         if block not in maps:
             return
-        if share_windows and isinstance(network, Swin):
+        if maps[block].shared and isinstance(network, Swin):
             found, values = network.share(block, found), network.share(block, values)
         statistics.add(block, found.numpy())
         if change:
@@ -125,19 +127,19 @@ def maps_of(network: Network, share_windows: bool) -> tuple[Maps, ...]:
     return network.shared_maps
 
 
-def frozen_maps(statistics: Summary, freezing: Freezing, change: OutputChange | None = None) -> list[FrozenMap]:
-    """The chosen attention weights, block by block (Eq. 15); `change` is what the order `output` needs."""
-    return freeze(scores(statistics, freezing, change), means(statistics), freezing)
+def frozen_maps(statistics: Summary, freezing: Freezing) -> list[FrozenMap]:
+    """The chosen attention weights, block by block (Eq. 15)."""
+    return freeze(scores(statistics, freezing), means(statistics), freezing)
 
 
-def scores(statistics: Summary, freezing: Freezing, change: OutputChange | None = None) -> list[np.ndarray]:
+def scores(statistics: Summary, freezing: Freezing) -> list[np.ndarray]:
     """What `freeze` looks for the lowest of, block by block: it depends on the order and the granularity alone.
 
     An excluded pair's is infinite: its weight is 0 anyway, and to freeze it would only swell the share.
     """
     found = []
     for block, maps in statistics.maps.items():
-        score = _block_scores(block, statistics, freezing, change)
+        score = _block_scores(block, statistics, freezing)
         found.append(score if maps.excluded is None else np.where(maps.excluded, np.inf, score))
     return found
 
@@ -147,7 +149,7 @@ def means(statistics: Summary) -> list[np.ndarray]:
     return list(statistics.mean.values())
 
 
-def _block_scores(block: int, statistics: Summary, freezing: Freezing, change: OutputChange | None) -> np.ndarray:
+def _block_scores(block: int, statistics: Summary, freezing: Freezing) -> np.ndarray:
     match freezing.order:
         case "entropy":
             return statistics.entropy[block]
@@ -156,8 +158,8 @@ def _block_scores(block: int, statistics: Summary, freezing: Freezing, change: O
         case "random":
             return statistics.mean[block]  # for its shape
         case "output":
-            if change is None:
-                raise UserError("order: output needs the values too, got statistics of the maps alone; collect an OutputChange with them")
+            if (change := statistics.change) is None:
+                raise UserError("order: output needs the values too, got statistics of the maps alone; measure them for this order")
             whole_rows = freezing.granularity in ("row", "head")
             return change.rows(block, statistics.mean[block]) if whole_rows else change.weights(block, statistics.variance[block])
         case _:

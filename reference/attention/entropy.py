@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from eamsim.arguments import expect_array, expect_integer, expect_type
 from eamsim.compiled.compiler import kept, njit, prange
 from eamsim.errors import UserError
 from reference.models.maps import Maps
+
+if TYPE_CHECKING:
+    from reference.attention.output_change import OutputChange
 
 BINS = 256
 """2^b of Eq. 12 with the paper's b = 8."""
@@ -107,10 +111,12 @@ class AttentionStatistics:
 class Summary:
     """What the freezing reads of the statistics, by layer, each float32 [maps, tokens, tokens] as `AttentionStatistics` has it.
 
-    maps: what was measured; samples: images (or windows, where they share maps) each layer was given.
+    maps: what was measured; change: what the order `output` needs besides, if it was measured; samples: images (or windows, where they
+    share maps) each layer was given.
     """
 
     maps: dict[int, Maps]
+    change: OutputChange | None = None
     samples: dict[int, int] = field(default_factory=dict)
     entropy: dict[int, np.ndarray] = field(default_factory=dict)
     mean: dict[int, np.ndarray] = field(default_factory=dict)

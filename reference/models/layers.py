@@ -140,6 +140,11 @@ def sources_of(blocks: Sequence[Block]) -> dict[str, str]:
     return {f"block{i}.{name}": f"block{i}.{source}" for i in range(len(blocks)) for name, source in BLOCK_SOURCES.items()}
 
 
+def after_gelu_of(blocks: Sequence[Block]) -> set[str]:
+    """The sites whose values GELU has made."""
+    return {f"block{i}.mlp.fc1" for i in range(len(blocks))}
+
+
 def residuals_of(blocks: Sequence[Block], entries: Mapping[int, str]) -> dict[str, str]:
     """The value of the residual stream that each sum of the blocks is made with; entries: what a block reads if not the one before it."""
     found, last = {}, ""

@@ -14,12 +14,13 @@ class Maps:
     """The attention maps of one block.
 
     shape: (maps, tokens, tokens), a map for each head, or for each head of each window, the windows one after the other; per_image:
-    samples that an image gives of each map, more than one where windows share it; excluded: bool of that shape, the pairs of
+    samples that an image gives of each map; shared: by all windows of a Swin, each a sample; excluded: bool of that shape, the pairs of
     tokens that take no part, whose attention weight is 0 whatever the image, or None.
     """
 
     shape: tuple[int, int, int]
     per_image: int = 1
+    shared: bool = False
     excluded: np.ndarray | None = None
 
 

@@ -91,7 +91,7 @@ class Swin:
         found = []
         for block, windows in zip(self.blocks, self.windows, strict=True):
             tokens = windows.order.shape[1]
-            found.append(Maps((block.heads, tokens, tokens), per_image=len(windows.whole)))
+            found.append(Maps((block.heads, tokens, tokens), per_image=len(windows.whole), shared=True))
         return tuple(found)
 
     def share(self, i: int, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from eamsim.arguments import expect_choice, expect_integer, expect_type
 from eamsim.choice import least
 from eamsim.datapath import CODE_BITS, PIXEL_BITS, WEIGHT_BITS
 from eamsim.progress import Advance, unheard
-from reference.models.layers import Dense, Norm
+from reference.models.layers import Dense, Norm, after_gelu_of
 from reference.models.load import Model
 from reference.models.networks import Network
 from reference.models.swin import Swin, Windows
@@ -24,8 +24,6 @@ from reference.quantisation.quantisers import Affine, LogSqrt2, as_scale, search
 Mode = Literal["hardware", "published"]
 Codes = Literal["uniform", "fitted"]
 """What the codes after GELU stand for: an even grid, or the 8-bit levels that fit them best."""
-AFTER_GELU = ".mlp.fc1"
-"""How the names of GELU's results end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +129,7 @@ class _Ranges:
         self.advance = advance
         self.per_channel = set(_folds(network).values())
         self.read = set(network.sources.values())
+        self.after_gelu = after_gelu_of(network.blocks)
         self.hardware = mode == "hardware"
         self.bits = bits
         self.fitted = codes == "fitted" and self.hardware
@@ -141,7 +140,7 @@ class _Ranges:
         self.v = torch.empty(0)
 
     def site(self, name: str, x: Tensor) -> Tensor:
-        if self.fitted and name.endswith(AFTER_GELU):
+        if self.fitted and name in self.after_gelu:
             quantiser = fit_levels(x, self.bits)
         elif name in self.per_channel:
             quantiser = search_affine(x, self.bits, contain_zero=False, channel_axis=x.ndim - 1)

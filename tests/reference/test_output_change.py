@@ -17,7 +17,6 @@ from eamsim.inputs.images import open_images  # noqa: E402
 from eamsim.program import Attention  # noqa: E402
 from reference.attention.collect import attention_statistics, calibrate_on, frozen_maps  # noqa: E402
 from reference.attention.freeze import Freezing  # noqa: E402
-from reference.attention.output_change import OutputChange  # noqa: E402
 from reference.lowering.program import LoweringConfig, lower  # noqa: E402
 from reference.models.load import load_model  # noqa: E402
 from reference.quantisation.fakequant import collect_attention  # noqa: E402
@@ -39,11 +38,10 @@ def measured():
     model = load_model(f"local-dir:{DIGITS}")
     images = open_images([DIGITS / "digits_calib.npz"], model.preprocessing, 48)
     calibrated = calibrate_on(model, images, 32)
-    change = OutputChange(calibrated.network)
-    statistics = attention_statistics(calibrated, images, progress, change)
+    statistics = attention_statistics(calibrated, images, progress, ["output"])
     seen = []
     collect_attention(calibrated, images.batches(48), lambda block, maps, values: seen.append((maps, values)))
-    return calibrated, statistics, change, seen
+    return calibrated, statistics, statistics.change, seen
 
 
 def contributions(calibrated, block: int, values):
@@ -56,16 +54,16 @@ def test_layers_one_at_a_time_give_the_same(measured, monkeypatch):
     calibrated, whole, change, _ = measured
     images = open_images([DIGITS / "digits_calib.npz"], calibrated.model.preprocessing, 48)
     monkeypatch.setattr("reference.attention.collect.STATISTICS_BYTES", 1)
-    again = OutputChange(calibrated.network)
 
-    statistics = attention_statistics(calibrated, images, progress, again)
+    statistics = attention_statistics(calibrated, images, progress, ["output"])
 
     assert len(whole.maps) > 1
     assert statistics.samples == whole.samples
     for block in whole.maps:
         for name in ("entropy", "mean", "variance"):
             np.testing.assert_array_equal(getattr(statistics, name)[block], getattr(whole, name)[block])
-        np.testing.assert_array_equal(again.rows(block, whole.mean[block]), change.rows(block, whole.mean[block]))
+        assert statistics.change is not None
+        np.testing.assert_array_equal(statistics.change.rows(block, whole.mean[block]), change.rows(block, whole.mean[block]))
 
 
 def test_rows_are_the_exact_mean_squared_change(measured):
@@ -94,9 +92,9 @@ def test_weights_are_the_variance_times_the_mean_squared_norm_of_what_they_multi
 
 
 def test_rows_of_the_last_block_that_nothing_reads_are_frozen_for_free(measured):
-    calibrated, statistics, change, _ = measured
+    calibrated, statistics, _, _ = measured
     unread = (statistics.maps[0].shape[1] - 1) / statistics.maps[0].shape[1] / len(calibrated.network.blocks)
-    frozen = frozen_maps(statistics, Freezing(unread, "row", "model", "output"), change)
+    frozen = frozen_maps(statistics, Freezing(unread, "row", "model", "output"))
 
     assert [layer.mask.mean() for layer in frozen[:-1]] == [0] * (len(frozen) - 1)
     images = np.concatenate(list(open_images([DIGITS / "digits_test.npz"], calibrated.model.preprocessing, 8).batches(8)))
@@ -109,8 +107,8 @@ def test_rows_of_the_last_block_that_nothing_reads_are_frozen_for_free(measured)
 @pytest.mark.parametrize("softmax", ["paper", "renormalised"])
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.granularity}-{choice.order}")
 def test_every_granularity_runs_bit_exactly(measured, choice, softmax):
-    calibrated, statistics, change, _ = measured
-    program = lower(calibrated, frozen_maps(statistics, choice, change), softmax)
+    calibrated, statistics, _, _ = measured
+    program = lower(calibrated, frozen_maps(statistics, choice), softmax)
     images = np.concatenate(list(open_images([DIGITS / "digits_test.npz"], calibrated.model.preprocessing, 2).batches(2)))
     logits, found = engine.Engine(program, threads=1).run(images, taps=True)
     for n, image in enumerate(images):

@@ -19,7 +19,6 @@ from eamsim.jobs.search.budget import make_rungs  # noqa: E402
 from eamsim.jobs.sweep_table import read_sweep  # noqa: E402
 from reference.attention.collect import attention_statistics, frozen_maps, maps_of, scores  # noqa: E402
 from reference.attention.freeze import Freezing, FrozenMap  # noqa: E402
-from reference.attention.output_change import OutputChange  # noqa: E402
 from reference.attention.statistics_file import read_statistics  # noqa: E402
 from reference.models.load import as_model  # noqa: E402
 from reference.models.swin import excluded_pairs, merging_order, window_order  # noqa: E402
@@ -194,14 +193,13 @@ def test_excluded_pairs_weigh_nothing(calibrated, model):
 
 @pytest.mark.parametrize("order", ["entropy", "variance", "output", "random"])
 def test_excluded_pairs_are_never_frozen_and_do_not_count(calibrated, images, order):
-    change = OutputChange(calibrated.network) if order == "output" else None
-    statistics = attention_statistics(calibrated, images, progress, change)
+    statistics = attention_statistics(calibrated, images, progress, [order])
 
-    for maps, layer in zip(calibrated.network.maps, frozen_maps(statistics, Freezing(0.3, order=order), change), strict=True):
+    for maps, layer in zip(calibrated.network.maps, frozen_maps(statistics, Freezing(0.3, order=order)), strict=True):
         live = np.ones(maps.shape, bool) if maps.excluded is None else ~maps.excluded
         assert not (layer.mask & ~live).any()
         assert [int(mask.sum()) for mask in layer.mask] == [round(0.3 * int(each.sum())) for each in live]
-    assert np.isinf(scores(statistics, Freezing(0.3), None)[SHIFTED]).sum() == calibrated.network.maps[SHIFTED].excluded.sum()
+    assert np.isinf(scores(statistics, Freezing(0.3))[SHIFTED]).sum() == calibrated.network.maps[SHIFTED].excluded.sum()
 
 
 def test_everything_frozen_is_everything_but_the_excluded_pairs(calibrated, images):
@@ -213,7 +211,7 @@ def test_everything_frozen_is_everything_but_the_excluded_pairs(calibrated, imag
 def test_shared_maps_are_measured_on_the_windows_without_excluded_pairs(calibrated, images):
     seen = {}
     collect_maps(calibrated, images.batches(12), lambda block, maps: seen.setdefault(block, maps.copy()))
-    statistics = attention_statistics(calibrated, images, progress, share_windows=True)
+    statistics = attention_statistics(calibrated, images, progress, maps=calibrated.network.shared_maps)
 
     for block, heads in enumerate((2, 2, 4, 4)):
         maps = seen[block].reshape(12, -1, heads, 16, 16)
@@ -223,7 +221,7 @@ def test_shared_maps_are_measured_on_the_windows_without_excluded_pairs(calibrat
 
 
 def test_a_shared_map_is_the_same_map_in_every_window(calibrated, images):
-    shared = frozen_maps(attention_statistics(calibrated, images, progress, share_windows=True), Freezing(0.4))
+    shared = frozen_maps(attention_statistics(calibrated, images, progress, maps=calibrated.network.shared_maps), Freezing(0.4))
     repeated = [
         FrozenMap(*(np.tile(array, (maps.shape[0] // len(layer.mask), 1, 1)) for array in (layer.mask, layer.mean)))
         for layer, maps in zip(shared, calibrated.network.maps, strict=True)
@@ -236,9 +234,10 @@ def test_a_shared_map_is_the_same_map_in_every_window(calibrated, images):
 
 def test_the_output_of_shared_maps_changes_by_what_all_windows_change(calibrated, images):
     """The first block has no excluded pairs: freezing one map in all windows changes the sum of what freezing it in each would."""
-    own, shared = OutputChange(calibrated.network), OutputChange(calibrated.network, maps_of(calibrated.network, True))
-    attention_statistics(calibrated, images, progress, own)
-    attention_statistics(calibrated, images, progress, shared, share_windows=True)
+    maps = calibrated.network.maps, calibrated.network.shared_maps
+    own, shared = (attention_statistics(calibrated, images, progress, ["output"], each).change for each in maps)
+    assert own is not None
+    assert shared is not None
     frozen = np.full((2, 16, 16), 1 / 16)
 
     expected = own.rows(0, np.tile(frozen, (4, 1, 1))).reshape(4, 2, 16, 16).sum(axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,15 +36,16 @@ DEFAULT_TAUS = "0,0.1,0.2,0.3,0.5,0.7,0.9"
 def cost(
     model: Annotated[str, typer.Argument(metavar="MODEL|X.eam", help="A timm name of the paper's ViT and DeiT models, or an .eam file.")],
     tau: Annotated[
-        str | None, typer.Option(help=f"Shares of frozen attention weights, such as 0.1,20%. A model's default: {DEFAULT_TAUS}")
+        str | None,
+        typer.Option(help=f"Shares of frozen attention weights, such as 0.1,20%. A model's default: {DEFAULT_TAUS}"),
     ] = None,
     softmax: Annotated[Literal["paper", "renormalised", "both"], typer.Option(help="What freezing means.")] = "both",
     hw: Annotated[
         str | None,
-        typer.Option(metavar="H.yaml|PRESET", help="A hardware description: adds cycles, energy and traffic (docs/spec/cost.md)."),
+        typer.Option(metavar="H.yaml|PRESET", help="A hardware description: adds cycles, energy and traffic (see `eamsim hardware`)."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images that share one fetch of weights and maps.", min=1, max=1 << 20)] = 1,
-    encoding: Annotated[str, typer.Option(help="How frozen maps are stored: auto, bitmap, ... (docs/spec/cost.md).")] = "auto",
+    encoding: Annotated[str, typer.Option(help="How frozen maps are stored: auto, bitmap, reserved, run-length, tile:16x16, ...")] = "auto",
     maps: Annotated[Level | None, typer.Option(help="The memory that holds the frozen maps, instead of the description's.")] = None,
     zero_skip: Annotated[bool, typer.Option("--zero-skip", help="The chip skips A.V where a frozen code means zero.")] = False,
     compare: Annotated[
@@ -70,7 +72,8 @@ def cost(
         )
         return
     files = write_products(program, scalesim, zigzag)
-    facts, rows = counted(program, published, tau, MEANINGS if softmax == "both" else (softmax,))
+    taus = None if tau is None else parse_shares(tau, "--tau")
+    facts, rows = counted(program, published, taus, MEANINGS if softmax == "both" else (softmax,))
     result, lines = {"model": model, **facts, "rows": rows}, report(model, facts, rows)
     result["operations"] = operation_rows(program, chip and evaluate(program, chip, batch, encoding))
     if chip is not None:
@@ -84,21 +87,21 @@ def cost(
 
 
 def counted(
-    program: Verified, published: Architecture | Swin | None, tau: str | None, meanings: tuple[Softmax, ...]
+    program: Verified, published: Architecture | Swin | None, taus: Sequence[float] | None, meanings: tuple[Softmax, ...]
 ) -> tuple[dict[str, int], list[dict]]:
-    """Facts of the model, and the rows: the masks of a file first, then the estimates."""
+    """Facts of the model, and the rows: the masks of a file first, then the estimates, at DEFAULT_TAUS of a model unless given."""
     facts = {"unread_macs": sum(unread_macs(program).values())}
     if published is None:
         rows = [own_row(program)]
-        if tau is not None:
-            rows += estimated_rows(program, parse_shares(tau, "--tau"), meanings)
+        if taus is not None:
+            rows += estimated_rows(program, taus, meanings)
         return {"constant_bytes": constant_bytes(program), **facts}, rows
     built = count(without_unread_rows(program)).macs  # as `eamsim build` makes it
     facts = {"parameters": published.parameters, "map_elements": published.map_elements, **facts}
     facts |= {"macs_paper_without_unread_rows": built.paper, "macs_full_without_unread_rows": built.full}
     if isinstance(published, Swin):
         facts["shared_map_elements"] = published.shared_map_elements
-    return facts, estimated_rows(published, parse_shares(DEFAULT_TAUS if tau is None else tau, "--tau"), meanings)
+    return facts, estimated_rows(published, parse_shares(DEFAULT_TAUS, "--tau") if taus is None else taus, meanings)
 
 
 def described(hw: str | None, maps: Level | None, batch: int, encoding: str, zero_skip: bool) -> Hardware | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,6 @@ from eamsim import __version__
 from eamsim.cli.extras import import_reference
 from eamsim.cli.manifest import described, make_folder, write_manifest
 from eamsim.cli.output import emit, progress
-from eamsim.cli.shares import parse_shares
 from eamsim.errors import MissingExtra, UserError
 from eamsim.files.container import written
 from eamsim.files.origin import public_command
@@ -120,12 +120,12 @@ def fig6(sweeps: list[Path], out: Path, as_json: bool = False) -> None:
     finish("fig6", figure, out, read_from(*sweeps), as_json)
 
 
-def table1(sweeps: list[Path], out: Path, tau: str = "0.1,0.2", as_json: bool = False) -> None:
+def table1(sweeps: list[Path], out: Path, taus: Sequence[float] = (0.1, 0.2), as_json: bool = False) -> None:
     """Table 1 of the paper, as Markdown and CSV."""
     from eamsim.figures import table1 as layout
     from eamsim.figures.panels import read_sweeps
 
-    cells = layout.table1(read_sweeps(sweeps), parse_shares(tau, "--tau"))
+    cells = layout.table1(read_sweeps(sweeps), taus)
     make_folder(out)
     files = {out / "table1.md": layout.markdown(cells), out / "table1.csv": csv_text(cells)}
     for path, text in files.items():

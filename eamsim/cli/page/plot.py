@@ -10,6 +10,7 @@ import typer
 from eamsim.cli.inputs import FigureFolder, Weights
 from eamsim.cli.output import Json
 from eamsim.cli.page import drawing
+from eamsim.cli.shares import parse_shares
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -142,4 +143,4 @@ def table1(
     as_json: Json = False,
 ) -> None:
     """Table 1 of the paper. A column a model, a line a method, as Markdown and CSV."""
-    drawing.table1(sweeps, out, tau, as_json)
+    drawing.table1(sweeps, out, parse_shares(tau, "--tau"), as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ def opened(model: str) -> tuple[Verified, Architecture | Swin | None, bool]:
     return skeleton(published), published, False
 
 
-def estimated_rows(subject: Verified | Architecture | Swin, taus: list[float], meanings: tuple[Softmax, ...]) -> list[dict]:
+def estimated_rows(subject: Verified | Architecture | Swin, taus: Sequence[float], meanings: tuple[Softmax, ...]) -> list[dict]:
     """One row per tau and meaning, for scattered weights; of a program on its own shapes, whatever it has frozen."""
     if isinstance(subject, Verified):
         bare = thawed(subject)
