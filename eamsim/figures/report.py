@@ -18,7 +18,7 @@ from cost_model.chip.hardware import Array, Simd
 from cost_model.work.counts import share
 from eamsim.constraints import Verified
 from eamsim.figures.compare import draw_growth, draw_sources
-from eamsim.jobs.costs.findings import attentions, frozen_share, left_out
+from eamsim.jobs.costs.findings import frozen_share, left_out
 
 INK = "#010203"
 """Stands for the page's colour of text, light or dark: no figure uses it otherwise."""
@@ -174,7 +174,7 @@ def role(name: str) -> str:
 
 def masks(program: Verified, compute: Array | Simd) -> Figure:
     """Every head's frozen weights, layers side by side, and what of them the core leaves out: the deeper, the more windows of a Swin."""
-    ops = attentions(program)
+    ops = program.attentions
     heads = max(op.heads for op in ops)
     across = min(6 if heads <= 3 else 12, len(ops))
     down = -(-len(ops) // across) * heads

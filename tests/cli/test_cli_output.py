@@ -19,9 +19,9 @@ from eamsim import artifact, golden
 from eamsim.cli import output
 from eamsim.cli.model import build, entropy, sweep
 from eamsim.cli.program import bench, widths
+from eamsim.datapath import KNOBS
 from eamsim.jobs.search.widths import Trial
 from eamsim.jobs.sweep_table import Row
-from eamsim.narrow import KNOBS
 
 WIDTH = 80
 DIGITS = Path(artifact.__file__).parent / "data" / "digits"

@@ -29,10 +29,11 @@ from eamsim import artifact, engine, golden, tensors
 from eamsim.artifact import ArtifactError
 from eamsim.check import ProgramError
 from eamsim.constraints import Verified, verify
+from eamsim.datapath import FLOORS
 from eamsim.errors import UserError
 from eamsim.exports import c99, onnx_integer, onnx_qdq
 from eamsim.jobs.costs.findings import findings
-from eamsim.narrow import FLOORS, narrowed, widths_of
+from eamsim.narrow import narrowed, widths_of
 from eamsim.program import Program
 from eamsim.traces.difference import first_difference
 

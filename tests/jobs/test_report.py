@@ -16,7 +16,7 @@ from cost_model.chip.hardware import load
 from cost_model.work.counts import count
 from cost_model.work.gemms import gemms
 from eamsim import artifact
-from eamsim.jobs.costs.findings import TAUS, attentions, left_out
+from eamsim.jobs.costs.findings import TAUS, left_out
 
 DIGITS = Path(__file__).parents[2] / "eamsim/data/digits/digits.eam"
 CIFAR = Path(__file__).parents[2] / "traces/cifar10-deit.eam"
@@ -101,7 +101,7 @@ def test_what_the_masks_show_as_left_out_is_what_the_array_does_not_compute(data
     compute = load("small-npu").compute.model_copy(update={"dataflow": dataflow, "rows": 4, "columns": 8})
     program, _ = artifact.read(CIFAR)
     shown = 0
-    for op in attentions(program):
+    for op in program.attentions:
         scores = gemms(program, op)[0]
         computed = ~left_out(op, compute)
         assert np.count_nonzero(computed) == run(scores, dataflow, 4, 8, "tile").results
@@ -111,8 +111,8 @@ def test_what_the_masks_show_as_left_out_is_what_the_array_does_not_compute(data
 
 def test_the_papers_softmax_leaves_nothing_out():
     program, _ = artifact.read(DEIT_TINY)
-    assert {op.softmax for op in attentions(program)} == {"paper"}
-    assert not any(left_out(op, load("small-npu").compute).any() for op in attentions(program))
+    assert {op.softmax for op in program.attentions} == {"paper"}
+    assert not any(left_out(op, load("small-npu").compute).any() for op in program.attentions)
 
 
 def test_a_chip_without_dram_is_shown_up_to_the_batch_it_holds(tmp_path):
