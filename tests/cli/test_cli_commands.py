@@ -44,6 +44,7 @@ def case(tmp_path: Path) -> Case:
     return Case(model, data, program, *save_data(data, program))
 
 
+@pytest.mark.slow
 def test_run_prints_the_highest_logits(case: Case, tmp_path: Path):
     picture = tmp_path / "picture.png"
     Image.fromarray(case.images[3]).save(picture)
@@ -81,6 +82,7 @@ def test_label_ranks_break_ties_by_index():
     assert_array_equal(label_ranks(logits, np.array([1, 2, 3, 3])), [0, 1, 3, 3])
 
 
+@pytest.mark.slow
 def test_verify_compares_every_setting(case: Case):
     taps: dict[str, np.ndarray] = {}
     golden.run(case.program, case.images[0], taps)
@@ -155,6 +157,7 @@ def test_demo_is_bit_exact():
     assert {row["tau"] for row in result["cost"]} >= {0, 0.1, 0.5}
 
 
+@pytest.mark.slow
 def test_demo_rebuilds_from_the_float_checkpoint():
     pytest.importorskip("timm", reason="needs the extra 'reference'")
     done = eamsim("demo", "--from-float", "--threads", "1", "--json")

@@ -76,6 +76,7 @@ def test_who_needs_no_labels_takes_folders_of_any_name(tmp_path: Path, model: Pa
     assert "image beside class folders (overview.png); labels: not needed" in done.err
 
 
+@pytest.mark.slow
 def test_a_build_keeps_what_it_calibrated_on(tmp_path: Path):
     pytest.importorskip("timm")
     images = np.load(DIGITS / "digits_calib.npz")["images"][:6]

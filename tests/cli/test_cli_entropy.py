@@ -112,6 +112,7 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers_at_once", [1, 3])
 @pytest.mark.parametrize("at", [10, 90, 130, 200])
 def test_an_interrupted_run_continues_to_the_same_file(whole, tmp_path, monkeypatch, at, layers_at_once):
@@ -326,6 +327,7 @@ def make_old(path, change):
         change(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_file_that_was_not_written_here_is_refused(path, name):
     change, message = HOSTILE[name]

@@ -247,6 +247,7 @@ def test_characters_that_the_terminal_has_not_are_escaped(model: Path, data: Pat
     assert in_shell("eamsim run gone-é.eam x.png", PYTHONIOENCODING="ascii")[1].startswith(r"error: gone-\xe9.eam: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["2>/dev/full", "2>&-", "2> >(true)"])
 def test_progress_that_cannot_be_written_costs_nothing(model: Path, data: Path, gone: str):
     """Neither the result nor the exit code."""

@@ -85,6 +85,7 @@ def test_record_and_inspect(model: Path, program: Verified, data: Path, tmp_path
     assert "block0.attn.scores" in shown.out
 
 
+@pytest.mark.slow
 def test_the_engine_and_the_golden_interpreter_record_equal_digests(model: Path, data: Path, tmp_path: Path):
     command = ("trace", "record", model, "--data", data, "--images", 3, "--digests", "--batch", 2)
     assert eamsim(*command, "-o", tmp_path / "e.h5").code == 0

@@ -50,6 +50,7 @@ def test_it_writes_the_program_it_found_and_every_trial(case, tmp_path):
     assert eamsim("verify", out, "--data", tmp_path / "data.npz", "--images", "2").code == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_continues_where_it_was(case, tmp_path, monkeypatch):
     _, command = case
     assert eamsim(*command, "-o", tmp_path / "whole.eam").code == 0

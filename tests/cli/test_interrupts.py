@@ -33,6 +33,7 @@ PATIENCE = 60
 NEEDS_REFERENCE = {"build", "entropy", "sweep"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, to know when the command has begun")
 @pytest.mark.parametrize("number", range(INTERRUPTS))
 def test_an_interruption_is_one_line_and_130(tmp_path: Path, number: int):

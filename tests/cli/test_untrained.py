@@ -35,6 +35,7 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_results_of_untrained_weights_say_so_first(name, folder):
     if name == "report":
@@ -70,6 +71,7 @@ def test_every_command_with_random_weights_goes_through_the_one_door():
     assert all("emit_measured(" in sources[name] and not re.search(r"(?<!_)\bemit\(", sources[name]) for name in random)
 
 
+@pytest.mark.slow
 def test_a_float_model_of_random_weights_says_so_wherever_it_is_opened(tmp_path):
     pytest.importorskip("timm", reason="needs the extra 'reference'")
     digits = Path(str(files("eamsim") / "data" / "digits"))

@@ -116,6 +116,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_tree_that_write_does_not_make_is_refused(old, name):
     change, message = HOSTILE[name]
@@ -253,6 +254,7 @@ NOT_CANONICAL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [*NOT_CANONICAL, b'"\xff"'])
 @pytest.mark.parametrize("name", ["manifest", "provenance"])
 def test_json_of_version_1_must_be_an_object_in_canonical_form(tmp_path, name, stream):

@@ -85,6 +85,7 @@ def test_no_folder_has_more_modules_than_one_can_look_over():
     assert [str(room) for room in rooms if len([path for path in room.glob("*.py") if path.name != "__init__.py"]) > 15] == []
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_first_ten_minutes(tmp_path: Path):
     """`start.md` from the second block on; the first installs, and runs the demo."""
     pytest.importorskip("timm", reason="the extra 'reference' is not installed")

@@ -20,6 +20,7 @@ def test_there_is_one_for_each_kind_of_reader():
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == SAID.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAID)
 @pytest.mark.filterwarnings("default")  # of Jupyter's own parts
 def test_a_notebook_runs(name: str, tmp_path: Path):

@@ -23,12 +23,14 @@ def build(out: Path, settings: dict[str, str], *options: object) -> bytes:
     return out.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--no-compensate",), ("--codes", "fitted")], ids=["as calibrated", "compensated, fitted"])
 def test_a_trained_vit_becomes_the_same_program(tmp_path, options):
     one, other = (build(tmp_path / f"{i}.eam", settings, f"local-dir:{DIGITS}", *options) for i, settings in enumerate(SETTINGS))
     assert one == other
 
 
+@pytest.mark.slow
 def test_an_untrained_swin_becomes_the_same_program(tmp_path):
     preprocessing = {"input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.25] * 3, "num_classes": 5}
     config = {"architecture": "swin_tiny_patch4_window7_224", "num_classes": 5, "model_args": SWIN, "pretrained_cfg": preprocessing}

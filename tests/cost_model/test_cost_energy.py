@@ -72,6 +72,7 @@ def without_row_mass(program: Verified) -> Verified:
     return replace(program, operations=tuple(light(op) if isinstance(op, Attention) else op for op in program.operations))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("softmax", ["paper", "renormalised"])
 def test_skeletons_have_the_published_counts(name, softmax):

@@ -13,6 +13,7 @@ from cost_model.models.skeleton import skeleton  # noqa: E402
 from cost_model.work.counts import count  # noqa: E402
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_full_scope_equals_half_of_torchs_flops(name, monkeypatch):
     monkeypatch.setenv("TIMM_FUSED_ATTN", "0")

@@ -69,6 +69,7 @@ def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 VERIFY = ("verify", str(DIGITS / "digits.eam"), "--data", str(DIGITS / "digits_test.npz"), "--images", "1", "--isa", "portable")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [

@@ -35,6 +35,7 @@ def expected(name: str, x: int, shift: int) -> int:
             return (1 if value > 0 else -1) * floor(abs(value) + Fraction(1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 @pytest.mark.parametrize("shift", [0, 1, 2, 5, 12, 30])
 @pytest.mark.parametrize("name", fixedpoint.ROUNDINGS)

@@ -77,6 +77,7 @@ def product(tag, a: np.ndarray, weight: np.ndarray, bias: np.ndarray, safe_steps
     return out[:rows, :columns]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 1, 1), (6, 4, 16), (7, 5, 17), (13, 64, 100), (12, 197, 64), (48, 768, 80)])
 @pytest.mark.parametrize(("x_high", "w_reach"), [(15, 15), (255, 15), (128, 15), (255, 64), (255, 127), (15, 128)])
 def test_gemm_is_the_integer_product(tag, rows, depth, columns, x_high, w_reach):
@@ -148,6 +149,7 @@ def rounded(name: str, x: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return quotient + (up[name] if name in up else (twice > whole) | ((twice == whole) & (x >= 0))) * (shift > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tapped", [None, np.int16, np.int32])
 @pytest.mark.parametrize(("kind", "name"), [pair for pair in product_of(FINISHES, ROUNDINGS) if pair not in UNEQUAL])
 def test_a_finished_tile_is_the_rounded_ratio_of_its_sums(tiled, kind, name, tapped):

@@ -64,6 +64,7 @@ def test_the_folder_is_private_and_another_process_loads_what_it_holds(cache: Pa
     assert add(tmp_path) == ("3 1 0", "")
 
 
+@pytest.mark.slow
 def test_changed_sources_and_changed_options_of_numba_are_compiled_anew(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     add(tmp_path)
     assert add(tmp_path, added=4) == ("7 0 1", "")
@@ -73,6 +74,7 @@ def test_changed_sources_and_changed_options_of_numba_are_compiled_anew(cache: P
     assert add(tmp_path, added=4) == ("7 1 0", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["emptied", "truncated", "garbage", "bit"])
 def test_a_damaged_file_is_compiled_again_and_mended(cache: Path, tmp_path: Path, how: str):
     add(tmp_path)
@@ -107,6 +109,7 @@ class Planted:
         return os.mkdir, (str(self.mark),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
 def test_a_folder_that_others_can_write_is_not_used(cache: Path, tmp_path: Path, mode: int):
     add(tmp_path)

@@ -188,6 +188,7 @@ def mutant(content: bytes, rng: np.random.Generator) -> bytes:
     return sealed(bytes(body))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_program_that_somebody_else_made_is_run_or_refused(seed: int, tmp_path: Path):
     """Under the sanitizers, EAMSIM_MUTANTS of them in all: exit code 0 or 3, one line, no memory error, no undefined arithmetic."""

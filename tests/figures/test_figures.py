@@ -114,6 +114,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_whole_named_with_units_and_the_same_every_time(inputs, tmp_path, name):
     source, width, texts = FILES[name]

@@ -21,6 +21,7 @@ ENTROPY = ("entropy", f"local-dir:{DIGITS}", "--calib", DIGITS / "digits_calib.n
 CONVERT = ("convert", DIGITS / "digits.eam", "-o", "x.eam")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "limit"), [(RECORD, 0), (RECORD, 40 << 10), (ENTROPY, 4096), (CONVERT, 64 << 10)])
 def test_a_full_disk_is_one_line_and_exit_3(tmp_path, arguments, limit):
     if arguments is ENTROPY:

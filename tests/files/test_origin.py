@@ -48,6 +48,7 @@ def test_files_in_a_manifest_have_no_folders():
     }
 
 
+@pytest.mark.slow
 def test_two_users_in_two_folders_make_the_same_bytes(tmp_path):
     pytest.importorskip("timm", reason="needs the extra 'reference'")
     script = (

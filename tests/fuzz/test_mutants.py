@@ -19,6 +19,7 @@ EXPECTED = {"refused", "crashed its own process", "equal", "forged"}
 MEMORY_MIB = 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", mutants.KINDS)
 def test_no_mutant_crashes_hangs_or_changes_silently(kind, tmp_path):
     if "statistics" in kind:

@@ -66,6 +66,7 @@ def c_model(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     return folder / "model"
 
 
+@pytest.mark.slow
 def test_every_reader_refuses_exactly_what_the_verifier_refuses(tmp_path: Path, c_model: Path | None):
     found: Counter[str] = Counter()
     for number in range(SEED, SEED + MUTANTS):

@@ -19,6 +19,7 @@ from reference.quantisation.repq import calibrate  # noqa: E402
 SIZES = [("vit", 18), ("vit", [16, 32]), ("vit", [19, 22]), ("vit", [5, 7]), ("swin", 17), ("swin", [16, 32]), ("swin", [33, 17])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "size"), SIZES)
 def test_every_size_is_read_as_timm_reads_it(tmp_path, kind, size):
     save_model(tmp_path, kind, args={"img_size": size})

@@ -60,6 +60,7 @@ def test_ratios_are_turn_by_turn_to_the_runtimes_of_a_row_and_to_the_first_row(m
     assert columns == ("half", "8", "1", "1.00", "0.5000", "0.3750-0.7500", "1.0000")
 
 
+@pytest.mark.slow
 def test_the_command_times_programs_and_threads_in_turn(tmp_path):
     program = save_model(tmp_path / "x.eam")
     save_data(tmp_path / "d.npz", program, 3)

@@ -211,6 +211,7 @@ def test_tiles_are_read_off_the_masks(tile, unit):
     assert granularity(changed) == unit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -60,6 +60,7 @@ def test_the_tables_hold_the_curves(made):
     assert len((folder / "t.md").read_text().splitlines()) == len(rows) + 2
 
 
+@pytest.mark.slow
 def test_scattered_maps_of_a_deit_tiny_cost_energy_at_batch_one(tmp_path):
     """FIELD_NOTES, section 5: tau = 0.9, maps in DRAM, batch 1."""
     done = eamsim("report", DEIT_TINY, "--hw", "small-npu", "-o", tmp_path / "r.html")
@@ -78,6 +79,7 @@ def renamed(x: Any, new: str) -> Any:
     return x
 
 
+@pytest.mark.slow
 def test_names_cannot_speak_to_the_browser(tmp_path, monkeypatch):
     """Nor to Matplotlib, which reads $...$ as mathematics."""
     monkeypatch.chdir(tmp_path)

@@ -75,6 +75,7 @@ def test_five_per_cent_of_the_training_images_are_taken_evenly(data):
     assert len(chosen(calib=[DIGITS / "digits_calib.npz"], limit=30)) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sources"), [("fig2", ("float",)), ("fig3", ("float",)), ("fig4", ("float", "quantised"))])
 def test_maps_come_from_the_calibration_images(data, tmp_path, name, sources):
     manifest = run(name, data, tmp_path / "out")
@@ -91,6 +92,7 @@ def test_maps_come_from_the_calibration_images(data, tmp_path, name, sources):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variants", "runners", "outputs"),
     [
@@ -167,6 +169,7 @@ def test_missing_weights_are_named(data, tmp_path):
     assert f"error: {tmp_path / 'w.safetensors'}: no such file; give --weights FILE" in finished.err
 
 
+@pytest.mark.slow
 def test_labels_of_the_validation_images_are_found_as_asked(data, tmp_path, quick):
     run("table1", data, tmp_path / "digits")
     other = tmp_path / "words"

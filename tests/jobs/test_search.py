@@ -104,6 +104,7 @@ def test_frozen_units_save_cycles_where_they_meet_the_dataflow(name, dataflow):
     assert whole < scattered
 
 
+@pytest.mark.slow
 def test_processes_and_a_cluster_find_the_same_points():
     distributed = pytest.importorskip("distributed")
     space = Space(chip(), (8,), (16,), ("os", "ws"), (1 << 21,), (1,), ("weight",), 0.5)
@@ -115,6 +116,7 @@ def test_processes_and_a_cluster_find_the_same_points():
             assert all(np.array_equal(points[name], column) for name, column in expected.items())
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     out = tmp_path / "designs.csv"
     done = eamsim("search", TINY, *SMALL, "-o", out, "--json")

@@ -80,6 +80,7 @@ def copy_units(source: Path, target: Path, count: int) -> dict[str, tuple[int, i
     return unit_files(target)
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_choice_once_and_in_order(whole):
     rows = read_sweep(whole / "sweep.csv")
 
@@ -118,6 +119,7 @@ def test_no_baseline_without_tau_0_and_each_choice_in_its_place():
     ]
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_models(whole, options):
     calib = Path(str(options[2]))
     found = {(row.variant, row.runner, row.softmax, row.seed): (row.top1, row.top5) for row in read_sweep(whole / "sweep.csv")}
@@ -144,6 +146,7 @@ def test_the_numbers_are_those_of_the_models(whole, options):
     expect(engine(Freezing(0.6, order="random", seed=1), "paper"), "random-4bits", "engine", "paper", 1)
 
 
+@pytest.mark.slow
 def test_other_choices_reach_the_model(options, tmp_path, in_process):
     arguments = ("--tau", "0.4", "--softmax", "paper", "--granularity", "row", "--scope", "model", "--order", "output")
     for on in ("engine", "fakequant"):
@@ -185,6 +188,7 @@ def test_what_fake_quantisation_freezes(options, monkeypatch, variant):
         assert_array_equal(frozen.mean, layer.mean)
 
 
+@pytest.mark.slow
 def test_two_worker_processes_make_the_same_table(whole, options, tmp_path):
     done = eamsim("sweep", *options, "--workers", "2", "-o", tmp_path / "sweep", "--json")
     result = json.loads(done.out)
@@ -199,6 +203,7 @@ def test_two_worker_processes_make_the_same_table(whole, options, tmp_path):
     assert f"units of {MODEL}: {UNITS}/{UNITS}" in done.err
 
 
+@pytest.mark.slow
 def test_kill_9_loses_no_finished_unit(whole, options, tmp_path, in_process):
     folder = tmp_path / "sweep"
     command = [sys.executable, "-m", "eamsim", "sweep", *map(str, options), "--workers", "1", "-o", str(folder)]
@@ -231,6 +236,7 @@ def test_a_finished_sweep_only_makes_the_table_again(whole, options, tmp_path, m
     assert unit_files(tmp_path) == finished
 
 
+@pytest.mark.slow
 def test_more_choices_take_the_finished_units(whole, options, tmp_path, in_process):
     copy_units(whole, tmp_path, UNITS)
     done = eamsim("sweep", *options, "--tau", "0.6,0.65", "--variant", "eam-fp32", "-o", tmp_path, "--resume")
@@ -242,6 +248,7 @@ def test_more_choices_take_the_finished_units(whole, options, tmp_path, in_proce
     ]
 
 
+@pytest.mark.slow
 def test_units_of_other_images_are_not_taken(whole, options, tmp_path, in_process):
     copy_units(whole, tmp_path, UNITS)
     done = eamsim("sweep", *options, "--variant", "eam-fp32", "--images", 59, "-o", tmp_path, "--resume")
@@ -251,6 +258,7 @@ def test_units_of_other_images_are_not_taken(whole, options, tmp_path, in_proces
     assert {row.images for row in read_sweep(tmp_path / "sweep.csv")} == {59}
 
 
+@pytest.mark.slow
 def test_whatever_determines_results_is_in_the_identity(options):
     calib, data = [Path(str(options[2]))], [DIGITS / "digits_test.npz"]
 
@@ -271,6 +279,7 @@ def test_whatever_determines_results_is_in_the_identity(options):
     ]
 
 
+@pytest.mark.slow
 def test_a_damaged_unit_runs_again_and_no_other(whole, options, tmp_path, in_process):
     finished = copy_units(whole, tmp_path, UNITS)
     taken, other = sorted(finished)[:2]
@@ -286,6 +295,7 @@ def test_a_damaged_unit_runs_again_and_no_other(whole, options, tmp_path, in_pro
     assert after == finished
 
 
+@pytest.mark.slow
 def test_interruption_exits_with_130_and_keeps_finished_units(options, tmp_path, monkeypatch, in_process):
     some = iter(range(3))
 
@@ -303,6 +313,7 @@ def test_interruption_exits_with_130_and_keeps_finished_units(options, tmp_path,
     assert not (tmp_path / "sweep.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_makes_the_same_table(whole, options, tmp_path, monkeypatch):
     pytest.importorskip("distributed")
     monkeypatch.setattr(places, "CONNECT_SECONDS", 200)  # the machine may be busy

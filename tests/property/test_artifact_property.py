@@ -43,6 +43,7 @@ def path(tmp_path_factory):
     return tmp_path_factory.mktemp("artifact") / "a.eam"
 
 
+@pytest.mark.slow
 @examples(60)
 @given(SHAPES)
 def test_a_program_read_and_written_again_makes_the_same_bytes(path, shape):
@@ -105,6 +106,7 @@ def streams(path, request):
     return parts(path)
 
 
+@pytest.mark.slow
 @examples(200)
 @given(data=st.data())
 def test_a_manifest_with_one_value_replaced_is_refused_or_is_a_verified_program(path, streams, data):

@@ -117,6 +117,7 @@ def attentions(program: Verified) -> list[Attention]:
     return [op for op in program.operations if isinstance(op, Attention)]
 
 
+@pytest.mark.slow
 @examples(EXAMPLES)
 @given(program=programs())
 def test_macs_are_the_multiplications_of_golden(program):
@@ -138,6 +139,7 @@ def test_macs_are_the_multiplications_of_golden(program):
             assert sum(gemm.needed_macs for gemm in products) == sum(gemm.dense_macs for gemm in products) == needed[op.out.name]
 
 
+@pytest.mark.slow
 @examples(EXAMPLES)
 @given(program=programs())
 def test_every_table_has_the_same_sum(program):
@@ -164,6 +166,7 @@ def test_every_table_has_the_same_sum(program):
     assert str(report("x", *counted(program, None, None, ()))[0]).startswith("x, one image")
 
 
+@pytest.mark.slow
 @examples(EXAMPLES)
 @given(program=programs())
 def test_freezing_saves_what_golden_no_longer_multiplies(program):
@@ -225,6 +228,7 @@ def test_programs_with_hardly_anything_are_counted(program):
     assert evaluate(thawed(program), load("small-npu")).cycles_per_image > 0
 
 
+@pytest.mark.slow
 def test_many_gathers_in_a_row_are_looked_through():
     chain, x = [], "image"
     for number in range(3000):
@@ -242,6 +246,7 @@ def test_windows_in_which_every_pair_is_excluded_have_no_share():
     assert count(refrozen(bare, scattered(0.0), "renormalised")).mask_bytes == 0
 
 
+@pytest.mark.slow
 @examples(max(EXAMPLES // 6, 5))
 @given(program=programs())
 def test_the_page_of_any_program_can_be_made(program):

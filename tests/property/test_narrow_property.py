@@ -63,6 +63,7 @@ def test_equal_widths_give_an_equal_program(tmp_path_factory, shape):
     assert (folder / "before.eam").read_bytes() == (folder / "after.eam").read_bytes()
 
 
+@pytest.mark.slow
 @examples(EXAMPLES)
 @given(SHAPES, st.data())
 def test_a_narrower_program_is_verified_and_runs_alike(shape, data):

@@ -44,6 +44,7 @@ def same(one, other) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_module_a_mask_and_a_verified_program(tmp_path: Path):
     module = own_module()
     q = reference.quantise(module, PIXELS)
@@ -60,6 +61,7 @@ def test_a_module_a_mask_and_a_verified_program(tmp_path: Path):
     assert eamsim.Engine(model.program).run(PIXELS).shape == (6, 5)
 
 
+@pytest.mark.slow
 def test_every_form_of_images_gives_the_same_program(quantised, tmp_path: Path):
     for index, pixels in enumerate(PIXELS):
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
@@ -95,6 +97,7 @@ def test_images_that_cannot_be_told_are_refused(images, message):
         reference.quantise(own_module(), images)
 
 
+@pytest.mark.slow
 def test_quantisers_of_ones_own(quantised):
     old, weight = quantised.activations["block0.mlp.fc1"], quantised.weights["block0.mlp.fc1"]
     given = {"block0.mlp.fc1": Affine(old.scale * 2, old.zero, 4), "weight:block0.mlp.fc1": Affine(weight.scale * 1.5, weight.zero, 4)}

@@ -24,6 +24,7 @@ def assert_same_weights(module, other):
         assert torch.equal(tensor, other[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["model.", "module.", "state_dict.", "_orig_mod.", "model.module."])
 def test_a_prefix_of_every_name_is_dropped(tmp_path, prefix, caplog):
     module = save_model(tmp_path, change=lambda state: {prefix + name: tensor for name, tensor in state.items()})
@@ -56,6 +57,7 @@ def test_old_swin_names_and_buffers(tmp_path, caplog):
     assert "relative_position_index" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("here", "there"), [(16, 32), (32, 16), ([16, 32], 16), (16, [8, 64]), ([16, 64], 32), (32, [16, 64])])
 def test_a_position_table_of_another_size_is_resampled_as_timm_does(tmp_path, here, there):
     save_model(tmp_path / "here", args={"img_size": here})
@@ -92,6 +94,7 @@ def test_every_float_is_converted(tmp_path, kind):
     assert_same_weights(loaded(tmp_path).module, module.to(kind).float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "named"), [(torch.int8, "int8"), (torch.bool, "bool"), (torch.complex64, "complex64")])
 @pytest.mark.parametrize("name", ["blocks.1.mlp.fc2.weight", "pos_embed", "patch_embed.proj.weight"])
 def test_what_is_no_float_is_refused_by_name(tmp_path, kind, named, name):

@@ -91,6 +91,7 @@ def case(request):
     return Case(*request.param)
 
 
+@pytest.mark.slow
 def test_the_float_network_in_the_programs_units_is_the_float_network(case):
     np.testing.assert_allclose(case.rebuilt.float_logits(images()), predict(case.model, images()), rtol=1e-9)  # floats, another order
 
@@ -109,6 +110,7 @@ def test_the_rebuilt_quantisers_are_those_of_the_build(case):
         np.testing.assert_allclose(found.scale.flatten()[rows], wanted.scale.flatten()[rows], rtol=precision)
 
 
+@pytest.mark.slow
 def test_fake_quantisation_is_that_of_the_build(case):
     """The same decisions, and but for the fitted scale the same logits, of what was calibrated and what was read back."""
     frozen = None if case.frozen is None else quantise_frozen(case.calibrated, case.frozen)
@@ -116,6 +118,7 @@ def test_fake_quantisation_is_that_of_the_build(case):
     assert np.corrcoef(wanted.ravel(), found.ravel())[0, 1] > 0.99  # a code at a tie may fall the other way
 
 
+@pytest.mark.slow
 def test_rows_equal_plain_numpy(case):
     result, taps = case.result, case.run(images())
     rows = {row["value"]: row for row in result["values"]}
@@ -153,6 +156,7 @@ def test_every_value_is_near_its_own(case):
     assert next(row for row in case.result["values"] if row["value"] == "input")["codes_differ"] == 0
 
 
+@pytest.mark.slow
 def test_batches_do_not_matter(case):
     one, all_at_once = case.result, case.compare(batch=6)
     for row, other in zip(one["values"], all_at_once["values"], strict=True):
@@ -160,6 +164,7 @@ def test_batches_do_not_matter(case):
         assert row["snr_db"] == pytest.approx(other["snr_db"], rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [VIT, SWIN], ids=["vit", "swin"])
 def test_a_planted_fault_is_seen_where_it_stands(architecture):
     case = Case(architecture, None)
@@ -177,12 +182,14 @@ def test_a_planted_fault_is_seen_where_it_stands(architecture):
     assert after < before
 
 
+@pytest.mark.slow
 def test_compensated_programs_are_compared_with_their_own_weights():
     case = Case(VIT, None, compensated=True)
     for row in case.result["values"]:
         assert row["fake_snr_db"] is None or row["fake_snr_db"] > 3, row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [VIT, SWIN], ids=["vit", "swin"])
 def test_narrowed_programs_are_compared_in_their_own_units(architecture):
     """12 bits of residual stream and of multipliers, 6 of GELU's index: nearer to fake quantisation than any wrong power of two."""
@@ -197,6 +204,7 @@ def test_narrowed_programs_are_compared_in_their_own_units(architecture):
     assert op.out.bits == 12
 
 
+@pytest.mark.slow
 def test_sources(case):
     """Nothing for a quantiser that is switched off; each of one source, as plain NumPy has it; both halves of all are among them."""
     sources = sources_of(case.rebuilt)
@@ -236,6 +244,7 @@ def test_decisions():
     assert decisions(other, other) == {"differ": 0, "margin_mean": None, "margin_max": None}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_rebuilt_is_refused_by_name():
     case = Case(VIT, None)
     with pytest.raises(BadFile, match="lacks the scales of its values"):
@@ -244,6 +253,7 @@ def test_what_cannot_be_rebuilt_is_refused_by_name():
         rebuild(case.program, case.provenance, Case(SWIN, None).model)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     arguments = ["compare", DIGITS / "digits.eam", f"local-dir:{DIGITS}", "--data", DIGITS / "digits_test.npz", "--limit", "8"]
     done = eamsim(*arguments, "--json")

@@ -95,6 +95,7 @@ def test_no_code_could_move_for_the_better(seed, channels, bits):
             assert (errors(moved) >= errors(codes) * (1 - 1e-9)).all()  # floats, summed in another order
 
 
+@pytest.mark.slow
 def test_rounding_together_beats_rounding_alone(calibrated):
     """On the layer's own moments the error is below that of the codes that calibration found."""
     moments = moments_of(3, 24)
@@ -107,6 +108,7 @@ def test_rounding_together_beats_rounding_alone(calibrated):
     assert ((together @ moments) * together).sum() < 0.8 * ((alone @ moments) * alone).sum()
 
 
+@pytest.mark.slow
 def test_every_output_has_the_mean_of_the_float_network(calibrated, compensated, images):
     """Of the images it was compensated on, to half a unit of the accumulator, in which the bias is stored."""
     wanted, found = predict(calibrated.model, images).mean(axis=0), predict(compensated, images).mean(axis=0)
@@ -123,6 +125,7 @@ def test_the_quantised_network_is_the_one_that_was_walked(compensated):
         np.testing.assert_array_equal(compensated.weights[name](dense.weight), dense.weight)
 
 
+@pytest.mark.slow
 def test_codes_do_not_depend_on_the_batches(calibrated, compensated, images):
     other = compensated_in(calibrated, images, 7)
 
@@ -194,6 +197,7 @@ def test_the_published_form_has_nothing_to_compensate(model, images):
         compensate(calibrate(model, images[:4], "published"), [images[:4]], lambda steps: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "images"), [((), 24), (("--no-compensate",), None), (("--random-init", 0), None)])
 def test_the_command_compensates_trained_weights_unless_told(tmp_path, options, images):
     arguments = ("--calib", DIGITS / "digits_calib.npz", "--limit", 24, "--tau", 0, "-o", tmp_path / "x.eam", "--json")

@@ -43,6 +43,7 @@ def everything(factor):
     return lambda parameter: parameter.mul_(factor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -67,6 +68,7 @@ def test_a_norm_of_next_to_nothing_keeps_what_fits():
     lower(calibrate(model("norm.weight", everything(1e-12)), IMAGES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change"),
     [

@@ -50,6 +50,7 @@ def test_histograms_equal_numpys_on_borders_and_random_values():
     np.testing.assert_array_equal(counts, numpy_counts(maps))
 
 
+@pytest.mark.slow
 def test_a_border_opens_its_bin_and_one_joins_the_last():
     maps = np.broadcast_to(EDGES[:, None, None, None], (257, 1, 1, 1))
 
@@ -147,6 +148,7 @@ def test_a_subset_of_the_layers_ignores_the_others():
     np.testing.assert_array_equal(stats.counts[3].sum(-1), np.full(SHAPE, 300))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "counter"), [(65_535, np.uint16), (65_536, np.uint32)])
 def test_counters_are_as_wide_as_the_images_need(images, counter):
     stats = AttentionStatistics({0: Maps((1, 1, 1))}, images)

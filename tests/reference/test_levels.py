@@ -83,6 +83,7 @@ def test_the_order_of_the_values_decides_nothing():
     assert one.levels.tolist() == other.levels.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [[0.0], [0.0] * 5, [3.0], [-2.0, -2.0, 1e-300], [1e-12, 5.0], [1e30, -1e-3]])
 def test_hardly_any_values(values):
     quantiser = fit_levels(tensor(values), 4)
@@ -112,6 +113,7 @@ def test_every_entry_of_the_table_has_the_code_of_the_nearest_level(index_bits):
     assert index_bits < 8 or set(table.tolist()) == set(range(16))
 
 
+@pytest.mark.slow
 def test_a_program_built_with_them(tmp_path):
     """Its second MLP layers have levels, its provenance says so, and it decides as the one with even steps."""
     options = ("--calib", DIGITS / "digits_calib.npz", "--calib-images", 64, "--limit", 64, "--tau", "0", "--json")

@@ -84,6 +84,7 @@ def test_timm_saves_no_field_at_the_top_that_the_table_lacks(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()).keys() <= TOP.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", OTHER)
 def test_every_field_does_what_the_table_says(tmp_path, field):
     save_model(tmp_path / "plain")
@@ -187,6 +188,7 @@ def test_label_names_by_index_are_put_in_order(tmp_path):
     assert model.label_names == tuple(info.index_to_label_name(index) for index in range(12))
 
 
+@pytest.mark.slow
 def test_a_model_of_imagenet_1k_has_timms_names():
     model = load_model("deit_tiny_patch16_224", random_init=0)
     assert model.label_names == tuple(ImageNetInfo("imagenet-1k").label_names())

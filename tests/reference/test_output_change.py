@@ -50,6 +50,7 @@ def contributions(calibrated, block: int, values):
     return torch.einsum("nhjc,ohc->nhjo", values, weight)
 
 
+@pytest.mark.slow
 def test_layers_one_at_a_time_give_the_same(measured, monkeypatch):
     calibrated, whole, change, _ = measured
     images = open_images([DIGITS / "digits_calib.npz"], calibrated.model.preprocessing, 48)
@@ -91,6 +92,7 @@ def test_weights_are_the_variance_times_the_mean_squared_norm_of_what_they_multi
         np.testing.assert_allclose(change.weights(block, statistics.variance[block]), expected, rtol=1e-2, atol=1e-5 * expected.max())
 
 
+@pytest.mark.slow
 def test_rows_of_the_last_block_that_nothing_reads_are_frozen_for_free(measured):
     calibrated, statistics, _, _ = measured
     unread = (statistics.maps[0].shape[1] - 1) / statistics.maps[0].shape[1] / len(calibrated.network.blocks)
@@ -104,6 +106,7 @@ def test_rows_of_the_last_block_that_nothing_reads_are_frozen_for_free(measured)
     assert count(lighter).macs.scores < count(dense).macs.scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softmax", ["paper", "renormalised"])
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.granularity}-{choice.order}")
 def test_every_granularity_runs_bit_exactly(measured, choice, softmax):
@@ -123,6 +126,7 @@ def test_every_granularity_runs_bit_exactly(measured, choice, softmax):
         assert kept == (heads if softmax == "paper" else heads - round(choice.tau * heads))
 
 
+@pytest.mark.slow
 def test_the_command_takes_every_choice_and_records_it(tmp_path: Path):
     out = tmp_path / "x.eam"
     source = ("build", f"local-dir:{DIGITS}", "--calib", DIGITS / "digits_calib.npz", "--limit", 32, "-o", out, "--json")

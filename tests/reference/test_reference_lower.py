@@ -121,6 +121,7 @@ def test_the_gelu_index_covers_every_change_of_the_code(scale, zero):
     assert (table[0], table[-1]) == (zero, 15)
 
 
+@pytest.mark.slow
 def test_the_program_is_valid_and_shaped_as_documented(calibrated):
     program = lower(calibrated, config=LoweringConfig(keep_unread=True))
     verify(program)
@@ -137,6 +138,7 @@ def test_the_program_is_valid_and_shaped_as_documented(calibrated):
     assert weights == [8] * (2 + 4 * BLOCKS)
 
 
+@pytest.mark.slow
 def test_fitted_codes_are_levels_of_the_layer_that_reads_them(calibrated):
     program = lower(calibrated, config=LoweringConfig(keep_unread=True))
     for op in program.operations:
@@ -152,12 +154,14 @@ def test_fitted_codes_are_levels_of_the_layer_that_reads_them(calibrated):
     assert fitted in ([], [f"block{i}.mlp.fc1" for i in range(BLOCKS)])
 
 
+@pytest.mark.slow
 def test_the_residual_exponent_never_falls(calibrated):
     epilogues = [op.epilogue for op in lower(calibrated).operations if isinstance(op, Linear)]
 
     assert all(epilogue.exponent_change >= 0 for epilogue in epilogues if isinstance(epilogue, Residual))
 
 
+@pytest.mark.slow
 def test_with_wide_constants_the_first_block_is_that_of_fake_quantisation(calibrated, images):
     """Only values that happen to lie at a tie may differ, and what follows from them."""
     program, differing = lower(calibrated, config=WIDE), {}
@@ -195,6 +199,7 @@ def tap_of(taps, name, shape):
     return taps["patches" if name == "input" else name].reshape(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softmax", ["paper", "renormalised"])
 @pytest.mark.parametrize("fraction", [0, 0.3, 1])
 def test_integer_logits_follow_fake_quantisation(calibrated, images, softmax, fraction):
@@ -208,6 +213,7 @@ def test_integer_logits_follow_fake_quantisation(calibrated, images, softmax, fr
     assert centred_correlation(logits, expected) > 0.9
 
 
+@pytest.mark.slow
 def test_frozen_maps_stay_their_callers_and_may_be_read_only(calibrated, images):
     """A program's arrays are read-only, those that it was made of are not; PyTorch warns of arrays that are."""
     mask = np.random.default_rng(4).random((HEADS, TOKENS, TOKENS)) < 0.3
@@ -224,6 +230,7 @@ def centred_correlation(x, y):
     return np.corrcoef((x - x.mean(axis=0)).ravel(), (y - y.mean(axis=0)).ravel())[0, 1]
 
 
+@pytest.mark.slow
 def test_a_wholly_frozen_head_loses_its_q_and_k_columns_when_renormalised(calibrated):
     mask = np.zeros((HEADS, TOKENS, TOKENS), bool)
     mask[1] = True

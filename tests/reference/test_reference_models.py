@@ -199,6 +199,7 @@ def test_weights_and_random_init_exclude_each_other():
         load_model("deit_tiny_patch16_224", weights="x.safetensors", random_init=0)
 
 
+@pytest.mark.slow
 def test_a_failed_download_names_the_offline_choices(monkeypatch):
     create = timm.create_model
 
@@ -234,6 +235,7 @@ def test_features_a_plain_vit_does_not_have_are_refused_by_name(changes, message
         as_model(module, "odd")
 
 
+@pytest.mark.slow
 def test_other_architectures_are_not_supported():
     with pytest.raises(UserError, match="VisionTransformerDistilled is not supported; expected a plain timm VisionTransformer or Swin"):
         load_model("deit_tiny_distilled_patch16_224", random_init=0)

@@ -109,6 +109,7 @@ def test_the_log_search_takes_the_scale_of_least_error():
     assert search_log(maps, 4, True).scale in (pytest.approx(0.125), pytest.approx(0.9))
 
 
+@pytest.mark.slow
 def test_reparametrisation_leaves_the_float_network_as_it_was(model, images, calibrated):
     before, after = (network(torch.from_numpy(images)) for network in (model.network, calibrated.network))
 
@@ -126,12 +127,14 @@ def test_hardware_zero_points_are_codes_and_published_ones_are_not_always(calibr
     assert calibrated.activations["input"].bits == 8
 
 
+@pytest.mark.slow
 def test_calibration_repeats(model, images):
     first, second = (calibrate(model, images) for _ in range(2))
 
     np.testing.assert_array_equal(predict(first, images), predict(second, images))
 
 
+@pytest.mark.slow
 def test_fake_quantisation_with_many_bits_is_the_float_network(model, images):
     logits = predict(model, images)
     wide = calibrate(model, images, weight_bits=14, activation_bits=14)

@@ -60,6 +60,7 @@ def images(model, tmp_path_factory):
     return open_images([path], model.preprocessing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -81,6 +82,7 @@ def test_our_forward_pass_is_timms(changes):
     np.testing.assert_allclose(predict(model, images), expected, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -130,6 +132,7 @@ def test_windows_can_be_shared_by_a_swin_alone():
         maps_of(vit.network, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["hardware", "published"])
 def test_reparametrisation_reaches_the_merging_and_leaves_the_float_network_as_it_was(model, mode):
     images = random_images(8)
@@ -144,6 +147,7 @@ def test_reparametrisation_reaches_the_merging_and_leaves_the_float_network_as_i
     assert "pool" in calibrated.activations
 
 
+@pytest.mark.slow
 def test_fake_quantisation_with_many_bits_is_the_float_network(model):
     images = random_images(8)
     logits = predict(model, images)
@@ -161,6 +165,7 @@ def test_q_is_scaled_before_its_quantiser(model):
     np.testing.assert_allclose(seen["block0.attn.q"], q / 8**0.5, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_relative_positions_are_integers_of_the_score_in_hardware_mode(calibrated):
     for i, windows in enumerate(calibrated.quantised.windows):
         codes = windows.logit_bias / calibrated.score_scale(i)
@@ -191,6 +196,7 @@ def test_excluded_pairs_weigh_nothing(calibrated, model):
         assert np.isfinite(predict(replace(calibrated, attention=grids), random_images(2), frozen, softmax)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["entropy", "variance", "output", "random"])
 def test_excluded_pairs_are_never_frozen_and_do_not_count(calibrated, images, order):
     statistics = attention_statistics(calibrated, images, progress, [order])
@@ -254,6 +260,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_swin(folder):
     source, data = f"local-dir:{folder}", folder / "data.npz"
     own, shared = folder / "own.eam", folder / "shared.eam"
@@ -277,6 +284,7 @@ def test_the_commands_take_a_swin(folder):
     assert row["macs_by_layer"]["qkv"] == (64 * 16**2 + 16 * 32**2) * 2 * 2  # of three projections the third, and half of the others
 
 
+@pytest.mark.slow
 def test_every_report_gives_tau_with_and_without_the_excluded_pairs(folder):
     source, data, swept = f"local-dir:{folder}", folder / "data.npz", folder / "sweep"
     pairs, excluded = 2 * 8 * 256 + 2 * 4 * 256, 2 * (128 + 128 + 192)
@@ -291,6 +299,7 @@ def test_every_report_gives_tau_with_and_without_the_excluded_pairs(folder):
     ]
 
 
+@pytest.mark.slow
 def test_statistics_and_figures_of_a_swin(folder):
     source, data, out = f"local-dir:{folder}", folder / "data.npz", folder / "stats.h5"
     measured = json.loads(eamsim("entropy", source, "--calib", data, "-o", out, "--json").out)
@@ -312,6 +321,7 @@ def test_statistics_and_figures_of_a_swin(folder):
     assert sorted(path.name for path in figures.glob("*.png")) == ["fig1.png", "fig2.png", "fig3.png", "fig4.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [(), ("--share-windows",)])
 def test_a_budget_is_searched_over_the_heads_of_all_windows(folder, share):
     source, data, out = f"local-dir:{folder}", folder / "data.npz", folder / "x.eam"

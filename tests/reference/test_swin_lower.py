@@ -89,6 +89,7 @@ def program(calibrated):
     return lower(calibrated)
 
 
+@pytest.mark.slow
 def test_the_program_is_valid_and_shaped_as_documented(program):
     verify(program)
 
@@ -129,6 +130,7 @@ def test_q_is_quantised_after_it_is_scaled(calibrated, program):
     np.testing.assert_allclose(ratio[16:32], scales[16:32] / k, rtol=2**-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("softmax", "fraction", "shared"), CASES)
 def test_the_engine_equals_golden_at_every_tap(four_bits, images, softmax, fraction, shared):
     program = lower(four_bits, random_maps(four_bits, fraction, shared), softmax)
@@ -142,6 +144,7 @@ def test_the_engine_equals_golden_at_every_tap(four_bits, images, softmax, fract
             np.testing.assert_array_equal(found[name][n], expected, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("softmax", "fraction", "shared"), CASES)
 def test_integer_logits_follow_fake_quantisation(calibrated, images, softmax, fraction, shared):
     frozen, images = random_maps(calibrated, fraction, shared), images[:8]
@@ -154,6 +157,7 @@ def test_integer_logits_follow_fake_quantisation(calibrated, images, softmax, fr
     assert np.corrcoef(*centred)[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_with_wide_constants_the_first_blocks_are_those_of_fake_quantisation(calibrated, images):
     """Only values that happen to lie at a tie may differ, and what follows from them."""
     program, codes, differing = lower(calibrated, config=WIDE), {}, {}
@@ -178,6 +182,7 @@ def test_with_wide_constants_the_first_blocks_are_those_of_fake_quantisation(cal
         assert np.mean(differing[name]) <= most, name
 
 
+@pytest.mark.slow
 def test_a_head_frozen_in_all_windows_loses_its_q_and_k_when_renormalised(four_bits):
     frozen = random_maps(four_bits, 0)
     excluded = four_bits.network.maps[1].excluded
@@ -196,6 +201,7 @@ def test_a_head_frozen_in_all_windows_loses_its_q_and_k_when_renormalised(four_b
     assert constant_share(program) == pytest.approx((live + 256 + int(excluded.sum())) / pairs)
 
 
+@pytest.mark.slow
 def test_a_shared_map_is_stored_once(four_bits):
     frozen = attentions(lower(four_bits, random_maps(four_bits, 0.5, shared=True)))[0].frozen
     own = attentions(lower(four_bits, random_maps(four_bits, 0.5)))[0].frozen
@@ -205,6 +211,7 @@ def test_a_shared_map_is_stored_once(four_bits):
     assert (frozen.mask.shape, own.mask.shape) == ((1, 2, 16, 16), (4, 2, 16, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softmax", ["paper", "renormalised"])
 @pytest.mark.parametrize("tau", [0, 0.3, 1])
 def test_estimates_equal_counts(four_bits, tau, softmax):

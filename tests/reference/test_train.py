@@ -64,6 +64,7 @@ def test_the_shipped_model_has_the_plain_blocks_the_integer_datapath_knows():
     assert model.blocks[0].mlp.act.approximate == "none"
 
 
+@pytest.mark.slow
 def test_training_is_seeded_and_lowers_the_loss(digits):
     images, labels = (part[:32] for part in digits)
 
@@ -89,6 +90,7 @@ def test_shift_moves_by_at_most_one_pixel_and_fills_with_background(monkeypatch)
     assert found == {(row, column) for row in (2, 3, 4) for column in (3, 4, 5)}
 
 
+@pytest.mark.slow
 def test_main_writes_what_timm_and_the_loaders_read(tmp_path, monkeypatch, capsys, digits):
     images, labels = (part[:300] for part in digits)
     monkeypatch.setattr(train, "load_digits", lambda: (images, labels))

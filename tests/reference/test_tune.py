@@ -98,6 +98,7 @@ def held_back(lessons, pixels):
         return lessons.loss(torch.from_numpy(pixels[48:])).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("softmax", ["paper", "renormalised"])
 def test_before_the_first_lesson_the_student_is_the_fake_quantised_network(calibrated, pixels, frozen, softmax):
@@ -162,12 +163,14 @@ def test_the_attention_grid_is_the_quantiser_s(bits, last_code_is_zero):
     assert_array_equal(x.grad, torch.ones_like(x))
 
 
+@pytest.mark.slow
 def test_the_loss_falls_on_images_that_were_not_seen(calibrated, images, pixels):
     before = held_back(lessons_of(calibrated, images), pixels)
 
     assert held_back(taught(calibrated, images, steps=40), pixels) < 0.9 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", ["uniform", "fitted"])
 def test_what_is_learnt_is_what_is_lowered(model, images, pixels, codes):
     """The student, its fake quantisation in float64 and the integers."""
@@ -182,6 +185,7 @@ def test_what_is_learnt_is_what_is_lowered(model, images, pixels, codes):
         assert np.corrcoef(fake.ravel(), each.ravel())[0, 1] > 0.98
 
 
+@pytest.mark.slow
 def test_integers_decide_as_their_fake_quantisation():
     """On the embedded digits, tuned."""
     digits = load_model(f"local-dir:{DIGITS}")
@@ -193,6 +197,7 @@ def test_integers_decide_as_their_fake_quantisation():
     assert (fake.argmax(1) == integers.argmax(1)).mean() >= 0.97
 
 
+@pytest.mark.slow
 def test_weights_end_as_codes_and_zero_points_grids_and_the_input_stay(calibrated, images):
     found = taught(calibrated, images).student.calibrated_now()
 
@@ -207,6 +212,7 @@ def test_weights_end_as_codes_and_zero_points_grids_and_the_input_stay(calibrate
     assert found.attention == calibrated.attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softmax", ["paper", "renormalised"])
 def test_frozen_maps_stay(calibrated, images, softmax):
     maps = half_frozen(calibrated, whole_heads=[0])
@@ -222,6 +228,7 @@ def test_frozen_maps_stay(calibrated, images, softmax):
         assert_array_equal(old.row_log2, new.row_log2)
 
 
+@pytest.mark.slow
 def test_the_same_seed_teaches_the_same(calibrated, images):
     first, again, other = (taught(calibrated, images, steps=2, seed=seed).student.parameters for seed in (5, 5, 6))
 
@@ -252,6 +259,7 @@ def test_crops_are_parts_of_the_photograph_and_their_mirror_images(model, images
     assert (crops != np.concatenate(list(random_crops(images, 0, 1, 32, 8)))).any()
 
 
+@pytest.mark.slow
 def test_the_published_form_is_not_tuned(model, pixels):
     with pytest.raises(UserError, match="hardware"):
         Student(calibrate(model, pixels[:4], "published"), None, "paper")
@@ -303,6 +311,7 @@ def interrupted(stopped, tmp_path):
     return tmp_path / "x.eam"
 
 
+@pytest.mark.slow
 def test_an_interruption_says_how_to_go_on(stopped):
     path, done = stopped
 
@@ -310,6 +319,7 @@ def test_an_interruption_says_how_to_go_on(stopped):
     assert f"interrupted: what was learnt is kept in {path}; the same command with --resume continues" in done.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_tuning_goes_on_to_the_same_bytes(options, interrupted, whole, monkeypatch):
     monkeypatch.setattr("eamsim.jobs.build.quantise_on", lambda *arguments: pytest.fail("what it starts from is in the file"))
     done = eamsim(*options, "-o", interrupted, "--resume")
@@ -320,6 +330,7 @@ def test_an_interrupted_tuning_goes_on_to_the_same_bytes(options, interrupted, w
     assert not Path(f"{interrupted}.tuning").exists()
 
 
+@pytest.mark.slow
 def test_kill_9_loses_at_most_what_was_not_written(options, whole, tmp_path):
     out = tmp_path / "x.eam"
     command = [sys.executable, "-m", "eamsim", *map(str, options), "-o", str(out)]

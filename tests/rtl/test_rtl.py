@@ -167,6 +167,7 @@ def outputs(bench) -> int:
     return p["ROWS"] * p["CHANNELS"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", *(path.rounding for path, _ in CASES), *(f"seed{shape.seed}" for shape in RANDOM)])
 def test_units_equal_golden_without_python(vectors, name, tmp_path):
     compared = {}
@@ -234,6 +235,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unit", "right", "wrong"), FAULTS)
 def test_a_planted_fault_fails(vectors, unit, right, wrong, tmp_path):
     source = (HERE / f"{unit}.sv").read_text()
@@ -247,6 +249,7 @@ def test_a_planted_fault_fails(vectors, unit, right, wrong, tmp_path):
     assert any(each.returncode != 0 and "FATAL" in each.stderr + each.stdout for each in done), done
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("cocotb") is None, reason="needs cocotb: pip install 'eamsim[rtl]'")
 @pytest.mark.parametrize("unit", sorted({unit for unit, *_ in FAULTS}))
 @pytest.mark.parametrize("name", ["digits", "half_even"])
@@ -254,6 +257,7 @@ def test_units_equal_golden_under_cocotb(vectors, name, unit, tmp_path):
     run_cocotb(vectors[name], unit, HERE / f"{unit}.sv", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("cocotb") is None, reason="needs cocotb: pip install 'eamsim[rtl]'")
 def test_a_planted_fault_fails_under_cocotb(vectors, tmp_path):
     wrong = tmp_path / "gelu_table.sv"

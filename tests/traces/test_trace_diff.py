@@ -19,6 +19,7 @@ from eamsim.traces.sources import Digest
 from eamsim.traces.vectors import Layout, Tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_named_at_its_tap_with_its_cause(bench: Bench, fault: str):
     old, new, tap, cause = FAULTS[fault]

@@ -73,6 +73,7 @@ DUMPS: dict[str, tuple[Callable[[Dump], Dump], tuple[str, ...], int, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DUMPS)
 def test_a_dump_that_is_not_what_it_seems(bench: Bench, case: str, tmp_path: Path):
     dump, options, code, text = DUMPS[case]

@@ -161,6 +161,7 @@ def test_no_flipped_bit_of_a_trace_passes(path: Path):
             pass
 
 
+@pytest.mark.slow
 def test_behind_a_renewed_seal_no_flipped_bit_changes_an_integer(path: Path):
     content, expected = path.read_bytes(), everything(path)
     rng = np.random.default_rng(1)
@@ -219,6 +220,7 @@ def test_a_stream_that_inflates_without_end_is_refused(path: Path):
 CONTRADICTIONS = [{"low": -1}, {"high": 256}, {"high": -1}, {"bits": 7}, {"bits": 0}, {"bits": 1 << 60}, {"signed": True}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CONTRADICTIONS)
 def test_a_header_that_contradicts_itself_is_refused(path: Path, change: dict):
     forge(path, lambda file: edit_manifest(file, lambda tree: tree["taps"][0].update(change)))
@@ -244,6 +246,7 @@ def test_fewer_images_than_the_data_are_refused(path: Path):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

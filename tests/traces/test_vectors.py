@@ -55,6 +55,7 @@ def test_tiles_are_filled_up():
     assert words([1, 2, 3], 4, tile=(1, 2)) == list("1230")
 
 
+@pytest.mark.slow
 @examples(40)
 @given(SHAPES, st.integers(1, 64), st.booleans(), LAYOUTS, st.integers(0, 1 << 32))
 def test_whatever_is_exported_comes_back(tmp_path_factory, shape, bits, signed, layout, seed):
