@@ -1,6 +1,6 @@
 """Ctrl-C at any moment of any command: exit code 130, one line, no traceback, and no file that is half written.
 
-EAMSIM_INTERRUPTS=200 pytest tests/cli/test_interrupts.py sends so many, at moments that EAMSIM_SEED chooses.
+EAMSIM_INTERRUPTS=200 pytest -m slow tests/cli/test_interrupts.py sends so many, at moments that EAMSIM_SEED chooses.
 """
 
 import contextlib

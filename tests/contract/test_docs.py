@@ -96,3 +96,20 @@ def test_the_commands_of_the_first_ten_minutes(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     for said in ("frozen: ", "top-1 ", "bit-exact: ", "small-npu, batch 1", "equal: 8"):
         assert said in done.stdout
+
+
+def messages(text: str) -> list[str]:
+    """The strings of a module that a user may read: all but docstrings, also those of constants."""
+    tree = ast.parse(text)
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [str(node.value) for node in strings if id(node) not in bare]
+
+
+def test_no_message_names_a_file_that_an_installation_does_not_have():
+    """Pages and checkouts: an installed wheel has neither."""
+    found = {path: messages(text) for path, text in sources("eamsim", "reference", "cost_model").items()}
+    assert sum(map(len, found.values())) > 1000
+    unfit = re.compile(r"docs/|\w\.md\b|in the checkout|pip install (-e )?'?\.")
+    own = re.compile(r"table1\.md|X\.md")  # what commands write
+    assert [(path, text) for path, each in found.items() for text in each if unfit.search(text) and not own.search(text)] == []
