@@ -7,6 +7,9 @@ SCALE-Sim (Samajdar et al., ISPASS 2020), for M = rows, N = columns, K = depth o
     ws  ceil(K/R) ceil(N/C) (2R + C + M - 2) - 1    a PE keeps one weight; rows stream
     is  ceil(K/R) ceil(M/C) (2R + C + N - 2) - 1    a PE keeps one input; columns stream
 
+A pipelined array pays the skew (R + C - 2, and R for the load) once a product, and a fold takes max(stream, R): loading the next fold's
+stationary operand, or draining the last one's results, takes R steps behind it.
+
 An operand without the streamed axis is touched once per fold, any other in every step. Sides are integers, or integer arrays of as
 many designs: then so are the counts.
 """
@@ -64,14 +67,20 @@ def larger(left, right):
     return left + (right - left) * (right > left)
 
 
-def dense_run(rows, columns, depth, dataflow: Dataflow, array_rows, array_columns) -> Run:
+def smaller(left, right):
+    """The minimum, of integers an integer."""
+    return left + right - larger(left, right)
+
+
+def dense_run(rows, columns, depth, dataflow: Dataflow, array_rows, array_columns, pipelined: bool = False) -> Run:
     """One product with nothing skipped, by the closed forms."""
     extent = {"rows": rows, "columns": columns, "depth": depth}
     down, across = ceil_div(extent[DOWN[dataflow]], array_rows), ceil_div(extent[ACROSS[dataflow]], array_columns)
-    cycles = down * across * (fill(dataflow, array_rows, array_columns) + extent[TIME[dataflow]]) - 1
+    stream, skew = extent[TIME[dataflow]], fill(dataflow, array_rows, array_columns)
+    cycles = down * across * larger(stream, array_rows) + skew if pipelined else down * across * (skew + stream)
     folds = {DOWN[dataflow]: down, ACROSS[dataflow]: across, TIME[dataflow]: 1}
     return Run(
-        cycles,
+        cycles - 1,
         rows * columns * depth,
         left_reads=rows * depth * folds["columns"],
         right_reads=depth * columns * folds["rows"],
@@ -80,7 +89,7 @@ def dense_run(rows, columns, depth, dataflow: Dataflow, array_rows, array_column
     )
 
 
-def run(gemm: Gemm, dataflow: Dataflow, array_rows: Any, array_columns: Any, skip: Skip) -> Run:
+def run(gemm: Gemm, dataflow: Dataflow, array_rows: Any, array_columns: Any, skip: Skip, pipelined: bool = False) -> Run:
     """All products of a Gemm on an R x C array.
 
     none: everything is computed. gate: what is not needed does not toggle, and takes its time all the same. tile: as gate, and
@@ -89,23 +98,23 @@ def run(gemm: Gemm, dataflow: Dataflow, array_rows: Any, array_columns: Any, ski
     """
     if isinstance(array_rows, np.ndarray) and gemm.needed is not None and skip in ("tile", "pair"):
         sides = zip(map(int, array_rows), map(int, array_columns), strict=True)
-        designs = [vars(run(gemm, dataflow, *side, skip)).values() for side in sides]
+        designs = [vars(run(gemm, dataflow, *side, skip, pipelined)).values() for side in sides]
         counts: list[Any] = [np.array(count) for count in zip(*designs, strict=True)]
         return Run(*counts)
     times = gemm.products * gemm.repeats
-    dense = dense_run(gemm.rows, gemm.columns, gemm.depth, dataflow, array_rows, array_columns) * times
+    dense = dense_run(gemm.rows, gemm.columns, gemm.depth, dataflow, array_rows, array_columns, pipelined) * times
     if gemm.needed is None or skip == "none":
         return dense
     gated = Run(dense.cycles, gemm.needed_macs, dense.left_reads, dense.right_reads, dense.result_writes, dense.results)
     if skip == "gate":
         return gated
     if skip == "tile":
-        return tiled_run(gemm, gemm.needed, dataflow, array_rows, array_columns) * gemm.repeats
-    paired = paired_run(gemm, gemm.needed, array_rows, array_columns) * gemm.repeats
+        return tiled_run(gemm, gemm.needed, dataflow, array_rows, array_columns, pipelined) * gemm.repeats
+    paired = paired_run(gemm, gemm.needed, array_rows, array_columns, pipelined) * gemm.repeats
     return min(paired, gated, key=lambda choice: choice.cycles)
 
 
-def tiled_run(gemm: Gemm, needed: np.ndarray, dataflow: Dataflow, array_rows: Any, array_columns: Any) -> Run:
+def tiled_run(gemm: Gemm, needed: np.ndarray, dataflow: Dataflow, array_rows: Any, array_columns: Any, pipelined: bool) -> Run:
     """Every distinct product once, without the steps in which no PE has anything to do.
 
     The mask lies over rows and one more axis; the third axis is dense. `kept` are the blocks of the mask (R or C wide along an
@@ -120,7 +129,7 @@ def tiled_run(gemm: Gemm, needed: np.ndarray, dataflow: Dataflow, array_rows: An
 
     streams = np.where(kept, extent, 0) if time == dense else kept.sum(axis=1 if time == "rows" else 2)
     busy = streams.reshape(len(kept), -1)
-    cycles = folds * (busy.sum(axis=1) + fill(dataflow, array_rows, array_columns) * np.count_nonzero(busy, axis=1))
+    cycles = _folded(busy, folds, fill(dataflow, array_rows, array_columns), array_rows, pipelined)
 
     tall, wide = heights[None, :, None], widths[None, None, :]
     both = folds * int((kept * tall * wide).sum())
@@ -134,7 +143,7 @@ def tiled_run(gemm: Gemm, needed: np.ndarray, dataflow: Dataflow, array_rows: An
     return Run(int((cycles - (cycles > 0)).sum()), needed_cells * extent, **once, results=results)
 
 
-def paired_run(gemm: Gemm, needed: np.ndarray, array_rows: Any, array_columns: Any) -> Run:
+def paired_run(gemm: Gemm, needed: np.ndarray, array_rows: Any, array_columns: Any, pipelined: bool) -> Run:
     """Every distinct product once on an os array whose rows each go on to their own next needed pair.
 
     R rows of a block work in step, so that the longest decides. A key or value is read once for a block and handed to
@@ -143,20 +152,28 @@ def paired_run(gemm: Gemm, needed: np.ndarray, array_rows: Any, array_columns: A
     per_row = needed.sum(axis=2)
     starts = np.arange(0, gemm.rows, array_rows)
     fetched = int(blocks(needed, array_rows, 1)[0].sum())
-    pairs = int(per_row.sum())
+    pairs, skew = int(per_row.sum()), fill("os", array_rows, array_columns)
     if gemm.over == "columns":
         passes = ceil_div(per_row, array_columns)
         steps = np.maximum.reduceat(passes, starts, axis=1).sum(axis=1)
-        cycles = steps * (fill("os", array_rows, array_columns) + gemm.depth)
+        cycles = steps * larger(gemm.depth, array_rows) + skew * (steps > 0) if pipelined else steps * (skew + gemm.depth)
         left, right, results = int(passes.sum()) * gemm.depth, fetched * gemm.depth, pairs
         macs = pairs * gemm.depth
     else:
         longest = np.maximum.reduceat(per_row, starts, axis=1)
         folds = ceil_div(gemm.columns, array_columns)
-        cycles = folds * (longest + np.where(longest > 0, fill("os", array_rows, array_columns), 0)).sum(axis=1)
+        cycles = _folded(longest, folds, skew, array_rows, pipelined)
         left, right, results = pairs * folds, fetched * gemm.columns, int(np.count_nonzero(per_row)) * gemm.columns
         macs = pairs * gemm.columns
     return Run(int((cycles - (cycles > 0)).sum()), macs, left, right, results, results)
+
+
+def _folded(streams: np.ndarray, folds: int, skew: int, array_rows: int, pipelined: bool) -> np.ndarray:
+    """Cycles of each product, of its blocks' streams [products, blocks], each `folds` times; a block without a stream is left out."""
+    busy = streams > 0
+    if pipelined:
+        return folds * (np.maximum(streams, array_rows) * busy).sum(axis=1) + skew * busy.any(axis=1)
+    return folds * (streams + skew * busy).sum(axis=1)
 
 
 def blocks(needed: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

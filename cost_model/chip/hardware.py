@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from cost_model.chip.arrays import Dataflow, Skip
-from cost_model.chip.technology import Energy, Figure
+from cost_model.chip.arrays import Dataflow, Skip, ceil_div, larger
+from cost_model.chip.technology import Energy, Figure, memory_growth
 from eamsim.arguments import expect_path
 from eamsim.errors import BadFile, UserError
 from eamsim.files.limits import YAML_BRACKETS, YAML_BYTES
@@ -25,7 +25,9 @@ Positive = Annotated[int, Field(ge=1, le=2**48)]
 Side = Annotated[int, Field(ge=1, le=2**16)]
 Bits = Annotated[int, Field(ge=1, le=64)]
 Content = Literal["weights", "activations", "maps"]
-Level = Literal["sram", "dram", "rom"]
+Home = Literal["sram", "dram", "rom"]
+Level = Literal[Home, "accumulators"]
+LEVELS: tuple[Level, ...] = ("sram", "dram", "rom", "accumulators")
 MOST_MHZ = 20_000
 """More is no chip's clock, but a frequency in another unit."""
 ADVICE = "`eamsim hardware show small-npu` prints one to begin with"
@@ -43,7 +45,8 @@ class Array(_Strict):
     as such in A.V. shifts_codes: A.V multiplies by shifting, so that an attention code is as wide as it is stored; otherwise
     it is decoded to a power of two first. looks_up_levels: each row has a table of 16 levels at its left port, so that fitted codes
     are read as they are stored; otherwise the vector unit writes the levels into the SRAM first. accumulator_bits: width of a partial
-    sum in the SRAM.
+    sum. pipelined_folds: a fold's operands are loaded, and its results drained, behind the stream of another. mac_pj: a multiplier and
+    the adder of its accumulator; register_pj_per_bit: of what a PE latches and hands to its neighbour.
     """
 
     kind: Literal["array"]
@@ -57,7 +60,9 @@ class Array(_Strict):
     left_bits: Bits
     right_bits: Bits
     accumulator_bits: Bits = 32
+    pipelined_folds: bool = False
     mac_pj: Figure
+    register_pj_per_bit: Figure | None = None
 
     @field_validator("skip")
     @classmethod
@@ -104,10 +109,14 @@ class Vector(_Strict):
 
 
 class Memory(_Strict):
-    """A memory, what it holds for good, and how fast it is (read and write together). A write costs what a read does unless given."""
+    """A memory, what it holds for good, and how fast each of its ports is. A write costs what a read does unless given.
+
+    ports: 1, which reads and writes share, or 2, one for each.
+    """
 
     bytes: Positive
     bits_per_cycle: Positive
+    ports: Annotated[int, Field(ge=1, le=2)] = 1
     read_pj_per_bit: Figure
     write_pj_per_bit: Figure | None = None
     leakage_mw: float = Field(ge=0, le=1e6, default=0.0)
@@ -117,18 +126,41 @@ class Memory(_Strict):
         """Of so many bits."""
         return self.read_pj_per_bit.energy * read_bits + (self.write_pj_per_bit or self.read_pj_per_bit).energy * written_bits
 
+    def cycles(self, read_bits: int, written_bits: int) -> int:
+        """Until so many bits have gone through its ports."""
+        busiest = read_bits + written_bits if self.ports == 1 else larger(read_bits, written_bits)
+        return ceil_div(busiest, self.bits_per_cycle)
+
+    def of_size(self, size: int) -> Memory:
+        """The same kind of memory with so many bytes: it leaks in proportion, and a bit costs as `memory_growth` says."""
+        growth = memory_growth(size, self.bytes)
+        write = self.write_pj_per_bit and self.write_pj_per_bit * growth
+        scaled = {"read_pj_per_bit": self.read_pj_per_bit * growth, "write_pj_per_bit": write}
+        return self.model_copy(update={"bytes": size, "leakage_mw": self.leakage_mw * size / self.bytes} | scaled)
+
 
 class Memories(_Strict):
-    """sram: what the array and the vector unit work from. dram, rom: behind it, read into it once per batch."""
+    """sram: what the array and the vector unit work from. dram, rom: behind it, read into it once per batch.
+
+    accumulators: beside the array, for partial sums and for scores that wait for their row; what does not fit goes to the SRAM.
+    weight_buffer_bytes: of the SRAM, what weights, constants and maps from behind it come through. double_buffered: one operation's
+    are fetched while another computes. residual_in_place: a sum may overwrite the operand that nobody reads any more. streams_image:
+    pixels come from outside as they are quantised, and never lie in the SRAM.
+    """
 
     sram: Memory
     dram: Memory | None = None
     rom: Memory | None = None
+    accumulators: Memory | None = None
+    weight_buffer_bytes: Annotated[int, Field(ge=0, le=2**48)] = 0
+    double_buffered: bool = True
+    residual_in_place: bool = False
+    streams_image: bool = False
 
     @property
     def levels(self) -> dict[Level, Memory]:
         """Those that are there, by name."""
-        named: dict[Level, Memory | None] = {"sram": self.sram, "dram": self.dram, "rom": self.rom}
+        named: dict[Level, Memory | None] = {level: getattr(self, level) for level in LEVELS}
         return {level: memory for level, memory in named.items() if memory is not None}
 
     @model_validator(mode="after")
@@ -144,6 +176,8 @@ def misplaced(holds: Mapping[str, Sequence[object]]) -> list[str]:
     faults = [f"exactly one memory holds {name}, got {held.count(name)}" for name in ("weights", "maps") if held.count(name) != 1]
     if "activations" not in holds.get("sram", ()) or held.count("activations") != 1:
         faults.append("sram, and no other memory, holds activations")
+    if holds.get("accumulators"):
+        faults.append("accumulators hold partial sums and scores, and nothing for good: leave holds out")
     return faults
 
 
@@ -165,28 +199,29 @@ class Hardware(_Strict):
         return frequency
 
     @property
-    def home(self) -> dict[Content, Level]:
+    def home(self) -> dict[Content, Home]:
         """The memory that holds the weights, the activations and the maps."""
-        return {content: level for level, memory in self.memories.levels.items() for content in memory.holds}
+        return {content: level for level, memory in self.memories.levels.items() if level != "accumulators" for content in memory.holds}
 
     @property
     def with_zero_skip(self) -> Hardware:
         """The same chip without products of frozen codes that mean zero."""
         return self.model_copy(update={"compute": self.compute.model_copy(update={"skips_zero_codes": True})})
 
-    def with_maps_in(self, level: Level) -> Hardware:
+    def with_maps_in(self, level: Home) -> Hardware:
         """The same chip with the frozen maps in another of its memories; UserError if it has no such memory."""
         levels = self.memories.levels
-        if level not in levels:
-            raise UserError(f"--maps: {self.name} has {', '.join(levels)}, got {level!r}; choose one of them or describe another chip")
+        homes = [name for name in levels if name != "accumulators"]
+        if level not in homes:
+            raise UserError(f"--maps: {self.name} has {', '.join(homes)}, got {level!r}; choose one of them or describe another chip")
         held = {name: [content for content in memory.holds if content != "maps"] for name, memory in levels.items()}
         held[level].append("maps")
         moved = {name: memory.model_copy(update={"holds": tuple(held[name])}) for name, memory in levels.items()}
-        return self.model_copy(update={"memories": Memories(**moved)})
+        return self.model_copy(update={"memories": self.memories.model_copy(update=moved)})
 
 
 PARTS: dict[Hashable, type[BaseModel]] = {"array": Array, "simd": Simd, "vector": Vector, "memories": Memories}
-PARTS |= dict.fromkeys(get_args(Level), Memory)
+PARTS |= dict.fromkeys(LEVELS, Memory)
 KINDS = tuple(get_args(part.model_fields["kind"].annotation)[0] for part in (Array, Simd))
 
 

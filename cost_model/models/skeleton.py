@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from math import isqrt
 
 import numpy as np
@@ -33,6 +33,7 @@ def zeros(shape: tuple[int, ...], dtype: type = np.int32) -> np.ndarray:
     return np.broadcast_to(dtype(0), shape)
 
 
+@lru_cache(maxsize=1)
 def skeleton(model: Architecture | Swin) -> Verified:
     """A published architecture as a program on the default datapath, nothing frozen."""
     image = Value("image", (model.image, model.image, 3), PIXEL_BITS)

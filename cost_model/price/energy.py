@@ -3,8 +3,8 @@
 The sides of a PE array may be integer arrays, one element a design (`eamsim.jobs.search.designs`): then so are the figures.
 
 An operation takes the time of its slowest part, t = max(compute, vector, traffic / bandwidth of each memory): on an array these
-overlap, on a SIMD core compute and vector work follow one another. Energy adds up: multiply-accumulates that toggle, vector
-primitives, bits moved, and leakage over the time.
+overlap, on a SIMD core compute and vector work follow one another; without double buffers an operation's fetches come first. Energy
+adds up: multiply-accumulates that toggle, vector primitives, bits moved, and leakage over the time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from cost_model.chip.arrays import Run, ceil_div, larger, row_balance, run
 from cost_model.chip.hardware import Array, Hardware, Simd
 from cost_model.chip.simd import simd_run
 from cost_model.chip.technology import Energy
+from cost_model.price.sums import partial_sums, room_bits, scores, tiles
 from cost_model.price.traffic import Placement, Traffic, operation_fetches, operation_moves, place
 from cost_model.work.encodings import Stored, row_mass_bits, store
 from cost_model.work.gemms import Gemm, gemms
@@ -131,13 +132,15 @@ class Estimate:
 class Workload:
     """What a program asks of a chip whatever the batch and the memories: counted once, priced many times.
 
-    runs, map_bits: of each Attention for one image, by the name of its output; steps: of the vector unit, for every operation.
+    runs, map_bits, scores (written, read): of each Attention for one image, by the name of its output; steps: of the vector unit, for
+    every operation.
     """
 
     program: Verified
     maps: tuple[Stored, ...]
     map_bits: dict[str, int]
     runs: dict[str, Runs]
+    scores: dict[str, tuple[int, int]]
     steps: dict[str, Primitives]
 
 
@@ -153,18 +156,19 @@ def workload(program: Verified, compute: Array | Simd, encoding: str = "auto") -
     attentions = program.attentions
     stored = {op.frozen: tuple(store(op, encoding)) for op in {op.frozen: op for op in attentions}.values()}
     map_bits = {op.out.name: sum(head.bits for head in stored[op.frozen]) + row_mass_bits(op) for op in attentions}
-    counted: dict[tuple, tuple[Runs, Primitives]] = {}
+    counted: dict[tuple, tuple[Runs, Work]] = {}
     for op in program.operations:
         if (key := _work_key(program, op)) not in counted:
             masked = gemms(program, op, 1, compute.skips_zero_codes) if isinstance(op, Attention) else ()
-            counted[key] = tuple((gemm, compute_run(gemm, compute)) for gemm in masked), primitives(vector_work(program, op, compute))
+            counted[key] = tuple((gemm, compute_run(gemm, compute)) for gemm in masked), vector_work(program, op, compute)
     found = {op.out.name: counted[_work_key(program, op)] for op in program.operations}
     return Workload(
         program,
         tuple(head for op in attentions for head in stored[op.frozen]),
         map_bits,
         {op.out.name: found[op.out.name][0] for op in attentions},
-        {name: steps for name, (_, steps) in found.items()},
+        {op.out.name: (found[op.out.name][1].exponents, found[op.out.name][1].attention_codes) for op in attentions},
+        {name: primitives(work) for name, (_, work) in found.items()},
     )
 
 
@@ -202,16 +206,20 @@ def _work_key(program: Verified, op: Operation) -> tuple:
 
 def operation_cost(work: Workload, op: Operation, hardware: Hardware, placement: Placement, batch: int) -> OperationCost:
     """One operation for the batch."""
-    compute, memories, program = hardware.compute, hardware.memories.levels, work.program
+    compute, memories, program, room = hardware.compute, hardware.memories.levels, work.program, room_bits(hardware)
     if isinstance(op, Attention):
         runs = tuple((replace(gemm, repeats=batch * gemm.repeats), done * batch) for gemm, done in work.runs[op.out.name])
     else:
         fed = [gemm.as_numbers if gemm.levels and not compute.looks_up_levels else gemm for gemm in gemms(program, op, batch)]
-        runs = tuple((gemm, compute_run(gemm, compute)) for gemm in fed)
+        cut = fed if isinstance(compute, Simd) else [piece for gemm in fed for piece in tiles(gemm, compute, room)]
+        runs = tuple((gemm, compute_run(gemm, compute)) for gemm in cut)
     steps, map_bits = work.steps[op.out.name], work.map_bits.get(op.out.name, 0)
-    accumulator_bits = compute.accumulator_bits if isinstance(compute, Array) else 32
     fetches = operation_fetches(program, op, placement, batch, map_bits)
-    moves = operation_moves(program, op, runs, placement, batch, map_bits, accumulator_bits)
+    moves = operation_moves(program, op, runs, placement, batch, map_bits)
+    moves = sum((partial_sums(gemm, done, compute, room) for gemm, done in runs), moves)
+    if isinstance(op, Attention):
+        computed, coded = work.scores[op.out.name]
+        moves += scores(op, compute, batch * computed, batch * (computed + coded), room)
     port_lookups = 0
     if isinstance(op, Linear) and op.levels is not None:
         codes = batch * program.values[op.x].size
@@ -220,12 +228,15 @@ def operation_cost(work: Workload, op: Operation, hardware: Hardware, placement:
         else:  # the vector unit reads codes and writes levels, which the product reads
             moves += Traffic(sram_read_bits=codes * program.values[op.x].bits, sram_write_bits=codes * LEVEL_BITS)
     cycles = {"compute": sum(done.cycles for _, done in runs), "vector": ceil_div(batch * steps.total, hardware.vector.lanes)}
-    cycles |= {level: ceil_div(sum((fetches + moves).of(level)), memory.bits_per_cycle) for level, memory in memories.items()}
+    overlapped = fetches + moves if hardware.memories.double_buffered else moves
+    cycles |= {level: memory.cycles(*overlapped.of(level)) for level, memory in memories.items()}
     serial = isinstance(compute, Simd)
     total = reduce(larger, cycles.values(), cycles["compute"] + cycles["vector"] if serial else 0)
-    macs = sum(done.macs for _, done in runs)
+    if not hardware.memories.double_buffered:
+        cycles["fetch"] = max(memory.cycles(*fetches.of(level)) for level, memory in memories.items())
+        total = total + cycles["fetch"]
     lookups = batch * steps.lookups + port_lookups
-    energy = mac_energy(compute) * macs + vector_energy(hardware, batch * steps.multiplies, batch * steps.simple, lookups)
+    energy = product_energy(compute, runs) + vector_energy(hardware, batch * steps.multiplies, batch * steps.simple, lookups)
     moved, fetched = (sum((memory.energy(*t.of(level)) for level, memory in memories.items()), Energy()) for t in (moves, fetches))
     return OperationCost(op.out.name, runs, cycles, total, fetches, moves, energy + moved, fetched)
 
@@ -243,7 +254,7 @@ def compute_run(gemm: Gemm, compute: Array | Simd) -> Run:
         done = simd_run(gemm, compute.lanes, compute.cycles_per_step, compute.register_tile, compute.skip == "pair")
     else:
         left_bits = gemm.left_bits if compute.shifts_codes and not gemm.levels else left_bits
-        done = run(gemm, compute.dataflow, compute.rows, compute.columns, compute.skip)
+        done = run(gemm, compute.dataflow, compute.rows, compute.columns, compute.skip, compute.pipelined_folds)
     passes = ceil_div(left_bits, compute.left_bits) * ceil_div(gemm.right_bits, compute.right_bits)
     return done * passes
 
@@ -251,6 +262,25 @@ def compute_run(gemm: Gemm, compute: Array | Simd) -> Run:
 def mac_energy(compute: Array | Simd) -> Energy:
     """Of one multiply-accumulate of the hardware's width."""
     return compute.mac_pj.energy if isinstance(compute, Array) else compute.step_pj.energy * (1 / compute.lanes)
+
+
+def product_energy(compute: Array | Simd, runs: Runs) -> Energy:
+    """Of multiplies and adds, and of what PEs latch and hand on."""
+    energy = mac_energy(compute) * sum(done.macs for _, done in runs)
+    if isinstance(compute, Simd) or compute.register_pj_per_bit is None:
+        return energy
+    return energy + compute.register_pj_per_bit.energy * sum(latched_bits(compute, gemm, done) for gemm, done in runs)
+
+
+def latched_bits(array: Array, gemm: Gemm, done: Run):
+    """Register bits that take a new value: each multiply's moving operands and sum; half a column of hops for what is loaded or drained."""
+    moving = {"os": array.left_bits + array.right_bits, "ws": array.left_bits, "is": array.right_bits}[array.dataflow]
+    hopping = {
+        "os": done.results * array.accumulator_bits,
+        "ws": done.right_reads * gemm.right_bits,
+        "is": done.left_reads * gemm.left_bits,
+    }
+    return done.macs * (moving + array.accumulator_bits) + hopping[array.dataflow] * array.rows / 2
 
 
 def vector_energy(hardware: Hardware, multiplies: int, simple: int, lookups: int) -> Energy:

@@ -1,8 +1,9 @@
 """Bits moved between the memories of a chip, operation by operation.
 
-The array and the vector unit work from the SRAM. Weights, constants and maps that live behind it are copied into it once per
-batch. Values stay in it if everything alive beside them fits, otherwise they go to the DRAM and come back; a matrix product whose
-input does so is tiled, the smaller of two orders: input blocks resident and the weights fetched for each, or the other way round.
+The array and the vector unit work from the SRAM. Weights, constants and maps that live behind it are copied into its weight buffer
+once per batch. Values stay in it if everything alive beside them fits, a head's attention codes included, otherwise they go to the DRAM
+and come back; a matrix product whose input does so is tiled, the smaller of two orders: input blocks resident and the weights fetched
+for each, or the other way round.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import add
-from typing import assert_never
+from typing import Literal, assert_never
 
 from cost_model.chip.arrays import Run, ceil_div
-from cost_model.chip.hardware import Hardware, Level
+from cost_model.chip.hardware import Hardware, Home, Level
 from cost_model.work.gemms import Gemm
 from cost_model.work.memory import live_bytes
 from eamsim.constraints import LEVEL_BITS, Verified
@@ -51,6 +52,8 @@ class Traffic:
     dram_read_bits: int = 0
     dram_write_bits: int = 0
     rom_read_bits: int = 0
+    accumulator_read_bits: int = 0
+    accumulator_write_bits: int = 0
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(*map(add, vars(self).values(), vars(other).values()))
@@ -64,16 +67,22 @@ class Traffic:
                 return self.dram_read_bits, self.dram_write_bits
             case "rom":
                 return self.rom_read_bits, 0
+            case "accumulators":
+                return self.accumulator_read_bits, self.accumulator_write_bits
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where weights and maps lie, which values do not fit the SRAM, and the SRAM bits that are free for values and tiles."""
+    """Where weights and maps lie, which values do not fit the SRAM, and the SRAM bits that are free for values and tiles.
 
-    weights: Level
-    maps: Level
+    image: where its pixels are when they are quantised.
+    """
+
+    weights: Home
+    maps: Home
     spilled: frozenset[str]
     free_bits: int
+    image: Literal["sram", "dram", "outside"]
 
 
 def place(program: Verified, hardware: Hardware, batch: int, map_bits: int) -> Placement:
@@ -81,22 +90,24 @@ def place(program: Verified, hardware: Hardware, batch: int, map_bits: int) -> P
 
     DoesNotFit where nothing behind the SRAM can take what does not fit.
     """
-    levels, home = hardware.memories.levels, hardware.home
-    live = {name: 8 * batch * bytes_ for name, bytes_ in live_bytes(program).items()}
+    home, memories = hardware.home, hardware.memories
+    values = live_bytes(program, memories.residual_in_place, memories.streams_image)
+    live = {op.out.name: 8 * batch * values[op.out.name] + code_bits(op) for op in program.operations}
     weights = sum(weight_bits(op) + constant_bits(program, op) for op in program.operations)
-    free = 8 * hardware.memories.sram.bytes - (weights if home["weights"] == "sram" else 0)
-    maps: Level = home["maps"]
-    behind: list[Level] = [level for level in levels if level != "sram"]
+    free = 8 * (memories.sram.bytes - memories.weight_buffer_bytes) - (weights if home["weights"] == "sram" else 0)
+    maps: Home = home["maps"]
+    behind: list[Home] = [level for level in memories.levels if level not in ("sram", "accumulators")]
     if maps == "sram" and free - map_bits < max(live.values()) and behind:
         maps = behind[0]
     free -= map_bits if maps == "sram" else 0
-    spilled = values_that_spill(program, live, free)
-    if free <= 0 or (spilled and "dram" not in levels):
+    spilled = values_that_spill(program, live, free) - ({program.image.name} if memories.streams_image else set())
+    if free <= 0 or (spilled and "dram" not in behind):
         raise DoesNotFit(
-            f"{hardware.name}: sram of {hardware.memories.sram.bytes:,} bytes, and no dram behind it, cannot hold the "
-            f"{max(live.values()) // 8:,} bytes of activations at batch {batch}; describe more memory or take a smaller batch"
+            f"{hardware.name}: sram of {memories.sram.bytes:,} bytes, and no dram behind it, cannot hold the "
+            f"{ceil_div(max(live.values()), 8):,} bytes of activations at batch {batch}; describe more memory or take a smaller batch"
         )
-    return Placement(home["weights"], maps, spilled, free)
+    outside = "dram" if memories.dram else "outside"
+    return Placement(home["weights"], maps, spilled, free, outside if memories.streams_image else "sram")
 
 
 def values_that_spill(program: Verified, live_bits: dict[str, int], free_bits: int) -> frozenset[str]:
@@ -105,6 +116,11 @@ def values_that_spill(program: Verified, live_bits: dict[str, int], free_bits: i
     made = {program.image.name: 0} | {op.out.name: position for position, op in enumerate(program.operations)}
     full = [position for position, op in enumerate(program.operations) if live_bits[op.out.name] > free_bits]
     return frozenset(name for name, start in made.items() if any(start <= position <= last_use.get(name, start) for position in full))
+
+
+def code_bits(op: Operation) -> int:
+    """Of the attention codes of one head, which wait in the SRAM for A.V."""
+    return op.rows * op.tokens * op.attention_bits if isinstance(op, Attention) else 0
 
 
 def weight_bits(op: Operation) -> int:
@@ -141,7 +157,7 @@ def zero_bits(epilogue: Epilogue, out: Value) -> int:
             assert_never(epilogue)
 
 
-def fetched(level: Level, bits: int) -> Traffic:
+def fetched(level: Home, bits: int) -> Traffic:
     """A copy of so many bits from behind the SRAM into it; nothing if they are there."""
     match level:
         case "sram":
@@ -174,13 +190,11 @@ def operation_moves(
     placement: Placement,
     batch: int,
     map_bits: int,
-    accumulator_bits: int,
 ) -> Traffic:
-    """What an operation on the whole batch reads and writes of values, codes, partial sums and maps."""
+    """What an operation on the whole batch reads and writes of values, codes and maps."""
     reads = sum(run.left_reads * gemm.left_bits + run.right_reads * gemm.right_bits for gemm, run in runs)
-    partial = sum((run.result_writes - run.results) * gemm.sums for gemm, run in runs) * accumulator_bits
     inputs = {name: batch * _bits(program, name) for name in op.inputs}
-    written = batch * op.out.size * op.out.bits
+    written, pixels = batch * op.out.size * op.out.bits, inputs.get(program.image.name, 0)
     match op:
         case Attention():
             written += batch * op.windows * op.heads * op.rows * op.tokens * op.attention_bits
@@ -188,10 +202,10 @@ def operation_moves(
         case Linear():
             reads += sum(inputs[operand] for operand in op.inputs[1:])
         case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
-            reads += sum(inputs.values())
+            reads += sum(inputs.values()) - (pixels if placement.image != "sram" else 0)
         case _:
             assert_never(op)
-    traffic = Traffic(sram_read_bits=reads + partial, sram_write_bits=written + partial)
+    traffic = Traffic(sram_read_bits=reads, sram_write_bits=written, dram_read_bits=pixels if placement.image == "dram" else 0)
     for name, bits in inputs.items():
         if name in placement.spilled:
             tiled = isinstance(op, Linear) and name == op.x

@@ -10,20 +10,18 @@ quadratic (Horowitz, ISSCC 2014, 45 nm: 3.1 pJ at 32 x 32 bits, 0.2 at 8 x 8, a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, log2, sqrt
+from math import ceil, log2
 from typing import assert_never
 
 from cost_model.chip.area import ADD_UM2, MULTIPLY_UM2, REGISTER_UM2, element_um2
 from cost_model.chip.hardware import Array, Hardware
-from cost_model.chip.technology import Energy
-from cost_model.price.energy import evaluate, mac_energy
+from cost_model.chip.technology import ADD_PJ, MULTIPLY_PJ, Energy, memory_growth
+from cost_model.price.energy import evaluate, product_energy
 from cost_model.work.ledger import operation_work
 from eamsim.constraints import LEVEL_BITS, Verified
 from eamsim.errors import UserError
 from eamsim.program import Attention, Embed, Epilogue, Gather, Gelu, InputQuant, LayerNorm, Linear, Operation, Pool, Raw, Requant, Residual
 
-MULTIPLY_PJ, ADD_PJ = 3.1 / 32**2, 0.1 / 32
-"""Per bit x bit and per bit: Horowitz, ISSCC 2014, 45 nm. They split the figure of a multiply-accumulate into its two parts."""
 TABLE_UM2 = 1.0
 """Per bit of a table: an estimate, three times a 6T cell of about 0.35 um2 at 45 nm, for the periphery of so small a memory."""
 LOOKUP_BITS, LOOKUP_TABLE_BITS = 8, 8 * 8192
@@ -64,15 +62,16 @@ def price(program: Verified, hardware: Hardware, batch: int = 1) -> Price:
     array = hardware.compute
     if not isinstance(array, Array):
         raise UserError(f"--hw: expected an array, whose units can be made narrower, got {hardware.name}, a SIMD core; choose another")
-    estimate = evaluate(program, hardware, batch)
     bits = program.datapath.accumulator_bits
-    macs = sum(op.macs for op in estimate.operations) / batch
+    mac_pj = array.mac_pj * (_mac_pj(array, bits) / _mac_pj(array, array.accumulator_bits))
+    array = array.model_copy(update={"accumulator_bits": bits, "mac_pj": mac_pj})
+    estimate = evaluate(program, hardware.model_copy(update={"compute": array}), batch)
     levels = hardware.memories.levels
     moved = sum((memory.energy(*estimate.traffic.of(level)) for level, memory in levels.items()), Energy())
     counted = [(operation_work(program, op), steps(program, op)) for op in program.operations]
     work = [(kind, step, getattr(total, kind)) for total, units in counted for kind, step in units.items()]
     return Price(
-        mac=mac_energy(array) * (macs * _mac_pj(array, bits) / _mac_pj(array, array.accumulator_bits)),
+        mac=sum((product_energy(array, op.runs) for op in estimate.operations), Energy()) * (1 / batch),
         vector=sum((step_energy(step, hardware) * count for _, step, count in work), Energy()),
         traffic=moved * (1 / batch),
         area_um2=array.rows * array.columns * element_um2(array, bits)
@@ -88,7 +87,7 @@ def step_energy(step: Step, hardware: Hardware) -> Energy:
     """Of one unit of work."""
     vector = hardware.vector
     products = sum(left * right for left, right in step.multiplies) / 32**2
-    read = sum(width / LOOKUP_BITS * sqrt((width << index) / LOOKUP_TABLE_BITS) for index, width in step.lookups)
+    read = sum(width / LOOKUP_BITS * memory_growth(width << index, LOOKUP_TABLE_BITS) for index, width in step.lookups)
     return vector.multiply_pj.energy * products + vector.simple_pj.energy * (sum(step.simple) / 32) + vector.lookup_pj.energy * read
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from eamsim.constraints import Verified
-from eamsim.program import Attention, Epilogue, Frozen, Linear, Operation, Value
+from eamsim.program import Attention, Epilogue, Frozen, Linear, Operation, Residual, Value
 
 
 def packed_bytes(elements: int, bits: int) -> int:
@@ -48,17 +48,21 @@ def _constants(part: Operation | Epilogue | Frozen) -> Iterator[np.ndarray]:
             yield from _constants(field)
 
 
-def live_bytes(program: Verified) -> dict[str, int]:
+def live_bytes(program: Verified, residual_in_place: bool = False, streams_image: bool = False) -> dict[str, int]:
     """Bytes of all values alive while each operation runs, by the name of its output.
 
-    Alive are its inputs, its output and whatever a later operation still reads: nothing is overwritten in place, and
-    what an operation keeps to itself (a row of scores, an accumulator) is not counted.
+    Alive are its inputs, its output and whatever a later operation still reads; what an operation keeps to itself (a row of scores, an
+    accumulator) is not counted. residual_in_place: a residual sum takes the place of its operand, if that is as wide and nobody reads it
+    later; otherwise nothing is overwritten. streams_image: pixels are quantised as they come.
     """
     last_use = {name: position for position, op in enumerate(program.operations) for name in op.inputs}
-    alive = {program.image.name: value_bytes(program.image)}
+    alive = {} if streams_image else {program.image.name: value_bytes(program.image)}
     live = {}
     for position, op in enumerate(program.operations):
         alive[op.out.name] = value_bytes(op.out)
         live[op.out.name] = sum(alive.values())
+        match op:
+            case Linear(epilogue=Residual(operand=old)) if residual_in_place and last_use[old] == position and old != op.x:
+                live[op.out.name] -= value_bytes(op.out) if program.values[old].bits == op.out.bits else 0
         alive = {name: size for name, size in alive.items() if last_use.get(name, -1) > position}
     return live

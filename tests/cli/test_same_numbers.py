@@ -68,8 +68,8 @@ def test_a_point_of_a_search_has_the_figures_of_cost(costs):
     ("page", "command", "first", "rows"),
     [
         ("docs/guide/freezing.md", "cost deit_tiny_patch16_224 --tau 0,0.2,0.5,0.9", "softmax       tau  MACs saved %", 4),
-        ("docs/spec/cost.md", "cost deit_tiny_patch16_224 --hw small-npu --tau 0.2,0.9", "softmax       tau     frozen  kcycles", 7),
-        ("docs/spec/cost.md", "search deit_small_patch16_224", "frozen  flow    array  SRAM KiB", 3),
+        ("docs/spec/cost.md", "cost deit_tiny_patch16_224 --hw small-npu --tau 0.2,0.9", "softmax       tau  frozen     kcycles", 7),
+        ("docs/spec/cost.md", "search deit_small_patch16_224", "frozen  flow  array    SRAM KiB", 3),
     ],
 )
 def test_tables_of_documents_are_what_the_command_says(page, command, first, rows, monkeypatch):

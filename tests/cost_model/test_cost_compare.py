@@ -63,7 +63,7 @@ def test_equal_programs_do_not_differ(pair):
 def test_faults_are_named(pair):
     done = eamsim("cost", "--compare", *pair, "--tau", "0.5")
     assert done.code == 2
-    assert "--compare: expected no --tau, --scalesim or --zigzag beside it" in done.err
+    assert "--compare: expected no --tau, nor files of one program, beside it" in done.err
     assert eamsim("cost", "--compare", "missing.eam", pair[0]).code == 3
 
 

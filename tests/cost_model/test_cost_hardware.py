@@ -45,19 +45,19 @@ def line_of(text: str, part: str) -> int:
 def test_all_faults_at_once():
     faulty = SMALL.replace("rows: 16", "rows: 0").replace("frequency_mhz: 500", "frequency_mhz: fast\nfrequency_mhz: 500")
     faulty = (
-        faulty.replace("    low: 0.05\n", "    low: 9\n", 1).replace("dataflow: os", "dataflow: xs").replace("    bytes: 1572864\n", "")
+        faulty.replace("    low: 0.07\n", "    low: 9\n", 1).replace("dataflow: os", "dataflow: xs").replace("    bytes: 1572864\n", "")
     )
     faulty = faulty.replace("  lanes: 32", "  lanes: 32\n  turbo: true")
     with pytest.raises(UserError) as caught:
         parse(faulty, "hw.yaml")
     lines = str(caught.value).splitlines()
-    where = [line_of(faulty, part) for part in ("500", "rows: 0", "dataflow", "nominal: 0.1", "turbo", "sram:")]
+    where = [line_of(faulty, part) for part in ("500", "rows: 0", "dataflow", "nominal: 0.15", "turbo", "sram:")]
     assert [int(line.split(":")[1]) for line in lines] == where
     assert lines == [
         f"hw.yaml:{where[0]}: frequency_mhz: given twice; keep one",
         f"hw.yaml:{where[1]}: compute.rows: input should be greater than or equal to 1, got '0'",
         f"hw.yaml:{where[2]}: compute.dataflow: input should be 'os', 'ws' or 'is', got 'xs'",
-        f"hw.yaml:{where[3]}: compute.mac_pj.nominal: expected low <= nominal <= high, got 9.0 as low and 0.1",
+        f"hw.yaml:{where[3]}: compute.mac_pj.nominal: expected low <= nominal <= high, got 9.0 as low and 0.15",
         f"hw.yaml:{where[4]}: vector.turbo: no such field; leave it out",
         f"hw.yaml:{where[5]}: memories.sram.bytes: field required",
     ]
@@ -70,7 +70,7 @@ def test_all_faults_at_once():
         ("dataflow: os\n  skip: tile", "dataflow: ws\n  skip: pair", "compute.skip: pair expects dataflow os"),
         ("holds: [weights, maps]", "holds: [weights]", "memories: exactly one memory holds maps, got 0"),
         ("holds: [weights, maps]", "holds: [weights, maps, activations]", "memories: sram, and no other memory, holds activations"),
-        ("low: 0.05", "low: nan", "compute.mac_pj.low: input should be a finite number, got 'nan'"),
+        ("low: 0.07", "low: nan", "compute.mac_pj.low: input should be a finite number, got 'nan'"),
         ("kind: array", "kind: quantum", "compute.kind: expected array or simd, got 'quantum'"),
         ("kind: array", "", "compute.kind: expected array or simd"),
         (
@@ -79,14 +79,14 @@ def test_all_faults_at_once():
             "frequency_mhz: expected a clock above 0 and up to 20,000 MHz, got 5e+08; 500e6 Hz are 500",
         ),
         ("frequency_mhz: 500", "frequency_mhz: 0", "frequency_mhz: expected a clock above 0"),
-        ("high: 0.23", "high: 0.23e9", "compute.mac_pj.high: input should be less than or equal to 1000000, got '0.23e9'"),
+        ("high: 0.25", "high: 0.25e9", "compute.mac_pj.high: input should be less than or equal to 1000000, got '0.25e9'"),
         ("node_nm: 45", "node_nm: 45e-9", "compute.mac_pj.node_nm: input should be greater than or equal to 1"),
         ("columns: 16", "colums: 16", "compute.colums: no such field; did you mean columns?"),
-        ("nominal: 0.1", "nominale: 0.1", "compute.mac_pj.nominale: no such field; did you mean nominal?"),
+        ("nominal: 0.15", "nominale: 0.1", "compute.mac_pj.nominale: no such field; did you mean nominal?"),
         ("bits_per_cycle: 512", "bits_per_cycles: 512", "memories.sram.bits_per_cycles: no such field; did you mean bits_per_cycle?"),
         ("frequency_mhz", "frequenzy_mhz", "frequenzy_mhz: no such field; did you mean frequency_mhz?"),
         ("  sram:", "  srams:", "memories.srams: no such field; did you mean sram?"),
-        ("source: scaled", "source: ''\n    # scaled", "compute.mac_pj.source: string should have at least 1 character"),
+        ("source: Horowitz", "source: ''\n    # Horowitz", "compute.mac_pj.source: string should have at least 1 character"),
         ("node_nm: 45", "node_nm: &n 45", None),
     ],
 )
@@ -123,10 +123,10 @@ def test_a_wrong_kind_hides_no_other_fault(name, kind):
 
 def test_faulty_memories_hide_neither_places_nor_orders():
     faulty = SMALL.replace("bits_per_cycle: 512", "bits_per_cycle: 0").replace("holds: [weights, maps]", "holds: [weights]")
-    faulty = faulty.replace("    low: 0.05\n", "    low: 9\n", 1).replace("node_nm: 45", "node_nm: wide", 1)
+    faulty = faulty.replace("    low: 0.07\n", "    low: 9\n", 1).replace("node_nm: 45", "node_nm: wide", 1)
     assert faults_of(faulty.replace("dataflow: os\n  skip: tile", "dataflow: ws\n  skip: pair").replace("  rows: 16", "  rows: 0")) == [
         "compute.mac_pj.node_nm: input should be a valid number, unable to parse string as a number, got 'wide'",
-        "compute.mac_pj.nominal: expected low <= nominal <= high, got 9.0 as low and 0.1",
+        "compute.mac_pj.nominal: expected low <= nominal <= high, got 9.0 as low and 0.15",
         "compute.rows: input should be greater than or equal to 1, got '0'",
         "compute.skip: pair expects dataflow os, where a row of the array owns a query, got ws",
         "memories.sram.bits_per_cycle: input should be greater than or equal to 1, got '0'",

@@ -5,10 +5,10 @@ from dataclasses import fields, replace
 import pytest
 from programs import Shape, random_program
 
-from cost_model.chip.hardware import load
-from cost_model.chip.technology import Energy
-from cost_model.price.energy import evaluate, mac_energy, vector_energy
-from cost_model.price.widths import ADD_PJ, MULTIPLY_PJ, Step, lane_area, price, step_energy, steps
+from cost_model.chip.hardware import Array, load
+from cost_model.chip.technology import ADD_PJ, MULTIPLY_PJ, Energy
+from cost_model.price.energy import evaluate, latched_bits, mac_energy, vector_energy
+from cost_model.price.widths import Step, lane_area, price, step_energy, steps
 from cost_model.work.ledger import STEPS, Work, operation_work, primitives
 from eamsim.errors import UserError
 from eamsim.narrow import narrowed, proven_sums, widths_of
@@ -63,7 +63,11 @@ def test_at_the_width_of_the_array_traffic_and_products_are_those_of_the_cost_mo
     leakage = sum(memory.leakage_mw for memory in SMALL.memories.levels.values()) * estimate.milliseconds_per_image * 1e6
     rest = estimate.energy - vector - Energy(leakage, leakage, leakage)
     assert program.datapath.accumulator_bits == 32
-    assert priced.mac.nominal_pj == pytest.approx((mac_energy(SMALL.compute) * macs).nominal_pj)
+    assert isinstance(SMALL.compute, Array)
+    assert SMALL.compute.register_pj_per_bit is not None
+    latched = sum(latched_bits(SMALL.compute, gemm, done) for op in estimate.operations for gemm, done in op.runs)
+    products = mac_energy(SMALL.compute) * macs + SMALL.compute.register_pj_per_bit.energy * latched
+    assert priced.mac.nominal_pj == pytest.approx(products.nominal_pj)
     assert (priced.mac + priced.traffic).nominal_pj == pytest.approx(rest.nominal_pj)
 
 
@@ -83,8 +87,14 @@ def test_a_narrower_accumulator_costs_less_per_product(program):
 
     after = price(narrowed(program, proven), SMALL)
 
-    share = (16 * MULTIPLY_PJ + proven.accumulator_bits * ADD_PJ) / (16 * MULTIPLY_PJ + 32 * ADD_PJ)
-    assert after.mac.nominal_pj == pytest.approx(price(program, SMALL).mac.nominal_pj * share)
+    before, bits = price(program, SMALL), proven.accumulator_bits
+    share = (16 * MULTIPLY_PJ + bits * ADD_PJ) / (16 * MULTIPLY_PJ + 32 * ADD_PJ)
+    assert isinstance(SMALL.compute, Array)
+    bare = SMALL.model_copy(update={"compute": SMALL.compute.model_copy(update={"register_pj_per_bit": None})})
+    products = price(program, bare).mac.nominal_pj
+    assert price(narrowed(program, proven), bare).mac.nominal_pj == pytest.approx(products * share)
+    latched, less = before.mac.nominal_pj - products, after.mac.nominal_pj - products * share
+    assert latched * bits / 32 < less < latched * (8 + bits) / (8 + 32)
     assert after.area_um2 < price(program, SMALL).area_um2
 
 

@@ -38,7 +38,6 @@ def chip(skip: str = "tile", sram_bytes: int | None = None):
 def alone(row, subject, space) -> dict[str, float]:
     """The figures of one point by the scalar functions."""
     hardware = design(space.hardware, row["dataflow"], row["rows"], row["columns"], row["sram_bytes"])
-    assert isinstance(hardware.compute, Array)
     estimate = evaluate(variant(subject, row["granularity"], space.tau, space.softmax), hardware, row["batch"], space.encoding)
     energy = estimate.energy * 1e-6
     return {
@@ -47,7 +46,7 @@ def alone(row, subject, space) -> dict[str, float]:
         "energy_uj_low": energy.low_pj,
         "energy_uj": energy.nominal_pj,
         "energy_uj_high": energy.high_pj,
-        "area_mm2": area_mm2(hardware.compute, row["sram_bytes"]),
+        "area_mm2": area_mm2(hardware),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cost_model.chip.hardware import Hardware, Level, load
+from cost_model.chip.hardware import Hardware, Home, load
 from cost_model.models.architectures import Architecture, Swin
 from cost_model.price.energy import evaluate
 from cost_model.work.counts import count
@@ -16,7 +16,7 @@ from cost_model.work.encodings import check_encoding
 from cost_model.work.memory import constant_bytes
 from cost_model.work.unread import unread_macs
 from eamsim.cli.chip.cost_compare import compared, comparison
-from eamsim.cli.chip.cost_files import write_products
+from eamsim.cli.chip.cost_files import write_files
 from eamsim.cli.chip.cost_hardware import hardware_report
 from eamsim.cli.chip.cost_tables import report
 from eamsim.cli.output import Json
@@ -46,21 +46,24 @@ def cost(
     ] = None,
     batch: Annotated[int, typer.Option(help="Images that share one fetch of weights and maps.", min=1, max=1 << 20)] = 1,
     encoding: Annotated[str, typer.Option(help="How frozen maps are stored: auto, bitmap, reserved, run-length, tile:16x16, ...")] = "auto",
-    maps: Annotated[Level | None, typer.Option(help="The memory that holds the frozen maps, instead of the description's.")] = None,
+    maps: Annotated[Home | None, typer.Option(help="The memory that holds the frozen maps, instead of the description's.")] = None,
     zero_skip: Annotated[bool, typer.Option("--zero-skip", help="The chip skips A.V where a frozen code means zero.")] = False,
     compare: Annotated[
         str | None, typer.Option(metavar="A", help="Another model or .eam file: this one (B) against it, as they are.")
     ] = None,
     scalesim: Annotated[Path | None, typer.Option(metavar="X.csv", help="Write the products as SCALE-Sim's GEMM topology.")] = None,
     zigzag: Annotated[Path | None, typer.Option(metavar="X.yaml", help="Write the products as a ZigZag workload.")] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(metavar="X.json", help="Write when each resource is busy, for Perfetto or chrome://tracing.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """MACs and bytes of one image; on a chip, cycles and energy. From the masks of an .eam file, or estimated per tau."""
     chip = described(hw, maps, batch, encoding, zero_skip)
     program, published, untrained = opened(model)
     if compare is not None:
-        if tau is not None or scalesim or zigzag:
-            raise UserError("--compare: expected no --tau, --scalesim or --zigzag beside it; two programs are compared as they are")
+        if tau is not None or scalesim or zigzag or timeline:
+            raise UserError("--compare: expected no --tau, nor files of one program, beside it; two programs are compared as they are")
         other, _, other_untrained = opened(compare)
         programs = other, program
         result = compared((own_row(programs[0]), own_row(program)), programs, chip, batch, encoding)
@@ -71,11 +74,12 @@ def cost(
             *comparison(result, (compare, model), chip, batch),
         )
         return
-    files = write_products(program, scalesim, zigzag)
+    estimate = chip and evaluate(program, chip, batch, encoding)
+    files = write_files(program, estimate, scalesim, zigzag, timeline)
     taus = None if tau is None else parse_shares(tau, "--tau")
     facts, rows = counted(program, published, taus, MEANINGS if softmax == "both" else (softmax,))
     result, lines = {"model": model, **facts, "rows": rows}, report(model, facts, rows)
-    result["operations"] = operation_rows(program, chip and evaluate(program, chip, batch, encoding))
+    result["operations"] = operation_rows(program, estimate)
     if chip is not None:
         dense = add_hardware(rows, program, chip, batch, encoding)
         result |= {"hardware": chip.model_dump(), "batch": batch, "dense": dense}
@@ -104,7 +108,7 @@ def counted(
     return facts, estimated_rows(published, parse_shares(DEFAULT_TAUS, "--tau") if taus is None else taus, meanings)
 
 
-def described(hw: str | None, maps: Level | None, batch: int, encoding: str, zero_skip: bool) -> Hardware | None:
+def described(hw: str | None, maps: Home | None, batch: int, encoding: str, zero_skip: bool) -> Hardware | None:
     """The chip that --hw names, as the options change it; UserError for options that need a chip without one."""
     check_encoding(encoding)
     if hw is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 
-from cost_model.chip.hardware import Array, Hardware
+from cost_model.chip.hardware import LEVELS, Array, Hardware
 from cost_model.chip.technology import Energy
 from cost_model.models.variants import refrozen, scattered, thawed, whole_heads
 from cost_model.price.energy import Estimate, break_even_batch, evaluate
@@ -52,9 +52,7 @@ def figures(estimate: Estimate, dense: Estimate) -> dict:
         "bound_by": estimate.bound_shares,
         "score_cycles_saved": estimate.score_cycles_saved,
         "row_balance": estimate.row_balance,
-        "dram_bytes": (traffic.dram_read_bits + traffic.dram_write_bits) / 8 / estimate.batch,
-        "rom_bytes": traffic.rom_read_bits / 8 / estimate.batch,
-        "sram_bytes": (traffic.sram_read_bits + traffic.sram_write_bits) / 8 / estimate.batch,
+        **{f"{level}_bytes": sum(traffic.of(level)) / 8 / estimate.batch for level in LEVELS},
         "stored_map_bytes": -(-estimate.map_bits // 8),
         "encodings": dict(Counter(head.encoding for head in estimate.maps)),
         "maps_in": estimate.placement.maps,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -49,7 +50,7 @@ class Unit:
 class Space:
     """Every combination of the choices; all else is the description's. tau, softmax: of maps frozen for the search.
 
-    The SRAM's leakage grows with it, its energy per bit and its bits per cycle stay: more banks of the same kind.
+    The SRAM's leakage and its weight buffer grow with it, its energy per bit with the root of it, and its bits per cycle stay.
     """
 
     hardware: Hardware
@@ -86,6 +87,7 @@ class Space:
             raise UserError(f"search: expected at most {MOST_POINTS:,} points, got {len(self):,}; leave some choices out")
 
 
+@lru_cache(maxsize=1)
 def variant(subject: Subject, granularity: str, tau: float, softmax: Softmax) -> Verified:
     """The subject frozen anew: none, weight, row, column, tile:RxC or head at tau; `own` is a program as it is. UserError otherwise."""
     program = subject if isinstance(subject, Verified) else skeleton(subject)
@@ -112,9 +114,9 @@ def variant(subject: Subject, granularity: str, tau: float, softmax: Softmax) ->
 def design(hardware: Hardware, dataflow: Dataflow, rows: Any, columns: Any, sram_bytes: int) -> Hardware:
     """The description with another array and another SRAM."""
     compute = hardware.compute.model_copy(update={"rows": rows, "columns": columns, "dataflow": dataflow})
-    sram = hardware.memories.sram
-    leakage_mw = sram.leakage_mw * sram_bytes / sram.bytes
-    memories = hardware.memories.model_copy(update={"sram": sram.model_copy(update={"bytes": sram_bytes, "leakage_mw": leakage_mw})})
+    before = hardware.memories
+    buffer_bytes = before.weight_buffer_bytes * sram_bytes // before.sram.bytes
+    memories = before.model_copy(update={"sram": before.sram.of_size(sram_bytes), "weight_buffer_bytes": buffer_bytes})
     return hardware.model_copy(update={"compute": compute, "memories": memories})
 
 
@@ -131,7 +133,6 @@ def price_unit(unit: Unit, subject: Subject, space: Space) -> Points:
             estimate = priced(work, chip, batch)
         except DoesNotFit:
             continue
-        assert isinstance(chip.compute, Array)
         energy = estimate.energy * 1e-6
         figures = {
             **dict(zip(CHOICES, (unit.granularity, unit.dataflow, rows, columns, sram_bytes, batch), strict=True)),
@@ -140,7 +141,7 @@ def price_unit(unit: Unit, subject: Subject, space: Space) -> Points:
             "energy_uj_low": energy.low_pj,
             "energy_uj": energy.nominal_pj,
             "energy_uj_high": energy.high_pj,
-            "area_mm2": area_mm2(chip.compute, sram_bytes),
+            "area_mm2": area_mm2(chip),
         }
         found.append({name: np.broadcast_to(figure, len(rows)) for name, figure in figures.items()})
     return _joined(found)
