@@ -12,7 +12,7 @@ from eamsim.constraints import Verified
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.inputs.labels import Labelling
 from eamsim.jobs.search.budget import Budget, make_rungs
-from eamsim.jobs.search.budget_search import Bench, build_within, logit_scale
+from eamsim.jobs.search.budget_search import States, build_within, logit_scale
 from eamsim.program import Softmax
 from eamsim.progress import Progress
 from reference.attention.collect import attention_statistics, frozen_maps, maps_of, means, parameters_sha256, quantise_on, scores
@@ -117,8 +117,8 @@ def _within(
     heads = [block.heads for block in source.network.blocks]
     rungs = make_rungs({each.granularity: scores(statistics, each) for each in units}, heads)
     dense = lower(calibrated, softmax="renormalised", config=config)
-    bench = Bench(dense, calibrated.attention, means(statistics), logit_scale(calibrated, dense), rungs, budget.macs)
-    program, found = build_within(bench, budget, images, judged, progress)
+    states = States(dense, calibrated.attention, means(statistics), logit_scale(calibrated, dense), rungs, budget.macs)
+    program, found = build_within(states, budget, images, judged, progress)
     judges = {"images": len(judged), "sha256": judged.sha256, "labelled": judged.labels is not None, "data": judged.summary.json()}
     settings = {name: getattr(budget, name) for name in ("keep_accuracy", "save_macs", "granularities", "evaluations")}
     return program, {"softmax": "renormalised", "order": "output", "budget": settings | {"judged": judges} | found}

@@ -1,23 +1,22 @@
 """`eamsim bench`: its arithmetic on given times, and the command on a small program."""
 
 import json
-import sys
 
 import pytest
 from command_line import eamsim, save_data, save_model
 from programs import Shape, random_program
 
 from cost_model.work.counts import count
+from eamsim.cli.program import bench as command
 from eamsim.cli.program.bench import Opened, Turn, first_table, interleaved, result_table, row_of, spread
 from eamsim.engine import isa, peak
 from eamsim.inputs.images import Preprocessing, open_images
 
 
 def test_runtimes_run_in_turn_and_the_first_calls_are_not_timed(monkeypatch):
-    module = sys.modules["eamsim.cli.program.bench"]  # the name is the command of the package
     calls, clock = [], iter(range(10**6))
-    monkeypatch.setattr(module, "TURN", 2)
-    monkeypatch.setattr(module, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(command, "TURN", 2)
+    monkeypatch.setattr(command, "perf_counter", lambda: next(clock))
     times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, 2)
     assert "".join(calls) == "aaaabbbb" * 3  # of two seconds each: two calls that do not count, two that do
     assert times == {"a": [750.0] * 3, "b": [750.0] * 3}  # three ticks for two calls of two images
@@ -43,7 +42,7 @@ def test_the_table_has_a_line_for_each_runtime():
 
 
 def test_ratios_are_turn_by_turn_to_the_runtimes_of_a_row_and_to_the_first_row(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys.modules["eamsim.cli.program.bench"], "peak_memory_bytes", lambda *_: 10**8)
+    monkeypatch.setattr(command, "peak_memory_bytes", lambda *_: 10**8)
     program = random_program(Shape(seed=1))
     save_data(tmp_path / "d.npz", program, 3)
     images = open_images([tmp_path / "d.npz"], Preprocessing(12, 12, 1.0, "bicubic"))

@@ -42,7 +42,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class States:
     """Makes the programs of states.
 
     dense: nothing frozen, softmax renormalised; grids, mean [maps, tokens, tokens]: per block; logit_scale: of the integer logits.
@@ -94,7 +94,7 @@ class Bench:
 
 
 def build_within(
-    bench: Bench, budget: Budget, calibration: ImageSet, judged: ImageSet, progress: Progress
+    states: States, budget: Budget, calibration: ImageSet, judged: ImageSet, progress: Progress
 ) -> tuple[Verified, dict[str, Any]]:
     """The program within the budget, and how it was found as JSON values: every trial, and what is frozen of which head.
 
@@ -102,33 +102,33 @@ def build_within(
     where they have none of the model's, by what the program with nothing frozen answers. Raises UserError where no trial is within
     the budget.
     """
-    rungs, heads = bench.rungs.shares.shape
-    most = bench.saved((rungs - 1,) * heads)
+    rungs, heads = states.rungs.shares.shape
+    most = states.saved((rungs - 1,) * heads)
     if budget.save_macs is not None and budget.save_macs > most:
         raise UserError(f"--save-macs: expected at most {most:.2%}, what freezing every head saves, got {budget.save_macs:.2%}")
     with progress("programs run, at most", budget.evaluations) as advance:
-        tried = _explore(bench, budget, calibration, judged, advance)
+        tried = _explore(states, budget, calibration, judged, advance)
     trials = [trial for trial, _ in tried]
     chosen = choose(budget, trials)
     state = tried[chosen][1]
-    return bench.program(state), {"trials": [asdict(trial) for trial in mark(trials, chosen)], "heads": _heads(bench, state)}
+    return states.program(state), {"trials": [asdict(trial) for trial in mark(trials, chosen)], "heads": _heads(states, state)}
 
 
 def _explore(
-    bench: Bench, budget: Budget, calibration: ImageSet, judged: ImageSet, advance: Callable[[int], None]
+    states: States, budget: Budget, calibration: ImageSet, judged: ImageSet, advance: Callable[[int], None]
 ) -> list[tuple[Trial, State]]:
     """What was tried: nothing frozen, the uniform states, then the search until the budget ends it or the evaluations do."""
     runs = 0
 
     def logits(state: State, batches: Iterable[np.ndarray]) -> np.ndarray:
         nonlocal runs
-        run = engine.Engine(bench.program(state)).run
+        run = engine.Engine(states.program(state)).run
         found = np.concatenate([run(batch) for batch in batches])
         runs += 1
         advance(1)
-        return bench.logit_scale * found
+        return states.logit_scale * found
 
-    nothing = (0,) * bench.rungs.shares.shape[1]
+    nothing = (0,) * states.rungs.shares.shape[1]
     some = calibration.spread(SEARCH_IMAGES)
     compared = list(some.batches(BATCH))
     targets, _ = _truth(some, logits(nothing, compared))
@@ -138,11 +138,11 @@ def _explore(
 
     def judge(state: State, found: np.ndarray) -> tuple[Trial, State]:
         top1, change = accuracy(found, labels).top1, cross_entropy(found, judging) - loss
-        return Trial(granularity(bench.rungs, state), bench.tau(state), bench.saved(state), top1, len(judged), change), state
+        return Trial(granularity(states.rungs, state), states.tau(state), states.saved(state), top1, len(judged), change), state
 
     tried = [judge(nothing, answers)]
-    tried += [judge(state, logits(state, judged.batches(BATCH))) for state in uniform_states(bench.rungs)]
-    for state in search(bench.rungs, bench.gains(), lambda state: cross_entropy(logits(state, compared), targets)):
+    tried += [judge(state, logits(state, judged.batches(BATCH))) for state in uniform_states(states.rungs)]
+    for state in search(states.rungs, states.gains(), lambda state: cross_entropy(logits(state, compared), targets)):
         tried.append(judge(state, logits(state, judged.batches(BATCH))))
         if budget.ends(tried[-1][0], tried[0][0]) or runs + WIDTH + 1 > budget.evaluations:
             break
@@ -165,12 +165,12 @@ def _truth(images: ImageSet, answers: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.exp(log_softmax(answers)), answers.argmax(axis=1)
 
 
-def _heads(bench: Bench, state: State) -> list[dict[str, Any]]:
+def _heads(states: States, state: State) -> list[dict[str, Any]]:
     """What is frozen, head by head."""
-    places = [(block, head) for block, op in enumerate(bench.dense.attentions) for head in range(op.heads)]
+    places = [(block, head) for block, op in enumerate(states.dense.attentions) for head in range(op.heads)]
     rows = []
     for number, ((block, head), rung) in enumerate(zip(places, state, strict=True)):
-        share = float(bench.rungs.masks[rung][number].sum() / bench.rungs.masks[-1][number].sum())
+        share = float(states.rungs.masks[rung][number].sum() / states.rungs.masks[-1][number].sum())
         if share:
-            rows.append({"block": block, "head": head, "granularity": bench.rungs.granularities[rung], "tau": share})
+            rows.append({"block": block, "head": head, "granularity": states.rungs.granularities[rung], "tau": share})
     return rows
