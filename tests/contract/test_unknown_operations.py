@@ -106,7 +106,7 @@ OF_OPERATIONS: dict[str, Callable[[Any, Any], object]] = {  # what does not depe
     "value_drops": lambda program, op: value_drops(program, widths_of(PLAIN)),
     "shifts": lambda program, op: list(shifts(op)),
     "orders": lambda program, op: list(orders(op)),
-    "moves": lambda program, op: operation_moves(program, op, (), PLACEMENT, 1, 0, 32),
+    "moves": lambda program, op: operation_moves(program, op, (), PLACEMENT, 1, 0),
 }
 PLACEMENT = evaluate(PLAIN, CHIP).placement
 
