@@ -44,7 +44,10 @@ def patience(seconds: float, least: float = QUIET_SECONDS) -> float:
 
 
 class Heartbeat:
-    """A line on standard error whenever a command has said nothing there for long, whatever it is doing; to be stopped before the exit."""
+    """A line on standard error whenever a command has said nothing there for long, whatever it is doing; to be stopped before the exit.
+
+    Long is two seconds on a terminal, and in a file, which keeps every line, a tenth of its time up to five.
+    """
 
     def __init__(self, stream: TextIO):
         self.stream, self.start, self.over = stream, monotonic(), threading.Event()
@@ -54,7 +57,7 @@ class Heartbeat:
     def _beat(self) -> None:
         while isinstance(self.stream, Lasting) and not self.over.wait(POLL_SECONDS):
             now = monotonic()
-            if now - self.stream.written > patience(now - self.start):
+            if now - self.stream.written > (QUIET_SECONDS if self.stream.isatty() else patience(now - self.start)):
                 self.stream.write(f"working: {now - self.start:.0f} s\n")
 
     def stop(self) -> None:

@@ -1,5 +1,6 @@
 """What reaches a terminal: tables that fit it, text that moves no cursor, and word of long work."""
 
+import io
 import json
 import re
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from eamsim import artifact, golden
-from eamsim.cli import output
+from eamsim.cli import output, streams
 from eamsim.cli.model import build, entropy, sweep
 from eamsim.cli.program import bench, widths
 from eamsim.datapath import KNOBS
@@ -193,6 +194,21 @@ def test_a_command_is_not_silent_before_its_first_stage(capfd: pytest.CaptureFix
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) >= 2
     assert all(re.fullmatch(r"working: \d+ s", line) for line in lines)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_after_minutes_a_terminal_still_waits_two_seconds_and_a_file_five(monkeypatch: pytest.MonkeyPatch, terminal: bool):
+    inner = io.TextIOWrapper(told := io.BytesIO(), "utf-8")
+    stream = streams.Lasting(inner, OSError)
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    now = time.monotonic()
+    monkeypatch.setattr(streams, "monotonic", lambda: now)
+    beats = streams.Heartbeat(stream)
+    beats.start = now - 100
+    stream.written = now - 3
+    time.sleep(0.5)
+    beats.stop()
+    assert (told.getvalue() != b"") is terminal
 
 
 def test_what_is_left_is_told_at_the_pace_so_far(monkeypatch: pytest.MonkeyPatch):
