@@ -75,12 +75,14 @@ def scattered(tau: float, seed: int = 0) -> Freezer:
         return mask.reshape(heads, rows, tokens)
 
     @cache
-    def frozen(windows: int, heads: int, rows: int, tokens: int, excluded: bytes | None) -> Frozen | None:
+    def frozen(bits: int, windows: int, heads: int, rows: int, tokens: int, excluded: bytes | None) -> Frozen | None:
         step = rows * tokens
         starts = [None] * windows if excluded is None else [excluded[w * step : (w + 1) * step] for w in range(windows)]
-        return _frozen(np.stack([pattern(heads, rows, tokens, start) for start in starts]))
+        return _frozen(np.stack([pattern(heads, rows, tokens, start) for start in starts]), bits)
 
-    return lambda op: frozen(op.windows, op.heads, op.rows, op.tokens, None if op.excluded is None else op.excluded.tobytes())
+    return lambda op: frozen(
+        _code_bits(op), op.windows, op.heads, op.rows, op.tokens, None if op.excluded is None else op.excluded.tobytes()
+    )
 
 
 def whole_heads(program: Verified, tau: float) -> Freezer:
@@ -90,12 +92,13 @@ def whole_heads(program: Verified, tau: float) -> Freezer:
     wanted = round(tau * total)
 
     @cache
-    def frozen(heads: tuple[bool, ...], windows: int, rows: int, tokens: int) -> Frozen | None:
-        return _frozen(np.broadcast_to(np.array(heads)[None, :, None, None], (windows, len(heads), rows, tokens)))
+    def frozen(bits: int, heads: tuple[bool, ...], windows: int, rows: int, tokens: int) -> Frozen | None:
+        return _frozen(np.broadcast_to(np.array(heads)[None, :, None, None], (windows, len(heads), rows, tokens)), bits)
 
     def freezer(op: Attention) -> Frozen | None:
         indices = range(first[op.out.name], first[op.out.name] + op.heads)
-        return frozen(tuple((index + 1) * wanted // total > index * wanted // total for index in indices), op.windows, op.rows, op.tokens)
+        heads = tuple((index + 1) * wanted // total > index * wanted // total for index in indices)
+        return frozen(_code_bits(op), heads, op.windows, op.rows, op.tokens)
 
     return freezer
 
@@ -104,22 +107,27 @@ def whole_units(tau: float, height: int, width: int, seed: int = 0) -> Freezer:
     """round(tau * units) rows, columns or tiles of each head at random, one pattern for equal layers; a side of 0 is all of them."""
 
     @cache
-    def frozen(windows: int, heads: int, rows: int, tokens: int) -> Frozen | None:
+    def frozen(bits: int, windows: int, heads: int, rows: int, tokens: int) -> Frozen | None:
         top, left = (np.arange(extent) // (side or extent) for extent, side in ((rows, height), (tokens, width)))
         units = (top[-1] + 1) * (left[-1] + 1)
         order = np.random.default_rng(seed).random((heads, units)).argsort(axis=1)[:, : round(tau * units)]
         chosen = np.zeros((heads, units), np.bool_)
         np.put_along_axis(chosen, order, True, axis=1)
         mask = chosen.reshape(heads, top[-1] + 1, left[-1] + 1)[:, top][:, :, left]
-        return _frozen(np.broadcast_to(mask, (windows, *mask.shape)))
+        return _frozen(np.broadcast_to(mask, (windows, *mask.shape)), bits)
 
-    return lambda op: frozen(op.windows, op.heads, op.rows, op.tokens)
+    return lambda op: frozen(_code_bits(op), op.windows, op.heads, op.rows, op.tokens)
 
 
-def _frozen(mask: np.ndarray) -> Frozen | None:
+def _code_bits(op: Attention) -> int:
+    """Of a frozen weight: EAM's four, or as many as the attention has."""
+    return min(FROZEN_BITS, op.attention_bits)
+
+
+def _frozen(mask: np.ndarray, bits: int) -> Frozen | None:
     """Codes in turn, so that none is free for other uses, and a mass that leaves each row one weight's share; None for an empty mask."""
     if not mask.any():
         return None
-    codes = np.resize(np.arange(1 << FROZEN_BITS, dtype=np.uint8), mask.shape[2:]) * mask
+    codes = np.resize(np.arange(1 << bits, dtype=np.uint8), mask.shape[2:]) * mask
     row_log2 = np.full(mask.shape[:3], ceil(log2(mask.shape[2]) * (1 << 8)), np.int32)
-    return Frozen(mask, codes, FROZEN_BITS, row_log2)
+    return Frozen(mask, codes, bits, row_log2)

@@ -42,7 +42,8 @@ def export(program: Verified) -> onnx.ModelProto:
     """The model: uint8 image in, float logits out, in the program's units up to its rounding. UserError as `onnx_export.export`."""
     expect_verified(program)
     graph, image = Graph(program.datapath), program.image
-    values = {image.name: graph.node("Cast", Tensor(graph, image.name), to=TensorProto.INT64)}
+    pixels = graph.node("Identity", Tensor(graph, image.name), name=f"{image.name}.codes")
+    values = {image.name: graph.node("DequantizeLinear", pixels, 1.0, code_constant(graph, image, 0))}
     for op in program.operations:
         graph.scope = op.out.name
         values[op.out.name] = fitted(graph, translate(graph, op, program, values), op.out)
@@ -71,7 +72,7 @@ def translate(graph: Graph, op: Operation, program: Verified, values: dict[str, 
     x = values[op.x]
     match op:
         case InputQuant():
-            return looked_up(graph, op.table.ravel(), x + np.array([0, 256, 512]))
+            return looked_up(graph, op.table.ravel(), graph.node("Cast", x, to=TensorProto.INT64) + np.array([0, 256, 512]))
         case Gather():
             return x.reshape(-1, op.granule)[op.indices].reshape(*op.out.shape)
         case Embed():

@@ -17,7 +17,7 @@ from cost_model.chip.technology import Figure
 from cost_model.models.architectures import ARCHITECTURES, architecture
 from cost_model.models.paper import estimate
 from cost_model.models.skeleton import skeleton
-from cost_model.models.variants import refrozen, scattered, thawed, whole_heads
+from cost_model.models.variants import refrozen, scattered, thawed, whole_heads, whole_units
 from cost_model.price.energy import Estimate, break_even_batch, evaluate
 from cost_model.price.traffic import constant_bits, refetches, weight_bits
 from cost_model.work.counts import count
@@ -276,6 +276,13 @@ def test_real_masks_are_evaluated_as_they_are(seed, freeze, softmax):
     unfrozen = evaluate(thawed(program), chip)
     assert unfrozen.map_bits == 0
     assert sum(gemm.dense_macs for op in unfrozen.operations for gemm, _ in op.runs) == count(program).dense.full
+
+
+def test_maps_of_narrow_attention_codes_are_as_narrow(small):
+    program = random_program(Shape(seed=3, attention_bits=2, frozen_bits=2))
+    for freezer in (scattered(0.5), whole_heads(program, 0.5), whole_units(0.5, 1, 0)):
+        for op in refrozen(program, freezer, "renormalised").attentions:
+            assert op.frozen is None or op.frozen.bits == 2
 
 
 def test_equal_layers_are_counted_alike(small, dense):

@@ -1,5 +1,6 @@
 """The approximate ONNX form: near golden's logits, in the types that compilers look for. Float, so with a tolerance."""
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from programs import FREEZES, Shape, operation, random_images, random_program
 
 from eamsim import artifact, golden
 from eamsim.exports import onnx_qdq
-from eamsim.program import Linear
+from eamsim.program import Gather, Linear
 
 DIGITS = Path(str(files("eamsim"))) / "data" / "digits"
 
@@ -55,3 +56,14 @@ def test_weights_are_int4():
         tensor = stored[f"block0.mlp.fc1.{name}"]
         assert tensor.data_type == onnx.TensorProto.INT4
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int64), codes.astype(np.int64) - 8)
+
+
+def test_pixels_are_codes_like_others():
+    """A Gather may take them as they are."""
+    program = random_program(Shape(seed=3))
+    gather = operation(program, "patches", Gather)
+    program = replace(program, operations=tuple(replace(op, x="image") if op is gather else op for op in program.operations))
+    image = random_images(program, 1, 0)[0]
+    found = np.ravel(session(onnx_qdq.export(program)).run(None, {"image": image})[0])  # pyright: ignore[reportArgumentType, reportCallIssue]
+    expected = golden.run(program, image)
+    assert np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
