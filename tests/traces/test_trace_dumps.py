@@ -107,12 +107,28 @@ def test_required_taps_are_those_of_the_program_but_the_image(bench: Bench):
     assert bench.against({QKV: bench.golden[QKV]}).out.startswith("equal: 1 of 85 taps of 2 images")
 
 
+def test_what_the_found_side_alone_has_is_said_to_be_not_compared(bench: Bench, tmp_path: Path):
+    both, more = {QKV: bench.golden[QKV]}, {QKV: bench.golden[QKV], NORM: bench.golden[NORM]}
+    done = dumps_differ(bench, both, more, "--program", bench.model, "--json", "--junit", tmp_path / "j.xml")
+    result = json.loads(done.out)
+    assert (done.code, result["taps"], result["only_expected"], result["only_found"]) == (0, 1, [], [NORM])
+    suite = ElementTree.parse(tmp_path / "j.xml").getroot()
+    assert {case.get("name"): [each.get("message") for each in case] for case in suite} == {
+        QKV: [],
+        NORM: ["not compared: only in found"],
+    }
+    assert f"only in B  1 tap, not compared: {NORM}" in dumps_differ(bench, both, more, "--program", bench.model).out
+
+
 def test_a_cause_is_found_though_the_dump_has_no_inputs(bench: Bench):
     old, new, _, cause = FAULTS["rounding"]
     found = runs(faulty(old, new), bench.program)
     first = json.loads(bench.against({QKV: found[QKV]}, "--json").out)["first_difference"]
     assert first["likely_cause"] == f"{cause}: gives exactly what was found, at 1 tap of {QKV}"
     assert (first["tried"] > 0, first["not_tried"], first["inputs_not_compared"]) == (True, "", [NORM])
+    bench.record(bench.folder / "digests.h5", stored=False)  # and the golden interpreter gives them where the trace has none either
+    done = eamsim("trace", "diff", bench.folder / "digests.h5", bench.folder / "found.npz", "--program", bench.model, "--json")
+    assert json.loads(done.out)["first_difference"]["likely_cause"] == first["likely_cause"]
 
 
 def dumps_differ(bench: Bench, expected: Dump, found: Dump, *options: object) -> Finished:
