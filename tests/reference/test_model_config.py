@@ -111,7 +111,7 @@ def test_images_are_prepared_as_timm_resolves_the_configuration(tmp_path):
         [
             {"crop_mode": mode, "crop_pct": crop, "interpolation": how, "test_crop_pct": 1.0, "test_input_size": [3, 32, 32]}
             for mode in ("center", "squash", "border", None)
-            for crop in (0.8, None)
+            for crop in (0.8, 1.0, None)  # 1.0: a border is filled
             for how in ("lanczos", None)
         ]
     ):
