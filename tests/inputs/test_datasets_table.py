@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from eamsim.errors import BadFile, UserError
 from eamsim.inputs import datasets
@@ -274,6 +274,13 @@ def test_what_the_others_make_of_it(tmp_path: Path, row: Row, reader: Callable[[
         assert reader(root).keys() == row.right.keys()
     else:
         assert reader(root) == (row.right if expected == SAME else expected)
+
+
+def test_avif_is_taken_where_pillow_reads_it(tmp_path: Path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    images = open_images([make(tmp_path / "d", ("cat/1.avif",))], Preprocessing(8, 8, 1.0, "bicubic"))
+    assert (len(images), images.summary.left_out.counts) == (1, {})
 
 
 def test_a_link_to_a_folder_above_is_not_followed_for_ever(tmp_path: Path):
