@@ -111,6 +111,31 @@ def test_an_interruption_that_a_finaliser_swallows_comes_again():
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+WHILE_IMPORTING = """
+import contextlib, os, sys, time
+
+class Importer:
+    def find_spec(self, name, path=None, target=None):
+        if name == "eamsim.cli":
+            with contextlib.suppress(BaseException):  # as C code that imports does
+                os.kill(os.getpid(), {signum})
+                time.sleep(0.5)
+
+sys.meta_path.insert(0, Importer())
+sys.argv = ["eamsim", "--version"]
+from eamsim.__main__ import entry
+entry()
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_of_the_first_imports_is_one_line_too(signum: signal.Signals):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    script = WHILE_IMPORTING.format(signum=int(signum))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=25, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signum, "", "interrupted\n")
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, to know when the command has begun")
 @pytest.mark.parametrize("delay", [0.05, 1.5])
 def test_a_termination_ends_alike_with_143(tmp_path: Path, delay: float):
