@@ -240,8 +240,16 @@ def test_digests_in_lanes_can_be_compared_whatever_the_version(path: Path, versi
         assert dataclasses.replace(trace.header, version=version).digest_version == expected
 
 
-def test_fewer_images_than_the_data_are_refused(path: Path):
-    forge(path, lambda file: edit_manifest(file, lambda tree: tree["images"].pop()))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: tree["images"].pop(),
+        lambda tree: tree["image_shape"].reverse(),
+        lambda tree: tree["taps"][0]["shape"].append(1),
+    ],
+)
+def test_images_and_shapes_other_than_those_of_the_data_are_refused(path: Path, change):
+    forge(path, lambda file: edit_manifest(file, change))
     with pytest.raises(TraceError, match="dtype, shape, compressed: expected"), reading(path):
         pass
 
