@@ -109,6 +109,11 @@ def proofs(monkeypatch):
     return programs, operations
 
 
+def test_a_program_that_has_its_proof_is_returned_as_it_is(proofs):
+    assert verify.verify(PLAIN) is PLAIN
+    assert proofs[0] == []
+
+
 COMMANDS = {
     "run": ("run", "m.eam", "d.npz"),
     "eval": ("eval", "m.eam", "--data", "d.npz"),
