@@ -11,6 +11,7 @@ from local_models import VIT  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
 from eamsim.inputs.images import Preprocessing, open_images  # noqa: E402
 from reference.attention.collect import calibrate_on  # noqa: E402
+from reference.lowering.layers import LoweringConfig  # noqa: E402
 from reference.lowering.program import lower, provenance, stream_remarks  # noqa: E402
 from reference.models.load import as_model  # noqa: E402
 from reference.quantisation.repq import calibrate  # noqa: E402
@@ -62,6 +63,12 @@ def test_layer_channel_and_cause_are_named(name, change, message):
         lower(calibrated)
     assert "[C" not in str(refused.value)
     assert "calibrate on" not in str(refused.value)
+
+
+def test_a_multiplier_too_narrow_names_layer_and_channel():
+    message = r"^head, channel \d+ \(weights up to .*: one unit of its sums is .* of its result, more than a multiplier of 8 bits holds"
+    with pytest.raises(UserError, match=message):
+        lower(calibrate(model("head.weight", everything(1)), IMAGES), config=LoweringConfig(multiplier_bits=8))
 
 
 def test_a_norm_of_next_to_nothing_keeps_what_fits():
