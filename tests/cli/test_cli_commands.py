@@ -298,7 +298,7 @@ def test_the_table_of_commands_says_what_they_say(name: str):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [("eamsim ver", ["verify"]), ("eamsim build --keep", ["--keep-accuracy"]), ("eamsim trace d", ["diff"])]
+    ("words", "expected"), [("eamsim ver", ["verify"]), ("eamsim build --keep-a", ["--keep-accuracy"]), ("eamsim trace d", ["diff"])]
 )
 def test_the_shell_completes(words: str, expected: list[str]):
     asked = {"_EAMSIM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}

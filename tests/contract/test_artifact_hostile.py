@@ -162,8 +162,8 @@ def set_item(*keys_and_value):
 OPERATIONS = ("program", "operations")
 TABLE = (*OPERATIONS, 0, "table")
 TAMPERED = {
-    "format": (set_item("format", "onnx"), r"the metadata's format and version: expected 'eam' and one of \[2, 3\], got \('onnx', 2\)"),
-    "version": (set_item("version", 4), r"format and version: expected .*, got \('eam', 4\); use the eamsim that wrote it, or rebuild"),
+    "format": (set_item("format", "onnx"), r"the metadata's format and version: expected 'eam' and one of \[2, 3, 4\], got \('onnx', 2\)"),
+    "version": (set_item("version", 5), r"format and version: expected .*, got \('eam', 5\); use the eamsim that wrote it, or rebuild"),
     "length of the data": (set_item("data_bytes", 5), "/data: expected the length and SHA-256 that the manifest states"),
     "provenance": (set_item("provenance", []), r"the metadata's provenance: expected an object, got \[\]"),
     "extra head field": (set_item("more", 1), "/manifest: expected the fields .*'more'"),

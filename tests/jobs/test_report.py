@@ -61,11 +61,11 @@ def test_the_tables_hold_the_curves(made):
 
 
 @pytest.mark.slow
-def test_scattered_maps_of_a_deit_tiny_cost_energy_at_batch_one(tmp_path):
-    """FIELD_NOTES, section 5: tau = 0.9, maps in DRAM, batch 1."""
+def test_the_verdict_on_scattered_maps_of_a_deit_tiny(tmp_path):
+    """tau = 0.9, maps in DRAM, batch 1: scores that need not wait save a little more than the maps cost."""
     done = eamsim("report", DEIT_TINY, "--hw", "small-npu", "-o", tmp_path / "r.html")
-    assert "tau 0.9, renormalised (estimated with random masks): energy goes up by" in done.out, done.err
-    assert "it pays from batch 5" in (tmp_path / "r.html").read_text()
+    assert "tau 0.9, renormalised (estimated with random masks): energy goes down by" in done.out, done.err
+    assert "it pays from batch 1" in (tmp_path / "r.html").read_text()
 
 
 def renamed(x: Any, new: str) -> Any:
@@ -121,7 +121,7 @@ def test_a_chip_without_dram_is_shown_up_to_the_batch_it_holds(tmp_path):
     done = eamsim("report", CIFAR, "--hw", "simd-mcu", "-o", tmp_path / "r.html", "--json")
     assert done.code in (None, 0), done.err
     found = json.loads(done.out)
-    assert found["batches"]["this program"]["batches"] == [1, 2, 4]
+    assert found["batches"]["this program"]["batches"] == [1, 2, 4, 8]
     assert set(found["roofline"]["levels"]) == {"sram", "rom"}
     for level in found["roofline"]["levels"].values():
         for point in level["points"]:

@@ -109,7 +109,7 @@ def test_main_writes_what_timm_and_the_loaders_read(tmp_path, monkeypatch, capsy
 def test_a_missing_scikit_learn_names_the_extra(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "sklearn", None)
 
-    with pytest.raises(MissingExtra, match=r"training on scikit-learn's digits needs the extra 'reference': pip install '.\[reference\]'"):
+    with pytest.raises(MissingExtra, match=r"on scikit-learn's digits needs the extra 'reference': pip install 'eamsim\[reference\]'"):
         train.load_digits()
     assert train.main(["--out", str(tmp_path)]) == 4
     assert "needs the extra 'reference'" in capsys.readouterr().err
