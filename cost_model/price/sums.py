@@ -28,7 +28,7 @@ def tiles(gemm: Gemm, array: Array, room: int) -> list[Gemm]:
     stream, fits = getattr(gemm, axis), _fitting(gemm, array, room)
     whole = dense_run(gemm.rows, gemm.columns, gemm.depth, array.dataflow, array.rows, array.columns)
     again = whole.right_reads * gemm.right_bits if array.dataflow == "ws" else whole.left_reads * gemm.left_bits
-    spilled = _partial_bits(gemm, whole, array) * (stream - fits) // stream
+    spilled = _share(_partial_bits(gemm, whole, array), stream - fits, stream)
     pays = (fits > 0) & (fits < stream) & (2 * spilled > (ceil_div(stream, larger(fits, 1)) - 1) * again)
     tile = stream + (fits - stream) * pays
     times, rest = stream // tile, stream % tile
@@ -69,10 +69,15 @@ def _fitting(gemm: Gemm, array: Array, room: int) -> Any:
 
 def _shared(written: Any, read: Any, kept: Any, of: Any) -> Traffic:
     """The share kept / of in the accumulators, the rest in the SRAM."""
-    kept_written, kept_read = written * kept // of, read * kept // of
+    kept_written, kept_read = _share(written, kept, of), _share(read, kept, of)
     return Traffic(
         sram_read_bits=read - kept_read,
         sram_write_bits=written - kept_written,
         accumulator_read_bits=kept_read,
         accumulator_write_bits=kept_written,
     )
+
+
+def _share(total: Any, part: Any, of: Any) -> Any:
+    """floor(total * part / of), of which no product leaves 64 bits."""
+    return total // of * part + total % of * part // of

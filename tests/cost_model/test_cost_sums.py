@@ -97,6 +97,17 @@ def test_designs_priced_together_are_cut_as_one_by_one():
             assert sum(np.broadcast_to(getattr(done, name), 3)[index] for done in runs) == sum(getattr(done, name) for done in alone)
 
 
+def test_designs_priced_together_stay_within_64_bits():
+    """Of a batch of 65,536 images, whose partial sums times the steps that fit are above 2^63."""
+    gemm, room = Gemm(65_536 * 197, 1536, 384, 4, 4), 8 << 32
+    together = array("ws", 1, 1).model_copy(update={"rows": np.array([16, 64]), "columns": np.array([16, 64])})
+    moved = partial_sums(gemm, compute_run(gemm, together), together, room)
+    for index, side in enumerate((16, 64)):
+        alone = partial_sums(gemm, compute_run(gemm, array("ws", side, side)), array("ws", side, side), room)
+        assert moved.accumulator_write_bits[index] == alone.accumulator_write_bits  # type: ignore[index]
+        assert moved.sram_write_bits[index] == alone.sram_write_bits  # type: ignore[index]
+
+
 def test_what_does_not_fit_the_accumulators_goes_to_the_sram():
     fits, half, none = (evaluate(TINY, with_accumulators(LARGE, size)) for size in (1 << 20, 20_000, None))
     sums = 2 * 36 * 197**2 * 32 + 36 * 197**2 * 32  # scores: written once, read twice
