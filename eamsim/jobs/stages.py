@@ -1,7 +1,7 @@
 """One model's accuracy at every stage of the chain, as a Markdown table: `python -m eamsim.jobs.stages MODEL --calib D --data D`.
 
-A line a stage: float; RepQ-ViT as published and hardware-true, fake-quantised; the integers, as calibrated, of finished .eam files, and
-compensated; then EAM, integers and fake-quantised. A column for each --data. In brackets what is gained or lost, in points, with the
+A line a stage: float; RepQ-ViT as published and hardware-true, fake-quantised; the integers, as calibrated; finished .eam files, integers
+and their fake quantisation; compensated; then EAM, integers and fake-quantised. A column for each --data. In brackets what is gained or lost, in points, with the
 standard error of the pairs of the same images: of unfrozen integers and finished files against the integers as calibrated, of weights
 that entropy froze against nothing frozen, of those frozen at random against these, of torch's lines against the integers they simulate.
 """
@@ -29,6 +29,7 @@ from eamsim.progress import silent
 from reference.attention.collect import attention_statistics, calibrate_on, compensate_on, frozen_maps, parameters_sha256
 from reference.attention.freeze import Freezing, FrozenMap, Order, Scope
 from reference.crosscheck.compare import paired
+from reference.crosscheck.rebuild import rebuild
 from reference.lowering.program import lower
 from reference.models.load import Model, load_model
 from reference.quantisation.fakequant import predict, quantise_frozen
@@ -100,7 +101,11 @@ class Judges:
 
     def torch(self, network: Model | Calibrated, frozen: list[FrozenMap] | None = None, softmax: Softmax = "paper") -> Hits:
         """Of the few images."""
-        return [hits(lambda batch: predict(network, batch, frozen, softmax), each) for each in self.few]
+        return self.hits(lambda batch: predict(network, batch, frozen, softmax))
+
+    def hits(self, run: Callable[[np.ndarray], np.ndarray]) -> Hits:
+        """Of the few images."""
+        return [hits(run, each) for each in self.few]
 
 
 def hits(run: Callable[[np.ndarray], np.ndarray], images: ImageSet) -> np.ndarray:
@@ -122,7 +127,8 @@ def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: Plan) ->
         yield Line(0, "-", "RepQ-ViT as published, fake-quantised", judges.torch(published), few)
         yield Line(0, "-", "hardware-true, fake-quantised", judges.torch(hardware), few)
     yield Line(0, "-", "**integers**, as calibrated", base, None)
-    yield from (finished(file, model, judges, base) for file in plan.programs)
+    for file in plan.programs:
+        yield from finished(file, model, judges, base, plan.fake_taus)
     if plan.compensated:
         hardware = compensate_on(hardware, images)
         before, (base, few) = base, judges.integers(hardware)
@@ -132,13 +138,18 @@ def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: Plan) ->
     yield from eam(hardware, images, judges, plan, base)
 
 
-def finished(file: Path, model: Model, judges: Judges, base: Hits) -> Line:
-    """The line of an .eam file, against the integers as calibrated. Raises UserError for another model's."""
+def finished(file: Path, model: Model, judges: Judges, base: Hits, fake_taus: Sequence[float]) -> Iterator[Line]:
+    """The lines of an .eam file: integers, against those as calibrated, and its own fake quantisation. UserError for another model's."""
     program, _, _, provenance = read_model(file)
     if provenance.get("model_sha256") != parameters_sha256(model.module):
         raise UserError(f"{file}: was built from other weights than those of {model.name}; give programs of that model")
     tau = provenance.get("tau", 0)
-    return Line(tau, provenance["softmax"] if tau else "-", f"**integers**, {file.stem}", judges.judged(program)[0], base)
+    softmax = provenance["softmax"] if tau else "-"
+    found, few = judges.judged(program)
+    yield Line(tau, softmax, f"**integers**, {file.stem}", found, base)
+    if tau in fake_taus:
+        fake = rebuild(program, provenance, model).fake_logits
+        yield Line(tau, softmax, f"{file.stem}, fake-quantised", judges.hits(fake), few)
 
 
 def eam(calibrated: Calibrated, images: ImageSet, judges: Judges, plan: Plan, base: Hits) -> Iterator[Line]:

@@ -14,6 +14,7 @@ from eamsim.errors import UserError  # noqa: E402
 from eamsim.jobs import stages  # noqa: E402
 from eamsim.jobs.stages import Line, Plan, cell  # noqa: E402
 from reference.attention.freeze import Freezing  # noqa: E402
+from reference.crosscheck.rebuild import rebuild  # noqa: E402
 from reference.models.load import load_model  # noqa: E402
 
 DIGITS = Path(str(files("eamsim") / "data" / "digits"))
@@ -55,15 +56,23 @@ def test_weights_frozen_at_random_are_held_against_the_chosen_ones():
 
 
 def test_finished_programs_have_lines(monkeypatch):
-    """The engine's accuracy of the file, against the integers as calibrated; another model's is refused."""
+    """The engine's accuracy of the file, against the integers as calibrated, and its own fake quantisation's, against the engine's;
+    another model's is refused."""
     file = DIGITS / "digits.eam"
-    base, line = list(stages.lines(MODEL, [CALIB], [TEST], Plan([], False, [], None, 8, None, False, None, [file])))
     model = eamsim.load(file)
+    plan = Plan([], False, [model.provenance["tau"]], 60, 8, None, False, None, [file])
+    base, line, fake = list(stages.lines(MODEL, [CALIB], [TEST], plan))
     images = model.images(TEST, labelled=True)
     logits = eamsim.Engine(model.program).run(np.concatenate(list(images.batches(50))))
     np.testing.assert_array_equal(line.hits[0], logits.argmax(axis=1) == images.labels)
     assert (line.stage, line.tau, line.softmax) == ("**integers**, digits", model.provenance["tau"], model.provenance["softmax"])
     assert line.against is base.hits
+    few = images.spread(60)
+    logits = rebuild(model.program, model.provenance, load_model(MODEL)).fake_logits(np.concatenate(list(few.batches(50))))
+    np.testing.assert_array_equal(fake.hits[0], logits.argmax(axis=1) == few.labels)
+    assert fake.stage == "digits, fake-quantised"
+    assert fake.against is not None
+    assert fake.against[0].shape == (60,)
     monkeypatch.setattr(stages, "parameters_sha256", lambda module: "another")
     with pytest.raises(UserError, match=r"digits\.eam: was built from other weights"):
-        stages.finished(file, load_model(MODEL), stages.Judges(load_model(MODEL), [TEST], None), base.hits)
+        next(stages.finished(file, load_model(MODEL), stages.Judges(load_model(MODEL), [TEST], None), base.hits, []))
