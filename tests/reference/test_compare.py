@@ -1,4 +1,4 @@
-"""The integers beside float and fake quantisation: numbers equal to plain NumPy, on a small ViT and a small Swin."""
+"""The integers beside float and fake quantisation: numbers equal to plain NumPy, on a small ViT, a small Swin and trained networks."""
 
 import json
 from dataclasses import asdict, replace
@@ -14,7 +14,9 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
 from eamsim import golden  # noqa: E402
+from eamsim.engine import Engine  # noqa: E402
 from eamsim.errors import BadFile, UserError  # noqa: E402
+from eamsim.inputs.images import open_images  # noqa: E402
 from eamsim.narrow import narrowed, widths_of  # noqa: E402
 from eamsim.program import Linear  # noqa: E402
 from eamsim.progress import unheard  # noqa: E402
@@ -23,7 +25,7 @@ from reference.crosscheck.compare import compare, decisions, paired, tap_names  
 from reference.crosscheck.noise_sources import Source, logits_with, noise_shares, sources_of  # noqa: E402
 from reference.crosscheck.rebuild import rebuild  # noqa: E402
 from reference.lowering.program import lower, provenance  # noqa: E402
-from reference.models.load import as_model  # noqa: E402
+from reference.models.load import as_model, load_model  # noqa: E402
 from reference.quantisation.compensate import compensate  # noqa: E402
 from reference.quantisation.fakequant import predict, quantise_frozen  # noqa: E402
 from reference.quantisation.repq import Codes, calibrate  # noqa: E402
@@ -36,6 +38,13 @@ SWIN = (
 )
 CASES = [(VIT, None), (VIT, "paper"), (VIT, "renormalised"), (SWIN, None), (SWIN, "renormalised")]
 CASES += [(VIT, None, True, "fitted"), (SWIN, "renormalised", False, "fitted")]
+
+SHARED = Path(__file__).parents[3] / "shared"
+TRAINED = {
+    "deit_cifar10_d6": "cifar10_calib2500.npz",
+    "swin_cifar10": "cifar10_calib2500.npz",
+    "deit_tiny_imagenet": "imagenet_samples",
+}
 
 
 def images(count=6):
@@ -120,14 +129,39 @@ def test_fake_quantisation_is_that_of_the_build(case):
 
 @pytest.mark.slow
 def test_rows_equal_plain_numpy(case):
-    result, taps = case.result, case.run(images())
+    expect_plain_numpy(case.rebuilt, case.provenance, images(), case.run(images()), case.result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_rows_of_trained_networks_equal_plain_numpy(name):
+    """Of two photographs, in the engine."""
+    folder, data = SHARED / "models" / name, SHARED / "data" / TRAINED[name]
+    if not (folder.exists() and data.exists()):
+        pytest.skip(f"needs models/{name} and data/{data.name} of ../shared")
+    model = load_model(f"local-dir:{folder}")
+    pixels = next(iter(open_images([data], model.preprocessing).batches(2)))
+    calibrated = calibrate(model, pixels)
+    program, said = lower(calibrated), provenance(calibrated)
+    rebuilt = rebuild(program, said, model)
+    names, engine = tap_names(rebuilt), Engine(program)
+
+    def run(batch):
+        return engine.run(batch, taps=lambda each: each in names)[1]
+
+    result = compare(rebuilt, [pixels[:1], pixels[1:]], run, None, unheard)
+    expect_plain_numpy(rebuilt, said, pixels, run(pixels), result)
+
+
+def expect_plain_numpy(rebuilt, provenance, pixels, taps, result):
+    """The rows of the last block and the decisions, computed anew from all images at once."""
     rows = {row["value"]: row for row in result["values"]}
     own, seen = {}, {}
-    case.rebuilt.float_logits(images(), lambda name, x: own.setdefault(name, x))
-    fake = case.rebuilt.fake_logits(images(), lambda name, x: seen.setdefault(name, x))
-    last = len(case.model.network.blocks) - 1
+    rebuilt.float_logits(pixels, lambda name, x: own.setdefault(name, x))
+    fake = rebuilt.fake_logits(pixels, lambda name, x: seen.setdefault(name, x))
+    last = len(rebuilt.model.network.blocks) - 1
     for name in (f"block{last}.norm1", f"block{last}.mlp.fc1", f"block{last}.mlp.fc2"):
-        code, grid = taps[name], case.provenance["activations"].get(name)
+        code, grid = taps[name], provenance["activations"].get(name)
         code = code.reshape(len(code), -1, own[name].shape[-1])
         expected, found = (each[name].numpy()[:, : code.shape[1]] for each in (own, seen))
         if grid:
@@ -137,7 +171,7 @@ def test_rows_equal_plain_numpy(case):
             assert rows[name]["codes_differ"] == (other != code).mean()
             assert (rows[name]["at_low"], rows[name]["at_high"]) == ((code == 0).mean(), (code == top).mean())
         else:
-            value = code * 2.0 ** case.provenance["stream_log2_scales"][name]
+            value = code * 2.0 ** provenance["stream_log2_scales"][name]
             assert rows[name]["codes_differ"] is None
         noise = ((value - expected) ** 2).sum()
         cosine = (value * expected).sum() / np.sqrt((value**2).sum() * (expected**2).sum())
@@ -145,7 +179,7 @@ def test_rows_equal_plain_numpy(case):
         np.testing.assert_allclose(rows[name]["cosine"], cosine, rtol=1e-9)
     chosen = taps["head"].reshape(len(fake), -1).argmax(axis=1)
     assert result["decisions"]["fake"]["differ"] == (chosen != fake.argmax(axis=1)).mean()
-    logits = case.rebuilt.float_logits(images())
+    logits = rebuilt.float_logits(pixels)
     np.testing.assert_allclose(result["fake_logits_snr_db"], 10 * np.log10((logits**2).sum() / ((logits - fake) ** 2).sum()), rtol=1e-9)
 
 
