@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from reference.attention.freeze import Freezing, FrozenMap
     from reference.chain import freeze, quantise, with_quantisers
     from reference.lowering.program import lower, provenance
+    from reference.quantisation.precision import Precision
 
-__all__ = ["Freezing", "FrozenMap", "freeze", "lower", "provenance", "quantise", "with_quantisers"]
+__all__ = ["Freezing", "FrozenMap", "Precision", "freeze", "lower", "provenance", "quantise", "with_quantisers"]
 
-_PLACES = {  # imported when asked for: what freezing is needs no torch
+_PLACES = {  # imported when asked for: what freezing and precision are needs no torch
     **dict.fromkeys(("Freezing", "FrozenMap"), "reference.attention.freeze"),
+    "Precision": "reference.quantisation.precision",
     **dict.fromkeys(("freeze", "quantise", "with_quantisers"), "reference.chain"),
     **dict.fromkeys(("lower", "provenance"), "reference.lowering.program"),
 }

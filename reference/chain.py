@@ -20,8 +20,9 @@ from reference.attention.collect import attention_statistics, frozen_maps, quant
 from reference.attention.freeze import Freezing, FrozenMap
 from reference.models.load import Model, as_model, load_model
 from reference.quantisation.levels import Grid
+from reference.quantisation.precision import W4A4, Precision
 from reference.quantisation.quantisers import Affine, as_scale
-from reference.quantisation.repq import Calibrated, Codes
+from reference.quantisation.repq import Calibrated
 
 Images = np.ndarray | str | Path | Iterable[Any]
 """uint8 [n, height, width, 3]; a path or several; a torch Dataset or DataLoader; or any iterable of batches, with labels or without."""
@@ -34,16 +35,16 @@ def quantise(
     range_images: int = 32,
     progress: Progress = silent,
     compensated: bool = True,
-    codes: Codes = "uniform",
+    precision: Precision = W4A4,
 ) -> Calibrated:
-    """RepQ-ViT's quantisers, W4A4 in the hardware-true form, as `eamsim build` has them; not tuned.
+    """RepQ-ViT's quantisers in the hardware-true form, as `eamsim build` has them; not tuned.
 
     model: a timm name, local-dir:DIR, hf-hub:ID, or a module that timm has made. range_images: so many, evenly spaced, set the ranges;
-    compensated: weights and biases re-fitted to what quantisation loses; codes: what those after GELU stand for. Raises UserError
+    compensated: weights and biases re-fitted to what quantisation loses; precision: bits and kinds of codes. Raises UserError
     and BadFile.
     """
     found = opened(model)
-    return quantise_on(found, image_set(found, images), range_images, progress, compensated, codes)
+    return quantise_on(found, image_set(found, images), range_images, progress, compensated, precision)
 
 
 def freeze(calibrated: Calibrated, images: Images, freezing: Freezing, progress: Progress = silent) -> list[FrozenMap]:

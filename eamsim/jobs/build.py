@@ -21,7 +21,8 @@ from reference.lowering.layers import LoweringConfig
 from reference.lowering.program import lower, provenance
 from reference.models.load import Model, load_model
 from reference.models.maps import Maps
-from reference.quantisation.repq import Calibrated, Codes
+from reference.quantisation.precision import W4A4, Precision
+from reference.quantisation.repq import Calibrated
 from reference.tuning.tune import Start, Tuning, tune_on
 
 
@@ -40,7 +41,7 @@ def build_program(
     entropy_from: Literal["quantised", "float"] = "quantised",
     share_windows: bool = False,
     compensated: bool = True,
-    codes: Codes = "uniform",
+    precision: Precision = W4A4,
     labels: str | None = None,
     tuning: Tuning | None = None,
     keep_unread: bool = False,
@@ -50,7 +51,7 @@ def build_program(
     spec, weights, random_init, allow_pickle: as `reference.models.load.load_model`; calib: as
     `eamsim.inputs.images.open_images`, of which at most `limit` images give the entropies and `range_images` the quantisers' ranges;
     share_windows: of a Swin, one map for all windows of a block instead of one for each; compensated: with weights and biases re-fitted
-    by `reference.quantisation.compensate`; codes: what those after GELU stand for; labels: as `Labelling.choice`, for a budget; tuning:
+    by `reference.quantisation.compensate`; precision: bits and kinds of codes; labels: as `Labelling.choice`, for a budget; tuning:
     by `reference.tuning`, not with a budget; keep_unread: as `LoweringConfig`. Raises UserError and BadFile.
     """
     config = LoweringConfig(keep_unread=keep_unread)
@@ -61,11 +62,11 @@ def build_program(
     judging = labelling(model, labels, required=False) if isinstance(freezing, Budget) else None  # else labels decide nothing
     images = open_images(calib, model.preprocessing, limit, judging)
     range_images = min(range_images, len(images))
-    quantised = partial(quantise_on, model, images, range_images, progress, compensated, codes)
+    quantised = partial(quantise_on, model, images, range_images, progress, compensated, precision)
     sources = {
         "entropy_from": entropy_from,
         "share_windows": share_windows,
-        "codes": codes,
+        **precision.json(),
         "random_init": random_init,
         "model_sha256": parameters_sha256(model.module),
         "calibration_images": len(images),

@@ -1,9 +1,10 @@
 """One model's accuracy at every stage of the chain, as a Markdown table: `python -m eamsim.jobs.stages MODEL --calib D --data D`.
 
 A line a stage: float; RepQ-ViT as published and hardware-true, fake-quantised; the integers, as calibrated; finished .eam files, integers
-and their fake quantisation; compensated; then EAM, integers and fake-quantised. A column for each --data. In brackets what is gained or lost, in points, with the
-standard error of the pairs of the same images: of unfrozen integers and finished files against the integers as calibrated, of weights
-that entropy froze against nothing frozen, of those frozen at random against these, of torch's lines against the integers they simulate.
+and their fake quantisation; compensated; then EAM, integers and fake-quantised. A column for each --data. In brackets what is gained or
+lost, in points, with the standard error of the pairs of the same images: of unfrozen integers and finished files against the integers as
+calibrated, of weights that entropy froze against nothing frozen, of those frozen at random against these, of torch's lines against the
+integers they simulate.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from reference.models.swin import Swin
 from reference.quantisation.compensate import BATCH as AT_ONCE
 from reference.quantisation.compensate import compensate, most_images
 from reference.quantisation.fakequant import collect_attention
-from reference.quantisation.repq import Calibrated, Codes, Mode, calibrate, calibration_steps
+from reference.quantisation.precision import W4A4, Precision
+from reference.quantisation.repq import Calibrated, Mode, calibrate, calibration_steps
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,13 @@ def calibrate_on(
     range_images: int,
     progress: Progress = silent,
     mode: Mode = "hardware",
-    codes: Codes = "uniform",
+    precision: Precision = W4A4,
 ) -> Calibrated:
     """Quantisers from `range_images` of the images, evenly spaced."""
     expect_integer("range_images", range_images, 1)
     pixels = np.concatenate(list(images.spread(range_images).batches(BATCH)))
     with progress("ranges", calibration_steps(model)) as advance:
-        calibrated = calibrate(model, pixels, mode, advance=advance, codes=codes)
+        calibrated = calibrate(model, pixels, mode, precision, advance)
     for remark in stream_remarks(calibrated):
         log.warning("%s: %s", model.name, remark)
     return calibrated
@@ -65,10 +66,10 @@ def quantise_on(
     range_images: int,
     progress: Progress = silent,
     compensated: bool = True,
-    codes: Codes = "uniform",
+    precision: Precision = W4A4,
 ) -> Calibrated:
     """Calibrated, and compensated if it is to be: what builds, sweeps and notebooks begin with."""
-    calibrated = calibrate_on(model, images, range_images, progress, codes=codes)
+    calibrated = calibrate_on(model, images, range_images, progress, precision=precision)
     return compensate_on(calibrated, images, progress) if compensated else calibrated
 
 

@@ -10,20 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eamsim.arguments import expect_choice, expect_integer, expect_type
+from eamsim.arguments import expect_choice, expect_type
 from eamsim.choice import least
-from eamsim.datapath import CODE_BITS, PIXEL_BITS, WEIGHT_BITS
 from eamsim.progress import Advance, unheard
 from reference.models.layers import Dense, Norm, after_gelu_of
 from reference.models.load import Model
 from reference.models.networks import Network
 from reference.models.swin import Swin, Windows
 from reference.quantisation.levels import Grid, fit_levels
+from reference.quantisation.precision import W4A4, Precision
 from reference.quantisation.quantisers import Affine, LogSqrt2, as_scale, search_affine, search_log
 
 Mode = Literal["hardware", "published"]
-Codes = Literal["uniform", "fitted"]
-"""What the codes after GELU stand for: an even grid, or the 8-bit levels that fit them best."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,31 +85,28 @@ def calibrate(
     model: Model,
     images: np.ndarray,
     mode: Mode = "hardware",
-    weight_bits: int = WEIGHT_BITS,
-    activation_bits: int = CODE_BITS,
+    precision: Precision = W4A4,
     advance: Advance = unheard,
-    codes: Codes = "uniform",
 ) -> Calibrated:
     """Find all quantisers on uint8 images [n, height, width, 3], all of which are held in memory at once.
 
     Ranges are collected in one forward pass whose weights and activations are already quantised, as in the published code;
     then LayerNorm outputs, quantised per channel, are re-parametrised to one scale and zero point (RepQ-ViT, Eq. 7-9), and
-    the weights behind them are quantised anew. Attention and patches: `activation_bits` and PIXEL_BITS.
-    advance: as often as `calibration_steps` says.
+    the weights behind them are quantised anew. advance: as often as `calibration_steps` says.
     `published` keeps a fractional zero point and seventeen attention levels; `hardware` has neither. `published` codes are uniform.
     Raises UserError.
     """
     expect_type("model", model, Model)
     pixels = model.tensor(images)
     expect_choice("mode", mode, get_args(Mode))
-    expect_choice("codes", codes, get_args(Codes))
-    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-        expect_integer(name, bits, 2, 16)
-    ranges = _Ranges(model.network, mode, activation_bits, advance, codes)
-    float_weights = _search_weights(model.network, weight_bits, mode, advance)
+    expect_type("precision", precision, Precision)
+    parts = [f"block{i}.attn.{part}" for i in range(len(model.network.blocks)) for part in "qkv"]
+    precision.check([*dict.fromkeys(model.network.sources.values()), *parts], model.network.sources)
+    ranges = _Ranges(model.network, mode, precision, advance)
+    float_weights = _search_weights(model.network, precision, mode, advance)
     _quantise_weights(model.network, float_weights)(pixels, ranges.site, ranges.attend)
     network, activations = _reparametrise(model.network, ranges.activations, mode)
-    weights = _search_weights(network, weight_bits, mode, advance)
+    weights = _search_weights(network, precision, mode, advance)
     return Calibrated(
         model, mode, network, activations, weights, tuple(ranges.attention), ranges.stream_max, ranges.stream_least, len(images)
     )
@@ -125,14 +120,14 @@ def calibration_steps(model: Model) -> int:
 class _Ranges:
     """Finds a quantiser for each value that linear layers and attention read, and passes it on quantised."""
 
-    def __init__(self, network: Network, mode: Mode, bits: int, advance: Advance, codes: Codes):
+    def __init__(self, network: Network, mode: Mode, precision: Precision, advance: Advance):
         self.advance = advance
         self.per_channel = set(_folds(network).values())
         self.read = set(network.sources.values())
         self.after_gelu = after_gelu_of(network.blocks)
         self.hardware = mode == "hardware"
-        self.bits = bits
-        self.fitted = codes == "fitted" and self.hardware
+        self.precision = precision
+        self.fitted = precision.codes == "fitted" and self.hardware
         self.activations: dict[str, Grid] = {}
         self.attention: list[LogSqrt2] = []
         self.stream_max: dict[str, float] = {}
@@ -141,11 +136,11 @@ class _Ranges:
 
     def site(self, name: str, x: Tensor) -> Tensor:
         if self.fitted and name in self.after_gelu:
-            quantiser = fit_levels(x, self.bits)
+            quantiser = fit_levels(x, self.precision.of_value(name))
         elif name in self.per_channel:
-            quantiser = search_affine(x, self.bits, contain_zero=False, channel_axis=x.ndim - 1)
+            quantiser = search_affine(x, self.precision.of_value(name), contain_zero=False, channel_axis=x.ndim - 1)
         elif name in self.read or name.endswith((".q", ".k", ".v")):
-            quantiser = search_affine(x, PIXEL_BITS if name == "input" else self.bits, contain_zero=self.hardware)
+            quantiser = search_affine(x, self.precision.of_value(name), contain_zero=self.hardware)
         else:
             self.stream_max[name] = x.abs().max().item()
             typical = x.abs().median(dim=-1).values
@@ -158,17 +153,17 @@ class _Ranges:
         return quantised
 
     def attend(self, block: int, scores: Tensor) -> Tensor:
-        maps, excluded = scores.softmax(dim=-1), scores == -torch.inf
+        maps, excluded, bits = scores.softmax(dim=-1), scores == -torch.inf, self.precision.activation_bits
         if self.hardware:
             weights = maps[~excluded]
-            candidates = [search_log(weights, self.bits, last_code_is_zero) for last_code_is_zero in (False, True)]
+            candidates = [search_log(weights, bits, last_code_is_zero) for last_code_is_zero in (False, True)]
 
             def error(candidate: LogSqrt2) -> float:
                 return ((candidate(maps) - maps).masked_fill(excluded, 0) @ self.v).square().mean().item()
 
             quantiser = least(candidates, error, f"block{block}.attn")
         else:
-            quantiser = search_log(maps, self.bits, last_code_is_zero=True, extra_zero=True)
+            quantiser = search_log(maps, bits, last_code_is_zero=True, extra_zero=True)
         self.attention.append(quantiser)
         self.advance(1)
         return quantiser(maps)
@@ -210,10 +205,10 @@ def _fold(norm: Norm, dense: Dense, per_channel: Affine, mode: Mode) -> tuple[No
     return Norm(norm.gain / r, norm.bias / r - b, norm.eps), Dense(weight, dense.bias + weight @ b), target
 
 
-def _search_weights(network: Network, bits: int, mode: Mode, advance: Advance) -> dict[str, Affine]:
+def _search_weights(network: Network, precision: Precision, mode: Mode, advance: Advance) -> dict[str, Affine]:
     found = {}
     for name, dense in _denses(network).items():
-        found[name] = search_affine(dense.weight, bits, mode == "hardware", channel_axis=0)
+        found[name] = search_affine(dense.weight, precision.of_weights(name), mode == "hardware", channel_axis=0)
         advance(1)
     return found
 

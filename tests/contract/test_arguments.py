@@ -35,6 +35,7 @@ from reference.models.load import as_model
 from reference.models.maps import Maps
 from reference.quantisation.compensate import compensate
 from reference.quantisation.fakequant import collect_maps, predict, quantise_frozen
+from reference.quantisation.precision import Precision
 from reference.quantisation.repq import calibrate
 
 SHAPE, HEADS, TOKENS = (16, 16, 3), 2, 17
@@ -222,9 +223,9 @@ def lanes(good: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
 
 OTHERS: dict[str, tuple[Callable[[SimpleNamespace], object], str]] = {
     "mode": (lambda g: calibrate(g.model, g.images, "fast"), "mode: expected one of hardware, published, got 'fast'"),
-    "weight bits": (lambda g: calibrate(g.model, g.images, weight_bits=0), "weight_bits: expected an integer in 2..16, got 0"),
+    "weight bits": (lambda g: Precision(weight_bits=0), "weight_bits: expected an integer in 2..16, got 0"),
     "activation bits": (
-        lambda g: calibrate(g.model, g.images, activation_bits=4.0),
+        lambda g: Precision(activation_bits=4.0),
         "activation_bits: expected an integer in 2..16, got 4.0",
     ),
     "softmax of predict": (
@@ -321,7 +322,7 @@ OTHERS: dict[str, tuple[Callable[[SimpleNamespace], object], str]] = {
     "put too many": (lambda g: put(g, lambda r: r.put(1, {"head": np.zeros((2, 1, 5), int)})), "first: expected an integer in 0..0, got 1"),
     "put before": (lambda g: put(g, lambda r: r.put_images(-1, g.images[:1])), "first: expected an integer in 0..1, got -1"),
     "short lanes": (lambda g: put(g, lambda r: r.put_lanes(0, lanes(g)[0][..., 1:], lanes(g)[1])), "lanes: expected uint8 [batch, "),
-    "codes": (lambda g: calibrate(g.model, g.images, codes="fit"), "codes: expected one of uniform, fitted, got 'fit'"),
+    "codes": (lambda g: Precision("fit"), "codes: expected one of uniform, fitted, got 'fit'"),
     "text as tau": (lambda g: Freezing("x"), "tau: must be a fraction in [0, 1], got 'x'"),
     "granularity": (lambda g: Freezing(0.2, 3), "granularity: must be weight, row, column, head or tile:RxC such as tile:16x16, got 3"),
     "seed": (lambda g: Freezing(0.2, seed=1.5), "seed: expected an integer of at least 0, got 1.5"),

@@ -28,7 +28,8 @@ from reference.lowering.program import lower, provenance  # noqa: E402
 from reference.models.load import as_model, load_model  # noqa: E402
 from reference.quantisation.compensate import compensate  # noqa: E402
 from reference.quantisation.fakequant import predict, quantise_frozen  # noqa: E402
-from reference.quantisation.repq import Codes, calibrate  # noqa: E402
+from reference.quantisation.precision import Codes, Precision  # noqa: E402
+from reference.quantisation.repq import calibrate  # noqa: E402
 
 DIGITS = Path(str(files("eamsim") / "data" / "digits"))
 VIT = ("vit_tiny_patch16_224", {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5})
@@ -62,7 +63,7 @@ class Case:
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         self.model = as_model(module.eval(), "small")
-        self.calibrated = calibrate(self.model, images(), codes=codes)
+        self.calibrated = calibrate(self.model, images(), precision=Precision(codes))
         if compensated:
             self.calibrated = compensate(self.calibrated, [images(24)], unheard)
         self.frozen, self.softmax = (None if softmax is None else self._frozen()), softmax or "paper"

@@ -19,6 +19,7 @@ from reference.models.load import as_model  # noqa: E402
 from reference.quantisation import compensate as subject  # noqa: E402
 from reference.quantisation.compensate import compensate, most_images  # noqa: E402
 from reference.quantisation.fakequant import predict  # noqa: E402
+from reference.quantisation.precision import Precision  # noqa: E402
 from reference.quantisation.repq import calibrate  # noqa: E402
 from reference.quantisation.rounding import DAMPING, inverse_factor, round_weights  # noqa: E402
 
@@ -48,7 +49,7 @@ def images():
 
 @pytest.fixture(scope="module", params=["uniform", "fitted"])
 def calibrated(request, model, images):
-    return calibrate(model, images[:8], codes=request.param)
+    return calibrate(model, images[:8], precision=Precision(request.param))
 
 
 def compensated_in(calibrated, images, batch):

@@ -25,6 +25,7 @@ from reference.lowering.program import LoweringConfig, lower, provenance  # noqa
 from reference.models.load import as_model, load_model  # noqa: E402
 from reference.quantisation.fakequant import predict, quantise_frozen  # noqa: E402
 from reference.quantisation.levels import Levels  # noqa: E402
+from reference.quantisation.precision import Precision  # noqa: E402
 from reference.quantisation.quantisers import Affine  # noqa: E402
 from reference.quantisation.repq import calibrate  # noqa: E402
 
@@ -60,7 +61,7 @@ def calibrated(request, images):
     for name, parameter in module.named_parameters():
         if "norm" in name and name.endswith("weight"):
             torch.nn.init.uniform_(parameter, 0.5, 2)
-    return calibrate(as_model(module.eval(), "small"), images, weight_bits=8, activation_bits=5, codes=request.param)
+    return calibrate(as_model(module.eval(), "small"), images, precision=Precision(request.param, weight_bits=8, activation_bits=5))
 
 
 def attentions(program):

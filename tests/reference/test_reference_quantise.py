@@ -12,6 +12,7 @@ from eamsim.jobs.measure import accuracy  # noqa: E402
 from reference.attention.freeze import FrozenMap  # noqa: E402
 from reference.models.load import as_model  # noqa: E402
 from reference.quantisation.fakequant import collect_maps, predict, quantise_frozen  # noqa: E402
+from reference.quantisation.precision import Precision  # noqa: E402
 from reference.quantisation.quantisers import Affine, LogSqrt2, search_affine, search_log  # noqa: E402
 from reference.quantisation.repq import calibrate, calibration_steps  # noqa: E402
 
@@ -137,7 +138,7 @@ def test_calibration_repeats(model, images):
 @pytest.mark.slow
 def test_fake_quantisation_with_many_bits_is_the_float_network(model, images):
     logits = predict(model, images)
-    wide = calibrate(model, images, weight_bits=14, activation_bits=14)
+    wide = calibrate(model, images, precision=Precision(weight_bits=14, activation_bits=14))
 
     np.testing.assert_allclose(predict(wide, images), logits, atol=0.05 * np.abs(logits).max())
 

@@ -23,6 +23,7 @@ from reference.attention.statistics_file import read_statistics  # noqa: E402
 from reference.models.load import as_model  # noqa: E402
 from reference.models.swin import excluded_pairs, merging_order, window_order  # noqa: E402
 from reference.quantisation.fakequant import collect_maps, predict  # noqa: E402
+from reference.quantisation.precision import Precision  # noqa: E402
 from reference.quantisation.repq import calibrate  # noqa: E402
 
 SMALL = {"img_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "num_classes": 5}
@@ -152,7 +153,11 @@ def test_fake_quantisation_with_many_bits_is_the_float_network(model):
     images = random_images(8)
     logits = predict(model, images)
 
-    np.testing.assert_allclose(predict(calibrate(model, images, "hardware", 14, 14), images), logits, atol=0.1 * np.abs(logits).max())
+    np.testing.assert_allclose(
+        predict(calibrate(model, images, "hardware", Precision(weight_bits=14, activation_bits=14)), images),
+        logits,
+        atol=0.1 * np.abs(logits).max(),
+    )
 
 
 def test_q_is_scaled_before_its_quantiser(model):

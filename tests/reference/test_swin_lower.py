@@ -17,6 +17,7 @@ from reference.attention.freeze import FrozenMap  # noqa: E402
 from reference.lowering.program import LoweringConfig, lower  # noqa: E402
 from reference.models.load import as_model, load_model  # noqa: E402
 from reference.quantisation.fakequant import predict, quantise_frozen  # noqa: E402
+from reference.quantisation.precision import Precision  # noqa: E402
 from reference.quantisation.repq import calibrate  # noqa: E402
 
 CASES = [
@@ -61,7 +62,7 @@ def swin():
 
 @pytest.fixture(scope="module")
 def calibrated(images):
-    return calibrate(swin(), images, weight_bits=8, activation_bits=5)
+    return calibrate(swin(), images, precision=Precision(weight_bits=8, activation_bits=5))
 
 
 @pytest.fixture(scope="module")

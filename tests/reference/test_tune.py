@@ -27,6 +27,7 @@ from reference.lowering.program import lower  # noqa: E402
 from reference.models.load import as_model, load_model  # noqa: E402
 from reference.quantisation.fakequant import predict, quantise_frozen  # noqa: E402
 from reference.quantisation.levels import Levels  # noqa: E402
+from reference.quantisation.precision import Precision  # noqa: E402
 from reference.quantisation.quantisers import Affine, LogSqrt2  # noqa: E402
 from reference.quantisation.repq import calibrate  # noqa: E402
 from reference.tuning import tune as subject  # noqa: E402
@@ -174,7 +175,7 @@ def test_the_loss_falls_on_images_that_were_not_seen(calibrated, images, pixels)
 @pytest.mark.parametrize("codes", ["uniform", "fitted"])
 def test_what_is_learnt_is_what_is_lowered(model, images, pixels, codes):
     """The student, its fake quantisation in float64 and the integers."""
-    lessons = taught(calibrate(model, pixels[:8], codes=codes), images)
+    lessons = taught(calibrate(model, pixels[:8], precision=Precision(codes)), images)
     found = lessons.student.calibrated_now()
     with torch.no_grad():
         lessons.student.begin()

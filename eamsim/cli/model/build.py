@@ -23,6 +23,7 @@ from eamsim.jobs.search.budget import Budget, Trial
 from eamsim.jobs.search.front import write_front
 from eamsim.program import Softmax
 from reference.attention.freeze import Freezing, Order, Scope
+from reference.quantisation.precision import Precision
 
 
 def build(
@@ -79,6 +80,14 @@ def build(
         Literal["uniform", "fitted"],
         typer.Option(help="What the codes after GELU stand for: an even grid, or sixteen fitted 8-bit levels, looked up in fc2."),
     ] = "uniform",
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=BITS",
+            help="2 to 8 bits of a value (block0.mlp.fc1), 2 to 7 of a layer's weights (weight:block0.mlp.fc1) or of q, k and v; 4 unless "
+            "given. * stands for any part of a name. May be repeated; the last that matches decides.",
+        ),
+    ] = None,
     compensate: Compensate = None,
     tune: Annotated[
         int | None,
@@ -120,7 +129,7 @@ def build(
         entropy_from=entropy_from,
         share_windows=share_windows,
         compensated=compensates(compensate, random_init),
-        codes=codes,
+        precision=Precision(codes, parse_bits(bits or [])),
         labels=labels,
         tuning=tuning,
         keep_unread=keep_unread,
@@ -151,6 +160,18 @@ def frozen_line(shares: dict[str, float]) -> str:
     tau, constant = shares["tau"], shares["tau_with_excluded"]
     excluded = f"; {constant:.2%} with the pairs that shifted windows exclude" if constant != tau else ""
     return f"frozen: {tau:.2%} of the attention weights{excluded}"
+
+
+def parse_bits(texts: list[str]) -> dict[str, int]:
+    """`block0.mlp.fc1=5` as a name and its bits; UserError for what is neither."""
+    found = {}
+    for text in texts:
+        name, _, bits = text.rpartition("=")
+        if not name or not bits.isdecimal():
+            raise UserError(f"--bits: expected NAME=BITS such as block0.mlp.fc1=5 or weight:block*.attn.qkv=8, got {text!r}")
+        found.pop(name, None)  # the last decides, among other patterns too
+        found[name] = int(bits)
+    return found
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
