@@ -20,7 +20,10 @@ Freezer = Callable[[Attention], Frozen | None]
 
 
 def thawed(program: Verified) -> Verified:
-    """Nothing frozen: every score computed, every head with its q and k."""
+    """Nothing frozen: every score computed, every head with its q and k; a program that is so already is returned as it is."""
+    expect_verified(program)
+    if all(op.frozen is None and op.softmax == "paper" and not op.last_code_is_zero for op in program.attentions):
+        return program
     return refrozen(program, lambda op: None, "paper")
 
 

@@ -156,3 +156,24 @@ def test_the_timeline_is_that_of_the_operations(tmp_path):
         assert busy == pytest.approx(expected | {"operation": row["cycles"] / 500})
     with pytest.raises(UserError, match="--timeline: expected a chip to run on; name it with --hw"):
         run(TINY, "--timeline", str(path))
+
+
+def test_a_program_is_priced_once_and_a_published_one_proved_once(tmp_path, monkeypatch):
+    """Of a file: itself, and with nothing frozen. Of a name: the network, without its unread rows, and each tau."""
+    from cost_model.price import energy
+    from eamsim import constraints
+
+    program = random_program(
+        Shape(seed=3, side=8, patch=2, heads=2, head_dim=4, hidden=32, depth=2, softmax="renormalised", freeze="heads")
+    )
+    artifact.write(tmp_path / "x.eam", program, {})
+    priced, proved = [], []
+    workload, prove = energy.workload, constraints.prove
+    monkeypatch.setattr(energy, "workload", lambda program, *rest: priced.append(program) or workload(program, *rest))
+    report(str(tmp_path / "x.eam"), "--hw", "small-npu")
+    assert len(priced) == len({id(each) for each in priced}) == 2
+    priced.clear()
+    monkeypatch.setattr(constraints, "prove", lambda program: proved.append(program) or prove(program))
+    report("deit_small_patch16_224", "--hw", "small-npu", "--tau", "0.5", "--softmax", "paper")
+    assert len(priced) == 2  # as it is, and frozen
+    assert len(proved) == 3

@@ -80,8 +80,8 @@ def cost(
     facts, rows = counted(program, published, taus, MEANINGS if softmax == "both" else (softmax,))
     result, lines = {"model": model, **facts, "rows": rows}, report(model, facts, rows)
     result["operations"] = operation_rows(program, estimate)
-    if chip is not None:
-        dense = add_hardware(rows, program, chip, batch, encoding)
+    if chip is not None and estimate is not None:
+        dense = add_hardware(rows, program, estimate, encoding)
         result |= {"hardware": chip.model_dump(), "batch": batch, "dense": dense}
         lines += hardware_report(rows, dense, chip, batch)
     if files:

@@ -14,17 +14,17 @@ from cost_model.work.ledger import Work, ledger, structured_macs, zero_code_macs
 from eamsim.constraints import Verified
 
 
-def add_hardware(rows: list[dict], program: Verified, hardware: Hardware, batch: int, encoding: str) -> dict:
-    """Extend every row in place by its figures on the chip; returns those of the network with nothing frozen.
+def add_hardware(rows: list[dict], program: Verified, own: Estimate, encoding: str) -> dict:
+    """Extend every row in place by its figures on the chip of `own`, the program's price; returns those with nothing frozen.
 
-    A row of real masks is evaluated as the program is; an estimated one with random masks, and with as many whole heads as a bound.
+    A row of real masks is the program's; an estimated one has random masks, and as many whole heads as a bound.
     """
-    unfrozen = thawed(program)
-    dense = evaluate(unfrozen, hardware, batch, encoding)
+    hardware, batch, unfrozen = own.hardware, own.batch, thawed(program)
+    dense = own if unfrozen is program else evaluate(unfrozen, hardware, batch, encoding)
     for row in rows:
         tau, softmax = row["tau"], row["softmax"]
         masked = refrozen(unfrozen, scattered(tau), softmax) if row["estimated"] else program
-        row["hardware"] = figures(evaluate(masked, hardware, batch, encoding), dense)
+        row["hardware"] = figures(own if masked is program else evaluate(masked, hardware, batch, encoding), dense)
         row["work"] = asdict(sum(ledger(masked).values(), Work()))
         row["zero_code_macs"] = sum(zero_code_macs(op) for op in masked.attentions)
         row["structured_macs"] = sum(structured_macs(masked, op) for op in masked.attentions)
