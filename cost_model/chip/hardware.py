@@ -182,11 +182,15 @@ def misplaced(holds: Mapping[str, Sequence[object]]) -> list[str]:
 
 
 class Hardware(_Strict):
-    """One accelerator."""
+    """One accelerator.
+
+    layer_pipelined: every operation has an array and a vector unit of its own, of the size described; images follow one another.
+    """
 
     name: str = Field(min_length=1)
     description: str = ""
     frequency_mhz: float
+    layer_pipelined: bool = False
     compute: Annotated[Array | Simd, Field(discriminator="kind")]
     vector: Vector
     memories: Memories

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isqrt
 
-from eamsim.datapath import WEIGHT_BITS
+from eamsim.datapath import CODE_BITS, WEIGHT_BITS
 from eamsim.errors import UserError
 
 
@@ -51,6 +51,7 @@ class Architecture:
     patch: int = 16
     classes: int = 1000
     weight_bits: int = WEIGHT_BITS
+    code_bits: int = CODE_BITS
 
     @property
     def patches(self) -> int:
@@ -103,6 +104,7 @@ class Swin:
     patch: int = 4
     classes: int = 1000
     weight_bits: int = WEIGHT_BITS
+    code_bits: int = CODE_BITS
 
     @property
     def layers(self) -> tuple[Layer, ...]:

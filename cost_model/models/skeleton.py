@@ -42,14 +42,14 @@ def skeleton(model: Architecture | Swin) -> Verified:
     for number, layer in enumerate(model.layers):
         stream = operations[-1].out
         if stream.shape[1] != layer.width:
-            operations += _merging(f"block{number}.merge", stream, mergings.pop(0), model.weight_bits)
+            operations += _merging(f"block{number}.merge", stream, mergings.pop(0), model)
         operations += _block(f"block{number}", operations[-1].out, layer, model)
     stream, d = operations[-1].out, head.in_channels
     if isinstance(model, Swin):
-        norm, classes = _residual("norm", stream.shape), _codes("pool", (1, d))
+        norm, classes = _residual("norm", stream.shape), _codes("pool", (1, d), model.code_bits)
         operations += [_norm(stream, norm), Pool(norm.name, classes, 0, 0, 0)]
     else:
-        token, classes = _residual("cls", (1, d)), _codes("norm", (1, d))
+        token, classes = _residual("cls", (1, d)), _codes("norm", (1, d), model.code_bits)
         operations += [_gather(stream, token, d), _norm(token, classes)]
     logits = Value("head", (1, head.out_channels), LOGIT_BITS, True)
     return Verified(model.name, image, (*operations, _linear(classes, logits, model.weight_bits)))
@@ -69,19 +69,23 @@ def _embedding(model: Architecture | Swin, image: Value, embedding: Projection) 
     ]
 
 
-def _merging(name: str, stream: Value, merging: Projection, weight_bits: int) -> list[Operation]:
+def _merging(name: str, stream: Value, merging: Projection, model: Architecture | Swin) -> list[Operation]:
     """Four neighbours side by side, normalised and reduced."""
     joined = _residual(name, (merging.tokens, merging.in_channels))
-    norm, out = _codes(f"{name}.norm", joined.shape), _residual(f"{name}.reduction", (merging.tokens, merging.out_channels))
-    return [_gather(stream, joined, stream.shape[1]), _norm(joined, norm), _linear(norm, out, weight_bits)]
+    norm = _codes(f"{name}.norm", joined.shape, model.code_bits)
+    out = _residual(f"{name}.reduction", (merging.tokens, merging.out_channels))
+    return [_gather(stream, joined, stream.shape[1]), _norm(joined, norm), _linear(norm, out, model.weight_bits)]
 
 
 def _block(name: str, stream: Value, layer: Layer, model: Architecture | Swin) -> list[Operation]:
     (n, d), weight_bits = stream.shape, model.weight_bits
-    norm1, norm2 = _codes(f"{name}.norm1", (n, d)), _codes(f"{name}.norm2", (n, d))
-    qkv, context, hidden = _codes(f"{name}.attn.qkv", (n, 3 * d)), _codes(f"{name}.attn", (n, d)), _codes(f"{name}.mlp.fc1", (n, 4 * d))
+
+    def codes(part: str, channels: int = d) -> Value:
+        return _codes(f"{name}.{part}", (n, channels), model.code_bits)
+
+    norm1, norm2, windowed, back = map(codes, ("norm1", "norm2", "partition", "reverse"))
+    qkv, context, hidden = codes("attn.qkv", 3 * d), codes("attn"), codes("mlp.fc1", 4 * d)
     middle, out = _residual(f"{name}.attn.proj", (n, d)), _residual(f"{name}.mlp.fc2", (n, d))
-    windowed, back = _codes(f"{name}.partition", (n, d)), _codes(f"{name}.reverse", (n, d))
     is_split = len(layer.live) > 1
     return [
         _norm(stream, norm1),
@@ -96,8 +100,8 @@ def _block(name: str, stream: Value, layer: Layer, model: Architecture | Swin) -
     ]
 
 
-def _codes(name: str, shape: tuple[int, ...]) -> Value:
-    return Value(name, shape, CODE_BITS)
+def _codes(name: str, shape: tuple[int, ...], bits: int) -> Value:
+    return Value(name, shape, bits)
 
 
 def _residual(name: str, shape: tuple[int, ...]) -> Value:

@@ -71,8 +71,17 @@ class Estimate:
     operations: tuple[OperationCost, ...]
 
     @cached_property
+    def latency_cycles(self) -> int:
+        """From the first weights to the last result of the batch, one operation after another."""
+        return self.first_load_cycles + sum(op.total_cycles for op in self.operations)
+
+    @cached_property
     def cycles_per_image(self) -> float:
-        return (self.first_load_cycles + sum(op.total_cycles for op in self.operations)) / self.batch
+        """Of an image among many: where every operation has an engine of its own, those of the slowest."""
+        busy = self.latency_cycles
+        if self.hardware.layer_pipelined:
+            busy = reduce(larger, (op.total_cycles for op in self.operations))
+        return busy / self.batch
 
     @property
     def milliseconds_per_image(self) -> float:
@@ -86,7 +95,9 @@ class Estimate:
     @property
     def utilisation(self) -> float:
         """Multiplies that toggle / multiplies the time would have allowed."""
-        return sum(op.macs for op in self.operations) / (self.cycles_per_image * self.batch * self.hardware.compute.macs_per_cycle)
+        engines = sum(bool(op.runs) for op in self.operations) if self.hardware.layer_pipelined else 1
+        slots = self.cycles_per_image * self.batch * engines * self.hardware.compute.macs_per_cycle
+        return sum(op.macs for op in self.operations) / slots
 
     @property
     def score_cycles_saved(self) -> float:

@@ -19,7 +19,8 @@ from eamsim.cli.chip.cost_compare import compared, comparison
 from eamsim.cli.chip.cost_files import write_files
 from eamsim.cli.chip.cost_hardware import hardware_report
 from eamsim.cli.chip.cost_tables import report
-from eamsim.cli.output import Json
+from eamsim.cli.chip.cost_validate import validation
+from eamsim.cli.output import Json, emit
 from eamsim.cli.shares import parse_shares
 from eamsim.cli.untrained import emit_measured
 from eamsim.constraints import Verified
@@ -34,7 +35,9 @@ DEFAULT_TAUS = "0,0.1,0.2,0.3,0.5,0.7,0.9"
 
 
 def cost(
-    model: Annotated[str, typer.Argument(metavar="MODEL|X.eam", help="A timm name of the paper's ViT and DeiT models, or an .eam file.")],
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL|X.eam", help="A timm name of the paper's ViT and DeiT models, or an .eam file.")
+    ] = None,
     tau: Annotated[
         str | None,
         typer.Option(help=f"Shares of frozen attention weights, such as 0.1,20%. A model's default: {DEFAULT_TAUS}"),
@@ -56,9 +59,19 @@ def cost(
     timeline: Annotated[
         Path | None, typer.Option(metavar="X.json", help="Write when each resource is busy, for Perfetto or chrome://tracing.")
     ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="No model: published designs beside what the cost model makes of them, as Markdown.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """MACs and bytes of one image; on a chip, cycles and energy. From the masks of an .eam file, or estimated per tau."""
+    if validate is (model is not None):
+        raise UserError(
+            f"cost: expected a model or --validate, got {'both' if validate else 'neither'}; name one, such as deit_tiny_patch16_224"
+        )
+    if model is None:
+        emit(*validation(as_json))
+        return
     chip = described(hw, maps, batch, encoding, zero_skip)
     program, published, untrained = opened(model)
     if compare is not None:

@@ -81,6 +81,8 @@ class Space:
         compute = self.hardware.compute
         if not isinstance(compute, Array):
             raise UserError(f"--hw: expected a PE array, got {self.hardware.name}, a SIMD core; take small-npu or large-npu")
+        if self.hardware.layer_pipelined:
+            raise UserError(f"--hw: expected one array for all, got {self.hardware.name}, which is layer_pipelined; take small-npu")
         if compute.skip == "pair" and set(self.dataflows) != {"os"}:
             raise UserError(f"--dataflow: {self.hardware.name} skips pairs, which expects os alone, got {','.join(self.dataflows)}")
         if len(self) > MOST_POINTS:
