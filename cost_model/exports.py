@@ -19,7 +19,7 @@ ACCUMULATOR_BITS = 32
 
 
 @dataclass(frozen=True)
-class Layer:
+class GemmLayer:
     """Products of one shape; left, right: the layers that make the operands, None for the image and for weights."""
 
     name: str
@@ -29,7 +29,7 @@ class Layer:
     right: str | None
 
 
-def layers(program: Verified) -> Iterator[Layer]:
+def layers(program: Verified) -> Iterator[GemmLayer]:
     """In the order of execution: each Linear, and of each Attention NAME the products NAME.scores (if any) and NAME.context."""
     expect_verified(program)
     makers: dict[str, str | None] = {program.image.name: None}
@@ -38,13 +38,13 @@ def layers(program: Verified) -> Iterator[Layer]:
         products = gemms(program, op)
         match op:
             case Linear():
-                yield Layer(name, products[0], op.out.bits, source, None)
+                yield GemmLayer(name, products[0], op.out.bits, source, None)
                 makers[name] = name
             case Attention():
                 scores = f"{name}.scores" if products[1:] else None
                 if scores:
-                    yield Layer(scores, products[0].dense, ACCUMULATOR_BITS, makers[op.inputs[-1]], source)
-                yield Layer(f"{name}.context", products[-1].dense, op.out.bits, scores, source)
+                    yield GemmLayer(scores, products[0].dense, ACCUMULATOR_BITS, makers[op.inputs[-1]], source)
+                yield GemmLayer(f"{name}.context", products[-1].dense, op.out.bits, scores, source)
                 makers[name] = f"{name}.context"
             case InputQuant() | Gather() | Embed() | LayerNorm() | Pool():
                 makers[name] = source

@@ -31,7 +31,7 @@ from eamsim.program import (
     Value,
 )
 
-Tap = Callable[[str, np.ndarray], None]
+Publish = Callable[[str, np.ndarray], None]
 Values = dict[str, np.ndarray]
 
 
@@ -43,7 +43,7 @@ def run(program: Verified, image: np.ndarray, taps: dict[str, np.ndarray] | None
     expect_verified(program)
     expect_array("image", image, "uint8", program.image.shape, advice=PIXELS)
     expect_type("taps", taps, dict, type(None))
-    tap: Tap = (lambda name, value: None) if taps is None else taps.__setitem__
+    tap: Publish = (lambda name, value: None) if taps is None else taps.__setitem__
     values: Values = {program.image.name: image.astype(np.int64)}
     for op in program.operations:
         values[op.out.name] = execute(op, values, program.datapath, tap)
@@ -51,7 +51,7 @@ def run(program: Verified, image: np.ndarray, taps: dict[str, np.ndarray] | None
     return values[program.output.name].ravel()
 
 
-def execute(op: Operation, values: Values, datapath: Datapath, tap: Tap) -> np.ndarray:
+def execute(op: Operation, values: Values, datapath: Datapath, tap: Publish) -> np.ndarray:
     """One operation: its output, int64, of the shape of `op.out`."""
     x = values[op.x]
     match op:
@@ -89,7 +89,7 @@ def embed(op: Embed, x: np.ndarray) -> np.ndarray:
     return np.concatenate([op.prefix.astype(np.int64), clip(x + op.position, op.out)])
 
 
-def layer_norm(op: LayerNorm, x: np.ndarray, datapath: Datapath, tap: Tap) -> np.ndarray:
+def layer_norm(op: LayerNorm, x: np.ndarray, datapath: Datapath, tap: Publish) -> np.ndarray:
     channels = x.shape[1]
     total = x.sum(axis=1, keepdims=True)
     squares = (x * x).sum(axis=1, keepdims=True)
@@ -105,7 +105,7 @@ def layer_norm(op: LayerNorm, x: np.ndarray, datapath: Datapath, tap: Tap) -> np
     return clip(round_shift(normalised * op.gain + op.offset, op.shift, datapath.rounding), op.out)
 
 
-def linear(op: Linear, x: np.ndarray, values: Values, datapath: Datapath, tap: Tap) -> np.ndarray:
+def linear(op: Linear, x: np.ndarray, values: Values, datapath: Datapath, tap: Publish) -> np.ndarray:
     weight = op.weight.astype(np.int64) - op.weight_zero
     operand = x - op.x_zero if op.levels is None else op.levels.astype(np.int64)[x]
     acc = narrow(operand @ weight + op.bias, datapath.accumulator_bits, datapath.overflow)
@@ -130,7 +130,7 @@ def linear(op: Linear, x: np.ndarray, values: Values, datapath: Datapath, tap: T
             assert_never(epilogue)
 
 
-def attention(op: Attention, x: np.ndarray, values: Values, datapath: Datapath, tap: Tap) -> np.ndarray:
+def attention(op: Attention, x: np.ndarray, values: Values, datapath: Datapath, tap: Publish) -> np.ndarray:
     name, scored = op.out.name, len(op.score_heads)
     parts = by_head(op, x, op.tokens)
     if op.queries is None:
@@ -174,7 +174,7 @@ def pair_masks(op: Attention) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return excluded, frozen, ~excluded & ~frozen if op.softmax == "renormalised" else ~excluded
 
 
-def softmax_codes(op: Attention, scores: np.ndarray, computed: np.ndarray, datapath: Datapath, tap: Tap) -> np.ndarray:
+def softmax_codes(op: Attention, scores: np.ndarray, computed: np.ndarray, datapath: Datapath, tap: Publish) -> np.ndarray:
     """Log-sqrt2 codes of the softmax over the computed pairs of each row; meaningless at other pairs."""
     f = op.fraction_bits
     top = np.where(computed, scores, np.iinfo(np.int64).min).max(axis=3, keepdims=True)

@@ -10,7 +10,7 @@ from eamsim.errors import UserError
 
 
 @dataclass(frozen=True)
-class Layer:
+class BlockShape:
     """One Transformer layer: tokens attend within windows of `window_tokens`; live: pairs of tokens that take part, window by window."""
 
     width: int
@@ -68,8 +68,8 @@ class Architecture:
         return self.patches + 1
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
-        return self.depth * (Layer(self.width, self.heads, self.tokens, (self.tokens**2,)),)
+    def layers(self) -> tuple[BlockShape, ...]:
+        return self.depth * (BlockShape(self.width, self.heads, self.tokens, (self.tokens**2,)),)
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -90,7 +90,7 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Swin:
+class SwinArchitecture:
     """A Swin Transformer: `depths` layers of `heads` heads a stage, each stage half the map's side and twice the width of the one
     before; square windows of `window` tokens a side, shifted by half of it in every second layer; mean pooling before the head.
     """
@@ -107,16 +107,16 @@ class Swin:
     code_bits: int = CODE_BITS
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[BlockShape, ...]:
         return tuple(self._layer(stage, index % 2 == 1) for stage, depth in enumerate(self.depths) for index in range(depth))
 
-    def _layer(self, stage: int, shifted: bool) -> Layer:
+    def _layer(self, stage: int, shifted: bool) -> BlockShape:
         """A shift joins tokens of opposite edges in the last window of a row or column: they do not see each other."""
         side = self.image // self.patch >> stage
         window = min(self.window, side)
         shift = window // 2 if shifted and side > window else 0
         along = (side // window - 1) * [window**2] + [(window - shift) ** 2 + shift**2]
-        return Layer(self.width << stage, self.heads[stage], window**2, tuple(down * across for down in along for across in along))
+        return BlockShape(self.width << stage, self.heads[stage], window**2, tuple(down * across for down in along for across in along))
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -152,7 +152,7 @@ class Swin:
         return total
 
 
-ARCHITECTURES: dict[str, Architecture | Swin] = {
+ARCHITECTURES: dict[str, Architecture | SwinArchitecture] = {
     architecture.name: architecture
     for architecture in (
         Architecture("vit_small_patch16_224", width=384, heads=6),
@@ -160,13 +160,13 @@ ARCHITECTURES: dict[str, Architecture | Swin] = {
         Architecture("deit_tiny_patch16_224", width=192, heads=3),
         Architecture("deit_small_patch16_224", width=384, heads=6),
         Architecture("deit_base_patch16_224", width=768, heads=12),
-        Swin("swin_tiny_patch4_window7_224", width=96, heads=(3, 6, 12, 24), depths=(2, 2, 6, 2)),
-        Swin("swin_small_patch4_window7_224", width=96, heads=(3, 6, 12, 24), depths=(2, 2, 18, 2)),
+        SwinArchitecture("swin_tiny_patch4_window7_224", width=96, heads=(3, 6, 12, 24), depths=(2, 2, 6, 2)),
+        SwinArchitecture("swin_small_patch4_window7_224", width=96, heads=(3, 6, 12, 24), depths=(2, 2, 18, 2)),
     )
 }
 
 
-def architecture(name: str) -> Architecture | Swin:
+def architecture(name: str) -> Architecture | SwinArchitecture:
     """The architecture timm calls `name`; UserError for any other."""
     if name not in ARCHITECTURES:
         raise UserError(f"cost: expected one of {', '.join(ARCHITECTURES)} or an .eam file, got {name!r}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cost_model.models.architectures import Architecture, Layer, Swin
+from cost_model.models.architectures import Architecture, BlockShape, SwinArchitecture
 from cost_model.work.counts import Cost, Macs
 from cost_model.work.memory import packed_bytes
 from eamsim.datapath import CODE_BITS, DEFAULT, PIXEL_BITS
@@ -16,7 +16,7 @@ from eamsim.program import Softmax
 FROZEN_BITS = 4  # EAM_4bits
 
 
-def estimate(model: Architecture | Swin, tau: float, softmax: Softmax) -> Cost:
+def estimate(model: Architecture | SwinArchitecture, tau: float, softmax: Softmax) -> Cost:
     """The cost of `model` if each map froze round(tau * its pairs) scattered weights: an estimate, exact wherever the masks do that.
 
     A map is a head's, or a head's in one window; excluded pairs are not frozen. `paper`: no score is saved, as the denominator of the
@@ -30,7 +30,7 @@ def estimate(model: Architecture | Swin, tau: float, softmax: Softmax) -> Cost:
     return sum(layers, rest)
 
 
-def layer_cost(layer: Layer, tau: float, softmax: Softmax, weight_bits: int) -> Cost:
+def layer_cost(layer: BlockShape, tau: float, softmax: Softmax, weight_bits: int) -> Cost:
     """One Transformer layer of an estimate, without its activations."""
     n, d = layer.tokens, layer.width
     frozen = sum(round(tau * live) for live in layer.live)
@@ -55,7 +55,7 @@ def layer_cost(layer: Layer, tau: float, softmax: Softmax, weight_bits: int) -> 
     )
 
 
-def activation_bytes(model: Architecture | Swin) -> int:
+def activation_bytes(model: Architecture | SwinArchitecture) -> int:
     """The largest of the peaks: the image beside its codes, and in each layer fc2 between two residual streams."""
     peaks = [2 * packed_bytes(3 * model.image**2, PIXEL_BITS)]
     for layer in model.layers:

@@ -7,7 +7,7 @@ from math import isqrt
 
 import numpy as np
 
-from cost_model.models.architectures import Architecture, Layer, Projection, Swin
+from cost_model.models.architectures import Architecture, BlockShape, Projection, SwinArchitecture
 from eamsim.constraints import Verified
 from eamsim.datapath import CODE_BITS, DEFAULT, LOGIT_BITS, PIXEL_BITS
 from eamsim.program import (
@@ -34,7 +34,7 @@ def zeros(shape: tuple[int, ...], dtype: type = np.int32) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def skeleton(model: Architecture | Swin) -> Verified:
+def skeleton(model: Architecture | SwinArchitecture) -> Verified:
     """A published architecture as a program on the default datapath, nothing frozen."""
     image = Value("image", (model.image, model.image, 3), PIXEL_BITS)
     embedding, *mergings, head = model.projections
@@ -45,7 +45,7 @@ def skeleton(model: Architecture | Swin) -> Verified:
             operations += _merging(f"block{number}.merge", stream, mergings.pop(0), model)
         operations += _block(f"block{number}", operations[-1].out, layer, model)
     stream, d = operations[-1].out, head.in_channels
-    if isinstance(model, Swin):
+    if isinstance(model, SwinArchitecture):
         norm, classes = _residual("norm", stream.shape), _codes("pool", (1, d), model.code_bits)
         operations += [_norm(stream, norm), Pool(norm.name, classes, 0, 0, 0)]
     else:
@@ -55,7 +55,7 @@ def skeleton(model: Architecture | Swin) -> Verified:
     return Verified(model.name, image, (*operations, _linear(classes, logits, model.weight_bits)))
 
 
-def _embedding(model: Architecture | Swin, image: Value, embedding: Projection) -> list[Operation]:
+def _embedding(model: Architecture | SwinArchitecture, image: Value, embedding: Projection) -> list[Operation]:
     """From the image to the first block: the class token and positions of a ViT, the norm of a Swin."""
     codes, tokens, d = Value("input", image.shape, PIXEL_BITS), embedding.tokens, embedding.out_channels
     patches, projected = Value("patches", (tokens, embedding.in_channels), PIXEL_BITS), _residual("patch_embed", (tokens, d))
@@ -65,11 +65,11 @@ def _embedding(model: Architecture | Swin, image: Value, embedding: Projection) 
         InputQuant(image.name, codes, zeros((3, 256), np.uint8)),
         _gather(codes, patches, 3 * model.patch),
         _linear(patches, projected, model.weight_bits),
-        _norm(projected, stream) if isinstance(model, Swin) else position,
+        _norm(projected, stream) if isinstance(model, SwinArchitecture) else position,
     ]
 
 
-def _merging(name: str, stream: Value, merging: Projection, model: Architecture | Swin) -> list[Operation]:
+def _merging(name: str, stream: Value, merging: Projection, model: Architecture | SwinArchitecture) -> list[Operation]:
     """Four neighbours side by side, normalised and reduced."""
     joined = _residual(name, (merging.tokens, merging.in_channels))
     norm = _codes(f"{name}.norm", joined.shape, model.code_bits)
@@ -77,7 +77,7 @@ def _merging(name: str, stream: Value, merging: Projection, model: Architecture 
     return [_gather(stream, joined, stream.shape[1]), _norm(joined, norm), _linear(norm, out, model.weight_bits)]
 
 
-def _block(name: str, stream: Value, layer: Layer, model: Architecture | Swin) -> list[Operation]:
+def _block(name: str, stream: Value, layer: BlockShape, model: Architecture | SwinArchitecture) -> list[Operation]:
     (n, d), weight_bits = stream.shape, model.weight_bits
 
     def codes(part: str, channels: int = d) -> Value:
@@ -91,7 +91,7 @@ def _block(name: str, stream: Value, layer: Layer, model: Architecture | Swin) -
         _norm(stream, norm1),
         *([_gather(norm1, windowed, d)] if is_split else []),
         _linear(windowed if is_split else norm1, qkv, weight_bits, Requant(*_ratio(3 * d), zeros((3 * d,)))),
-        _attention(qkv, context, layer, isinstance(model, Swin)),
+        _attention(qkv, context, layer, isinstance(model, SwinArchitecture)),
         *([_gather(context, back, d)] if is_split else []),
         _linear(back if is_split else context, middle, weight_bits, Residual(stream.name, *_ratio(d), 0)),
         _norm(middle, norm2),
@@ -131,7 +131,7 @@ def _norm(x: Value, out: Value) -> LayerNorm:
     return LayerNorm(x.name, out, zeros((x.shape[1],)), zeros((x.shape[1],), np.int64), 0, 1)
 
 
-def _attention(x: Value, out: Value, layer: Layer, is_biased: bool) -> Attention:
+def _attention(x: Value, out: Value, layer: BlockShape, is_biased: bool) -> Attention:
     """All windows of a layer; a Swin's have a position bias, and the shifted ones exclude pairs."""
     windows, tokens = len(layer.live), layer.window_tokens
     return Attention(
@@ -152,7 +152,7 @@ def _first(size: int, number: int) -> np.ndarray:
 
 
 @cache
-def _excluded(layer: Layer) -> np.ndarray:
+def _excluded(layer: BlockShape) -> np.ndarray:
     """bool [windows, tokens, tokens]: pairs that a shift by half a window has brought together from opposite edges of the map."""
     windows, side = isqrt(len(layer.live)), isqrt(layer.window_tokens)
     behind = np.arange(side) >= side - side // 2

@@ -15,8 +15,8 @@ from eamsim.engine.forward import NONE, SOURCES, forward
 from eamsim.engine.isa import ISAS, select
 from eamsim.engine.kernels.digest import FOUND_BYTES, LANES_BYTES, hash_address
 from eamsim.engine.kernels.fixedpoint import ROUNDINGS
-from eamsim.engine.memory import Memory, aligned
-from eamsim.engine.plan import KINDS, Tap, make_plan
+from eamsim.engine.memory import Arena, aligned
+from eamsim.engine.plan import KINDS, PlannedTap, make_plan
 from eamsim.engine.taps import digest_records, operation_steps, tap_records
 from eamsim.engine.team import alone, most_threads, together, usable_threads
 from eamsim.errors import UserError
@@ -52,7 +52,7 @@ class Engine:
         arguments = (ISAS[self.isa], ROUNDINGS[self._rounding], self._plan.records, 0, 0, 0, team, memory)
         compile_kernel(forward, tuple(map(typeof, arguments)), f"{self.isa}, {self._rounding}", progress)
         self._untapped = tap_records(self._plan.records, [])
-        self._memory: list[Memory] = []
+        self._memory: list[Arena] = []
         self._batch = 0
         self._taps = aligned(0, np.uint8)
         self._digested: tuple[tuple[str, ...], np.ndarray, int] = (), self._plan.records[:0], 0
@@ -155,7 +155,7 @@ class Engine:
                 seconds[KINDS[kind]] += min(times)
         return seconds
 
-    def _run(self, images: np.ndarray, wanted: list[Tap]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def _run(self, images: np.ndarray, wanted: list[PlannedTap]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         plan, batch, output = self._plan, len(images), self._output
         records, offsets, tap_size = tap_records(plan.records, wanted) if wanted else self._untapped
         with alone():
@@ -166,13 +166,13 @@ class Engine:
             logits = source[plan.output * batch :][: output.size * batch].reshape(batch, -1).astype(np.int32)
         return logits, {tap.name: tap_of(space, offset, tap, batch) for tap, offset in zip(wanted, offsets, strict=True)}
 
-    def _memory_of(self, batch: int) -> list[Memory]:
+    def _memory_of(self, batch: int) -> list[Arena]:
         """By thread; kept for the last batch size."""
         if self._batch != batch:
             self._memory, self._batch = self._plan.memory(batch, self.threads), batch
         return self._memory
 
-    def _call(self, records: np.ndarray, batch: int, memory: list[Memory]) -> None:
+    def _call(self, records: np.ndarray, batch: int, memory: list[Arena]) -> None:
         def part(team: np.ndarray, thread: int) -> None:
             unknown = forward(ISAS[self.isa], ROUNDINGS[self._rounding], records, batch, thread, self.threads, team, memory[thread])
             if unknown != NONE:
@@ -181,7 +181,7 @@ class Engine:
         together(self.threads, len(records), part)
 
 
-def tap_of(space: np.ndarray, offset: int, tap: Tap, batch: int) -> np.ndarray:
+def tap_of(space: np.ndarray, offset: int, tap: PlannedTap, batch: int) -> np.ndarray:
     """[batch, ...]: the tap that lies at the offset of one image's bytes."""
     size = tap.declared.value.size * tap.dtype.itemsize
     return space[offset * batch :][: size * batch].view(tap.dtype).reshape(batch, *tap.shape)

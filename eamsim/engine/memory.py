@@ -17,7 +17,7 @@ from eamsim.engine.ir.tile import ROWS
 CACHE_LINE = 64
 
 
-class Memory(NamedTuple):
+class Arena(NamedTuple):
     """Every array a kernel can reach; the scratch is the own of the thread that got this tuple, all others are shared."""
 
     weights: np.ndarray
@@ -73,7 +73,7 @@ class Constants:
         return offset
 
     def flat(self) -> dict[str, np.ndarray]:
-        """The four arrays by their names in Memory."""
+        """The four arrays by their names in Arena."""
         names = {"tables": "uint8", "ints": "int32", "longs": "int64"}
         return {"weights": self.weights} | {name: self.joined(kind) for name, kind in names.items()}
 
@@ -97,7 +97,7 @@ def whole_tiles(rows: int) -> int:
     return -(-rows // ROWS) * ROWS
 
 
-# Kernels take Memory apart once and hand arrays to what they call for each row: every call that takes the whole of it costs a
+# Kernels take Arena apart once and hand arrays to what they call for each row: every call that takes the whole of it costs a
 # reference count for each array.
 
 

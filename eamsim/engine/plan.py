@@ -12,7 +12,7 @@ from eamsim.check import magnitude
 from eamsim.constraints import Verified
 from eamsim.engine.ir.tile import ROWS, STEP
 from eamsim.engine.kernels import attention, digest, layernorm, linear, movement
-from eamsim.engine.memory import CACHE_LINE, Constants, Memory, aligned
+from eamsim.engine.memory import CACHE_LINE, Arena, Constants, aligned
 from eamsim.engine.refusals import Refusal, refuse
 from eamsim.program import Attention, Embed, Gather, InputQuant, LayerNorm, Linear, Operation, Pool, Residual, Value
 
@@ -41,7 +41,7 @@ TAP_DTYPES = tuple(np.dtype(kind) for kind in (np.uint8, np.int16, np.int32, np.
 
 
 @dataclass(frozen=True)
-class Tap:
+class PlannedTap:
     """What is declared of a tap; the record whose fields `tap_FIELD` and `item_FIELD` (memory.tap_fields) say where it goes, how wide."""
 
     declared: tensors.Tap
@@ -76,7 +76,7 @@ class Plan:
     """
 
     records: np.ndarray
-    taps: list[Tap]
+    taps: list[PlannedTap]
     constants: dict[str, np.ndarray]
     image: int
     output: int
@@ -88,9 +88,9 @@ class Plan:
     byte_scratch: int
     word_scratch: int
 
-    def memory(self, batch: int, threads: int) -> list[Memory]:
+    def memory(self, batch: int, threads: int) -> list[Arena]:
         """Everything but the taps, for batches of this size, as each thread sees it."""
-        shared = Memory(
+        shared = Arena(
             **self.constants,
             codes=aligned(self.code_size * batch + self.slack, np.uint8),
             values=aligned(self.value_size * batch, np.int32),
@@ -118,9 +118,9 @@ def make_plan(program: Verified) -> Plan:
         common = common_fields(program.values[op.x], op.out, places)
         for fields in steps:
             rows.append(common | fields)
-        taps += [Tap(tap, len(rows) - 1, tap.value.name.rpartition(".")[2]) for tap in tensors.inner_taps(op, program)]
+        taps += [PlannedTap(tap, len(rows) - 1, tap.value.name.rpartition(".")[2]) for tap in tensors.inner_taps(op, program)]
         rows.append(publication(op.out, places))
-        taps.append(Tap(tensors.ranged(op.out), len(rows) - 1, "out"))
+        taps.append(PlannedTap(tensors.ranged(op.out), len(rows) - 1, "out"))
     for tap in taps:
         rows[tap.record][f"item_{tap.field}"] = tap.dtype.itemsize
     widest = max(value.shape[-1] for value in program.values.values())

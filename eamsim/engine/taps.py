@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from eamsim.engine.kernels.digest import CODES, FOUND_BYTES, TAPS, VALUES
-from eamsim.engine.plan import DIGEST, PUBLISH, RECORD, Plan, Tap
+from eamsim.engine.plan import DIGEST, PUBLISH, RECORD, Plan, PlannedTap
 from eamsim.files.packing import BITS
 
 
-def tap_records(records: np.ndarray, wanted: list[Tap], first_byte: int = 0) -> tuple[np.ndarray, list[int], int]:
+def tap_records(records: np.ndarray, wanted: list[PlannedTap], first_byte: int = 0) -> tuple[np.ndarray, list[int], int]:
     """The records with offsets for the wanted taps, without publications nobody wants; the offsets from `first_byte` on; their end."""
     table, offsets, end = records.copy(), [], first_byte
     for tap in wanted:
@@ -22,7 +22,7 @@ def tap_records(records: np.ndarray, wanted: list[Tap], first_byte: int = 0) -> 
     return table[(table["kind"] != PUBLISH) | (table["tap_out"] >= 0)], offsets, end
 
 
-def operation_steps(plan: Plan, wanted: Callable[[str], bool]) -> Iterator[tuple[np.ndarray, list[Tap], Tap]]:
+def operation_steps(plan: Plan, wanted: Callable[[str], bool]) -> Iterator[tuple[np.ndarray, list[PlannedTap], PlannedTap]]:
     """For each operation its records without the publication, its wanted inner taps as if those were the only records, its output."""
     first = 0
     for output in (tap for tap in plan.taps if plan.records["kind"][tap.record] == PUBLISH):
@@ -55,7 +55,7 @@ def digest_records(plan: Plan, names: Sequence[str], function: int) -> tuple[np.
     return np.concatenate(parts), room
 
 
-def digest_record(tap: Tap, source: int, first_byte: int, item: int, found: int, function: int) -> np.ndarray:
+def digest_record(tap: PlannedTap, source: int, first_byte: int, item: int, found: int, function: int) -> np.ndarray:
     """One record; the integers lie in `source`, `item` bytes each, those of one image from `first_byte` on."""
     record = np.zeros(1, RECORD)
     bits = BITS[tap.declared.packing]

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from eamsim import __version__
 from eamsim.constraints import Verified, expect_verified
 from eamsim.errors import UserError
-from eamsim.exports.onnx_graph import Graph, Operand, Tensor
+from eamsim.exports.onnx_graph import Graph, OnnxTensor, Operand
 from eamsim.program import (
     Attention,
     Datapath,
@@ -53,7 +53,7 @@ def export(program: Verified, taps: bool = False) -> onnx.ModelProto:
     expect_verified(program)
     image = program.image
     graph = Graph(program.datapath)
-    values = {image.name: graph.node("Cast", Tensor(graph, image.name), to=TensorProto.INT64)}
+    values = {image.name: graph.node("Cast", OnnxTensor(graph, image.name), to=TensorProto.INT64)}
     for op in program.operations:
         graph.scope = op.out.name
         values[op.out.name] = graph.publish(op.out.name, translate(graph, op, values), op.out.shape)
@@ -106,7 +106,7 @@ def _by_name(model: onnx.ModelProto, outputs: Iterable) -> dict[str, np.ndarray]
 # Arithmetic of section 1.
 
 
-def round_shift(x: Tensor, power: Operand, rounding: Rounding) -> Tensor:
+def round_shift(x: OnnxTensor, power: Operand, rounding: Rounding) -> OnnxTensor:
     """x / 2^s, where power = 2^s: the floor, plus 1 where the remainder is above a half, or at one and the tie goes up."""
     remainder = x % power
     floor = (x - remainder) / power
@@ -124,7 +124,7 @@ def round_shift(x: Tensor, power: Operand, rounding: Rounding) -> Tensor:
     return floor + (remainder * 2 + tie_goes_up > power)
 
 
-def narrow(total: Tensor, datapath: Datapath) -> Tensor:
+def narrow(total: OnnxTensor, datapath: Datapath) -> OnnxTensor:
     """The finished sum in the accumulator."""
     half = 1 << (datapath.accumulator_bits - 1)
     match datapath.overflow:
@@ -138,24 +138,24 @@ def narrow(total: Tensor, datapath: Datapath) -> Tensor:
             assert_never(datapath.overflow)
 
 
-def fit(x: Tensor, out: Value) -> Tensor:
+def fit(x: OnnxTensor, out: Value) -> OnnxTensor:
     """clip of the page: into the range of the output value."""
     return x.clip(out.low, out.high)
 
 
-def bit_length(x: Tensor, bits: int) -> Tensor:
+def bit_length(x: OnnxTensor, bits: int) -> OnnxTensor:
     """Of x [..., 1] below 2^bits: how many of 1, 2, 4, ... x reaches."""
     return (x >= POWERS[:bits]).sum()
 
 
-def isqrt(graph: Graph, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def isqrt(graph: Graph, x: OnnxTensor, shape: tuple[int, ...]) -> OnnxTensor:
     """floor(sqrt(x)) of x below 2^62, bit by bit from the top, as a Scan over the powers of two."""
     body = Graph(graph.datapath, f"{graph.scope}.isqrt")
-    rest, root, power = (Tensor(body, f"{body.scope}.{name}") for name in ("x", "root", "power"))
+    rest, root, power = (OnnxTensor(body, f"{body.scope}.{name}") for name in ("x", "root", "power"))
     trial = root + power
     results = [body.node("Identity", rest), root + power * (rest >= trial * trial)]
 
-    def info(tensor: Tensor, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    def info(tensor: OnnxTensor, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(tensor.name, TensorProto.INT64, shape)
 
     inputs, outputs = [info(rest, shape), info(root, shape), info(power, ())], [info(result, shape) for result in results]
@@ -164,13 +164,13 @@ def isqrt(graph: Graph, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     label = graph.label("Scan")
     names = [f"{label}_x", label]
     graph.nodes.append(helper.make_node("Scan", [x.name, zero.name, powers.name], names, label, body=loop, num_scan_inputs=1))
-    return Tensor(graph, label)
+    return OnnxTensor(graph, label)
 
 
 # The operations of section 2.
 
 
-def translate(graph: Graph, op: Operation, values: dict[str, Tensor]) -> Tensor:
+def translate(graph: Graph, op: Operation, values: dict[str, OnnxTensor]) -> OnnxTensor:
     """The operation's output from its inputs; intermediates are published on the way."""
     x = values[op.x]
     match op:
@@ -194,7 +194,7 @@ def translate(graph: Graph, op: Operation, values: dict[str, Tensor]) -> Tensor:
             assert_never(op)
 
 
-def layer_norm(graph: Graph, op: LayerNorm, x: Tensor) -> Tensor:
+def layer_norm(graph: Graph, op: LayerNorm, x: OnnxTensor) -> OnnxTensor:
     rounding, (tokens, channels) = graph.datapath.rounding, op.out.shape
     s1, s2 = x.sum(), (x * x).sum()
     y = x * channels - s1
@@ -210,7 +210,7 @@ def layer_norm(graph: Graph, op: LayerNorm, x: Tensor) -> Tensor:
     return fit(round_shift(t * op.gain + op.offset, 1 << op.shift, rounding), op.out)
 
 
-def linear(graph: Graph, op: Linear, x: Tensor, values: dict[str, Tensor]) -> Tensor:
+def linear(graph: Graph, op: Linear, x: OnnxTensor, values: dict[str, OnnxTensor]) -> OnnxTensor:
     weight = graph.packed("weight", op.weight) - op.weight_zero
     operand = x - op.x_zero if op.levels is None else graph.constant(op.levels)[x]
     acc = graph.tap("acc", narrow(operand @ weight + op.bias, graph.datapath), op.out.shape)
@@ -255,7 +255,7 @@ def pairs_of(op: Attention) -> Pairs:
     return Pairs(computed, frozen | excluded, np.where(excluded, np.uint8(op.last_code), codes), excluded)
 
 
-def heads_of(graph: Graph, op: Attention, x: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def heads_of(graph: Graph, op: Attention, x: OnnxTensor, values: dict[str, OnnxTensor]) -> tuple[OnnxTensor, ...]:
     """q [windows, heads, rows, head_dim], k and v [windows, heads, tokens, head_dim] of every head.
 
     A head without scores is given those of another: it is wholly frozen, so none of them counts.
@@ -269,7 +269,7 @@ def heads_of(graph: Graph, op: Attention, x: Tensor, values: dict[str, Tensor]) 
     return tuple(graph.node("Gather", groups, index, axis=1) for groups, index in parts)
 
 
-def attention(graph: Graph, op: Attention, x: Tensor, values: dict[str, Tensor]) -> Tensor:
+def attention(graph: Graph, op: Attention, x: OnnxTensor, values: dict[str, OnnxTensor]) -> OnnxTensor:
     pairs, maps = pairs_of(op), (op.windows, op.heads, op.rows, op.tokens)
     q, k, v = heads_of(graph, op, x, values)
     total = (q - op.q_zero) @ (k - op.k_zero).transpose(0, 1, 3, 2)
@@ -280,7 +280,7 @@ def attention(graph: Graph, op: Attention, x: Tensor, values: dict[str, Tensor])
     return context(graph, op, pairs, codes, v - op.v_zero)
 
 
-def attention_codes(graph: Graph, op: Attention, pairs: Pairs, scores: Tensor) -> Tensor:
+def attention_codes(graph: Graph, op: Attention, pairs: Pairs, scores: OnnxTensor) -> OnnxTensor:
     """From the scores to the codes: base-2 softmax, logarithm of the sum, frozen and excluded codes merged in."""
     f, rounding, maps = op.fraction_bits, graph.datapath.rounding, (op.windows, op.heads, op.rows, op.tokens)
     low = -(1 << (graph.datapath.accumulator_bits - 1))
@@ -298,7 +298,7 @@ def attention_codes(graph: Graph, op: Attention, pairs: Pairs, scores: Tensor) -
     return graph.tap("codes", graph.node("Where", pairs.fixed, graph.packed("frozen", pairs.codes), code), maps)
 
 
-def log2(graph: Graph, op: Attention, n: Tensor) -> Tensor:
+def log2(graph: Graph, op: Attention, n: OnnxTensor) -> OnnxTensor:
     """With f fractional bits, of n [..., 1] in 1..2^31 - 1, from the table over the leading bits."""
     entries = len(op.log2)
     p = bit_length(n, ROOT_BITS) - 1
@@ -306,7 +306,7 @@ def log2(graph: Graph, op: Attention, n: Tensor) -> Tensor:
     return p * (1 << op.fraction_bits) + graph.constant(op.log2)[entry]
 
 
-def context(graph: Graph, op: Attention, pairs: Pairs, codes: Tensor, v: Tensor) -> Tensor:
+def context(graph: Graph, op: Attention, pairs: Pairs, codes: OnnxTensor, v: OnnxTensor) -> OnnxTensor:
     """A.V as an even and an odd product of powers of two, scaled and added."""
     code = np.arange(op.last_code + 1)
     power = POWERS[op.top_power - code // 2]

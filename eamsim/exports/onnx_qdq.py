@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from eamsim.constraints import Verified, expect_verified
-from eamsim.exports.onnx_graph import Graph, Tensor
+from eamsim.exports.onnx_graph import Graph, OnnxTensor
 from eamsim.exports.onnx_integer import finished, heads_of, pairs_of
 from eamsim.files.packing import pack
 from eamsim.program import (
@@ -42,7 +42,7 @@ def export(program: Verified) -> onnx.ModelProto:
     """The model: uint8 image in, float logits out, in the program's units up to its rounding. UserError as `onnx_export.export`."""
     expect_verified(program)
     graph, image = Graph(program.datapath), program.image
-    pixels = graph.node("Identity", Tensor(graph, image.name), name=f"{image.name}.codes")
+    pixels = graph.node("Identity", OnnxTensor(graph, image.name), name=f"{image.name}.codes")
     values = {image.name: graph.node("DequantizeLinear", pixels, 1.0, code_constant(graph, image, 0))}
     for op in program.operations:
         graph.scope = op.out.name
@@ -51,7 +51,7 @@ def export(program: Verified) -> onnx.ModelProto:
     return finished(program, graph, [info], "approximate: float32 with quantise-dequantise pairs, not equal to the program")
 
 
-def fitted(graph: Graph, x: Tensor, out: Value) -> Tensor:
+def fitted(graph: Graph, x: OnnxTensor, out: Value) -> OnnxTensor:
     """In the range of the output value: through a quantise-dequantise pair if it holds codes."""
     if out.signed or out.bits not in CODE_TYPES:
         x = x.clip(float(out.low), float(out.high))
@@ -61,13 +61,13 @@ def fitted(graph: Graph, x: Tensor, out: Value) -> Tensor:
     return graph.node("DequantizeLinear", codes, 1.0, code_constant(graph, out, 0), name=out.name)
 
 
-def code_constant(graph: Graph, value: Value, number: int) -> Tensor:
+def code_constant(graph: Graph, value: Value, number: int) -> OnnxTensor:
     """A constant of the type that holds the value's codes; ONNX Runtime does not take Clip before a UINT4, so 2 and 3 bits have 8."""
     bits = value.bits if value.bits in CODE_TYPES else 8 if value.bits < 8 else 16
     return graph.stored(graph.label("zero"), CODE_TYPES[bits], (), number.to_bytes(max(bits // 8, 1), "little"))
 
 
-def translate(graph: Graph, op: Operation, program: Verified, values: dict[str, Tensor]) -> Tensor:
+def translate(graph: Graph, op: Operation, program: Verified, values: dict[str, OnnxTensor]) -> OnnxTensor:
     """The operation's output before it is fitted."""
     x = values[op.x]
     match op:
@@ -84,7 +84,7 @@ def translate(graph: Graph, op: Operation, program: Verified, values: dict[str, 
         case Linear():
             if op.levels is not None:
                 return linear(graph, op, looked_up(graph, op.levels, graph.node("Cast", x, to=TensorProto.INT64)), values)
-            codes, zero = Tensor(graph, f"{op.x}.codes"), code_constant(graph, program.values[op.x], op.x_zero)
+            codes, zero = OnnxTensor(graph, f"{op.x}.codes"), code_constant(graph, program.values[op.x], op.x_zero)
             return linear(graph, op, graph.node("DequantizeLinear", codes, 1.0, zero), values)
         case Attention():
             return attention(graph, op, x, values)
@@ -94,11 +94,11 @@ def translate(graph: Graph, op: Operation, program: Verified, values: dict[str, 
             assert_never(op)
 
 
-def looked_up(graph: Graph, table: np.ndarray, index: Tensor) -> Tensor:
+def looked_up(graph: Graph, table: np.ndarray, index: OnnxTensor) -> OnnxTensor:
     return graph.constant(table.astype(np.float32))[index]
 
 
-def linear(graph: Graph, op: Linear, x: Tensor, values: dict[str, Tensor]) -> Tensor:
+def linear(graph: Graph, op: Linear, x: OnnxTensor, values: dict[str, OnnxTensor]) -> OnnxTensor:
     """x: less its zero point, or the levels of its codes."""
     epilogue = op.epilogue
     scale = epilogue.multiplier * 2.0**-epilogue.shift
@@ -118,7 +118,7 @@ def linear(graph: Graph, op: Linear, x: Tensor, values: dict[str, Tensor]) -> Te
             assert_never(epilogue)
 
 
-def weight_of(graph: Graph, op: Linear, scale: np.ndarray) -> Tensor:
+def weight_of(graph: Graph, op: Linear, scale: np.ndarray) -> OnnxTensor:
     """INT4 where 4 bits hold the codes, INT8 otherwise; codes and zero points are moved down by half the range."""
     kind, packing, half = (TensorProto.INT4, "u4", 8) if op.weight_bits <= 4 else (TensorProto.INT8, "u8", 128)
     # Flipping the top bit of a code is subtracting half the range, in two's complement.
@@ -129,7 +129,7 @@ def weight_of(graph: Graph, op: Linear, scale: np.ndarray) -> Tensor:
     return graph.node("DequantizeLinear", weight, scale, zero, axis=1)
 
 
-def attention(graph: Graph, op: Attention, x: Tensor, values: dict[str, Tensor]) -> Tensor:
+def attention(graph: Graph, op: Attention, x: OnnxTensor, values: dict[str, OnnxTensor]) -> OnnxTensor:
     """Softmax to the base 2, codes by a real logarithm, and one product with the values of the codes."""
     pairs = pairs_of(op)
     q, k, v = (part - float(zero) for part, zero in zip(heads_of(graph, op, x, values), (op.q_zero, op.k_zero, op.v_zero), strict=True))

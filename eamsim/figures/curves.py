@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from eamsim.figures.panels import Curve, Panel
 from eamsim.figures.style import COLUMN_INCHES, PAGE_INCHES, new_figure, style
-from eamsim.jobs.search.budget import Trial
+from eamsim.jobs.search.budget import BudgetTrial
 
 COLOURS = {"eam-fp32": "#D55E00", "eam-4bits": "#0072B2", "random-4bits": "#666666"}  # Okabe and Ito: for any colour vision
 MARKERS = {"eam-fp32": "s", "eam-4bits": "o", "random-4bits": "^"}
@@ -69,7 +69,7 @@ def _draw_curve(axis: Axes, curve: Curve, line: str) -> None:
 
 
 @style()
-def front_figure(trials: Sequence[Trial]) -> Figure:
+def front_figure(trials: Sequence[BudgetTrial]) -> Figure:
     """Top-1 against MACs saved: a marker for each granularity, filled on the Pareto front, which steps follow; a ring for the chosen."""
     granularities = dict.fromkeys(trial.granularity for trial in trials)
     legend_columns = 1 if max(map(len, granularities)) > LONG_NAME else 2
@@ -89,6 +89,6 @@ def front_figure(trials: Sequence[Trial]) -> Figure:
     return figure
 
 
-def _in_percent(trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
+def _in_percent(trials: Sequence[BudgetTrial]) -> tuple[list[float], list[float]]:
     """What each saves, and its top-1."""
     return [100 * trial.macs_saved for trial in trials], [100 * trial.top1 for trial in trials]

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from eamsim.errors import UserError
-from eamsim.jobs.sweep_table import Row, Runner, Unit, Variant, read_sweep
+from eamsim.jobs.sweep_table import Row, Runner, SweepUnit, Variant, read_sweep
 
 WORDS = {
     "eam-fp32": "EAM FP32",
@@ -52,10 +52,10 @@ def read_sweeps(paths: Iterable[Path]) -> list[Row]:
     rows = list(dict.fromkeys(row for path in paths for row in read_sweep(path)))
     if not rows:
         raise UserError("sweep.csv: expected at least one row, got none; run `eamsim sweep`")
-    seen: dict[Unit, Row] = {}
+    seen: dict[SweepUnit, Row] = {}
     images: dict[str, int] = {}
     for row in rows:
-        unit = Unit(**{field.name: getattr(row, field.name) for field in fields(Unit)})
+        unit = SweepUnit(**{field.name: getattr(row, field.name) for field in fields(SweepUnit)})
         other = seen.setdefault(unit, row)
         if other is not row:
             raise UserError(f"sweep.csv: one unit with two accuracies, {other.top1} and {row.top1}: {unit}; give tables of the same data")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eamsim.figures.style import PAGE_INCHES, new_figure, style
-from eamsim.jobs.search.widths import HOPELESS, Trial, Z
+from eamsim.jobs.search.widths import HOPELESS, WidthTrial, Z
 
 TITLES = {
     "residual_bits": "residual stream",
@@ -26,7 +26,7 @@ NOISE, KEPT, FAILED, CHOSEN = "#D55E00", "#0072B2", "0.5", "black"
 
 
 @style()
-def widths_figure(trials: Sequence[Trial]) -> Figure:
+def widths_figure(trials: Sequence[WidthTrial]) -> Figure:
     """Noise against bits, a panel for each width, the others as in the program; last, the loss of what was tested against its cost."""
     base, chosen = trials[0], next((trial for trial in trials if trial.chosen), None)
     figure = new_figure(PAGE_INCHES, 5.2)
@@ -43,13 +43,13 @@ def widths_figure(trials: Sequence[Trial]) -> Figure:
     return figure
 
 
-def _varies(trial: Trial, base: Trial, knob: str) -> bool:
+def _varies(trial: WidthTrial, base: WidthTrial, knob: str) -> bool:
     """Whether this is the width that was tried: a fraction may follow its reciprocal, and is not the one then."""
     changed = [name for name in vars(base.widths) if getattr(trial, name) != getattr(base, name)]
     return changed == [knob] or (knob == "reciprocal_bits" and changed == ["norm_fraction_bits", knob])
 
 
-def _draw_width(axis: Axes, knob: str, trials: Sequence[Trial], chosen: Trial | None) -> None:
+def _draw_width(axis: Axes, knob: str, trials: Sequence[WidthTrial], chosen: WidthTrial | None) -> None:
     bits = [getattr(trial, knob) for trial in trials]
     axis.plot(bits, [100 * trial.noise for trial in trials], "o-", color=NOISE, label="variance that the default's logits do not explain")
     if chosen:
@@ -61,7 +61,7 @@ def _draw_width(axis: Axes, knob: str, trials: Sequence[Trial], chosen: Trial | 
     axis.grid(axis="y", color="0.9", linewidth=0.4)
 
 
-def _draw_tested(axis: Axes, trials: Sequence[Trial]) -> None:
+def _draw_tested(axis: Axes, trials: Sequence[WidthTrial]) -> None:
     """Bars reach to what is lost at most, with a confidence of 95 %."""
     axis.axhline(0, color="0.6", linewidth=0.6)
     for kept, colour, label in ((True, KEPT, "kept"), (False, FAILED, "fails")):

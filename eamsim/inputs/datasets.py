@@ -49,7 +49,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Summary:
+class DataSummary:
     """Of a data set: the images found, those taken of them, what was left out, and how labels were found (JSON values)."""
 
     found: int
@@ -69,7 +69,7 @@ class Summary:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class ImageSource:
     """The images of one source, in order.
 
     items: a path as text or decoded pixels (uint8 [H, W, 3]) per image; names: what an error or a report calls each;
@@ -100,7 +100,7 @@ def natural(name: str) -> list[Any]:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
-def find(path: Path, left_out: LeftOut) -> Source:
+def find(path: Path, left_out: LeftOut) -> ImageSource:
     """The images at `path`: an image file, a folder of images, a folder with a folder for each class, or an `.npz`.
 
     No image file is opened. Raises BadFile for what is missing or cannot be read, UserError for what is none of these.
@@ -128,12 +128,12 @@ def find(path: Path, left_out: LeftOut) -> Source:
     return _of_files(path, [str(path)])
 
 
-def _of_files(source: Path, paths: list[str], numbers: np.ndarray | None = None, classes: tuple[str, ...] | None = None) -> Source:
+def _of_files(source: Path, paths: list[str], numbers: np.ndarray | None = None, classes: tuple[str, ...] | None = None) -> ImageSource:
     names = paths if all(map(str.isascii, paths)) else map(shown, paths)
-    return Source(shown(source), tuple(paths), tuple(names), numbers, classes)
+    return ImageSource(shown(source), tuple(paths), tuple(names), numbers, classes)
 
 
-def _folder(root: Path, left_out: LeftOut) -> Source:
+def _folder(root: Path, left_out: LeftOut) -> ImageSource:
     """Class folders, where there are any with images; else the images directly in `root`, without classes."""
     walk = _Walk(str(root), left_out)
     try:
@@ -227,7 +227,7 @@ def _kind(entry: os.DirEntry[str]) -> int | None:
         return None
 
 
-def _arrays(path: Path) -> Source:
+def _arrays(path: Path) -> ImageSource:
     """`images` uint8 [n, height, width, 3], and optionally `labels` [n] and `classes`; BadFile if they are anything else."""
     name = shown(path)
     arrays = read_npz(path, lambda name: name in ("images", "labels", "classes"))
@@ -244,7 +244,7 @@ def _arrays(path: Path) -> Source:
         labels = labels.astype(np.int64)
     names = tuple(f"{name}[{index}]" for index in range(len(images)))
     words = None if labels is None or classes is None else tuple(map(composed, classes.tolist()))
-    return Source(name, tuple(images), names, labels, words)
+    return ImageSource(name, tuple(images), names, labels, words)
 
 
 def _check_labels(name: str, labels: np.ndarray, images: int, classes: int | None) -> None:

@@ -19,7 +19,7 @@ from PIL import Image, features
 from eamsim.arguments import expect_images, expect_integer, expect_type
 from eamsim.errors import BadFile, UserError
 from eamsim.files.limits import PIXELS
-from eamsim.inputs.datasets import LeftOut, Source, Summary, find, shown
+from eamsim.inputs.datasets import DataSummary, ImageSource, LeftOut, find, shown
 from eamsim.inputs.labels import Labelling, matched
 
 log = logging.getLogger("eamsim.data")
@@ -103,7 +103,7 @@ class ImageSet:
     preprocessing: Preprocessing
     labels: np.ndarray | None
     numbers: np.ndarray | None
-    summary: Summary
+    summary: DataSummary
 
     def __len__(self) -> int:
         return len(self.items)
@@ -162,7 +162,7 @@ def in_memory(pixels: np.ndarray, labels: np.ndarray | None = None) -> ImageSet:
     expect_images(pixels, ("height", "width", 3), 1)
     as_they_are = Preprocessing(*pixels.shape[1:3], crop_pct=1.0, interpolation="bicubic")
     names = tuple(f"image {index}" for index in range(len(pixels)))
-    return ImageSet(tuple(pixels), names, as_they_are, labels, labels, Summary(len(pixels), len(pixels), LeftOut(), {"how": "given"}))
+    return ImageSet(tuple(pixels), names, as_they_are, labels, labels, DataSummary(len(pixels), len(pixels), LeftOut(), {"how": "given"}))
 
 
 def evenly(count: int, wanted: int) -> np.ndarray:
@@ -203,7 +203,7 @@ def check_headers(items: Sequence[Path | np.ndarray]) -> None:
             open_image(item).close()
 
 
-def _found(sources: Sequence[Path], left_out: LeftOut) -> list[Source]:
+def _found(sources: Sequence[Path], left_out: LeftOut) -> list[ImageSource]:
     if isinstance(sources, str | Path):
         raise UserError(f"images: expected a list of paths, got {str(sources)!r} alone; put it in a list")
     found = [find(source, left_out) for source in sources]
@@ -240,7 +240,7 @@ def open_images(
         chosen = np.flatnonzero(labels >= 0)
     if limit is not None and limit < len(chosen):
         chosen = chosen[evenly(len(chosen), limit)]
-    summary = Summary(len(items), len(chosen), left_out, how)
+    summary = DataSummary(len(items), len(chosen), left_out, how)
     taken = tuple(Path(item) if isinstance(item, str) else item for item in map(items.__getitem__, chosen))
     check_headers(taken)
     log.info("%s", summary)

@@ -14,7 +14,7 @@ import numpy as np
 from eamsim.errors import BadFile, UserError
 from eamsim.files.limits import TEXT_BYTES
 from eamsim.files.reading import read_text
-from eamsim.inputs.datasets import Source, composed
+from eamsim.inputs.datasets import ImageSource, composed
 
 BY_NAME, BY_ORDER = "by-name", "by-order"
 HELP = "How the data's classes meet the model's: by-name, by-order, or a file of names in the model's order. [default: by name]"
@@ -35,7 +35,7 @@ class Labelling:
     choice: str | None = None
     required: bool = True
 
-    def match(self, source: Source) -> tuple[np.ndarray, str]:
+    def match(self, source: ImageSource) -> tuple[np.ndarray, str]:
         """int64, the model's class of each of the source's classes (-1: of none, which only by-name allows), and how it was found.
 
         For a source of numbers alone, of each number. UserError says which class is not found, and which option decides.
@@ -63,7 +63,7 @@ class Labelling:
             )
         return np.arange(self.classes)
 
-    def _by_order(self, source: Source) -> np.ndarray:
+    def _by_order(self, source: ImageSource) -> np.ndarray:
         assert source.classes is not None
         if len(source.classes) != self.classes:
             why = "" if self.choice else "; the model has no label names"
@@ -73,7 +73,7 @@ class Labelling:
             )
         return np.arange(self.classes)
 
-    def _by_name(self, source: Source, used: Sequence[str], names: Mapping[str, set[int]]) -> np.ndarray:
+    def _by_name(self, source: ImageSource, used: Sequence[str], names: Mapping[str, set[int]]) -> np.ndarray:
         classes = source.classes or ()
         for name in used:
             if classes.count(name) > 1:
@@ -131,7 +131,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
 
 
-def matched(found: Sequence[Source], labelling: Labelling | None) -> tuple[np.ndarray | None, dict[str, Any]]:
+def matched(found: Sequence[ImageSource], labelling: Labelling | None) -> tuple[np.ndarray | None, dict[str, Any]]:
     """int64 [images], the model's class of every image of all sources (-1: of none), or None; and how they were found, for a summary.
 
     Raises what `Labelling.match` raises, unless labels are not required and nobody chose how to find them.
@@ -149,7 +149,7 @@ def matched(found: Sequence[Source], labelling: Labelling | None) -> tuple[np.nd
     return labels, {"how": ", ".join(dict.fromkeys(how for *_, how in parts)), **counted}
 
 
-def _without_folders(text: str, found: Sequence[Source]) -> str:
+def _without_folders(text: str, found: Sequence[ImageSource]) -> str:
     """Whoever is given the file reads no paths of the machine that wrote it."""
     for source in found:
         text = text.replace(source.name, Path(source.name).name)

@@ -43,7 +43,7 @@ Hits = list[np.ndarray]
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagePlan:
     """What is measured: choices of frozen weights; with random ones beside each, or not; torch's lines at these taus, on so many images.
 
     labels: how the classes of the data meet the model's, as `Labelling.choice`; programs: finished ones of the same model, a line each.
@@ -116,7 +116,7 @@ def hits(run: Callable[[np.ndarray], np.ndarray], images: ImageSet) -> np.ndarra
     return label_ranks(np.concatenate([run(batch) for batch in images.batches(BATCH)]), images.labels) == 0
 
 
-def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: Plan) -> Iterator[Line]:
+def lines(spec: str, calib: Sequence[Path], data: Sequence[Path], plan: StagePlan) -> Iterator[Line]:
     """A line as soon as it is measured."""
     model = load_model(spec)
     images = open_images(calib, model.preprocessing)
@@ -153,7 +153,7 @@ def finished(file: Path, model: Model, judges: Judges, base: Hits, fake_taus: Se
         yield Line(tau, softmax, f"{file.stem}, fake-quantised", judges.hits(fake), few)
 
 
-def eam(calibrated: Calibrated, images: ImageSet, judges: Judges, plan: Plan, base: Hits) -> Iterator[Line]:
+def eam(calibrated: Calibrated, images: ImageSet, judges: Judges, plan: StagePlan, base: Hits) -> Iterator[Line]:
     """The lines of frozen weights; base: the integers with nothing frozen."""
     if not plan.choices:
         return
@@ -194,7 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     choices = [Freezing(tau, options.granularity, options.scope, options.order, options.seed) for tau in options.tau]
     fake_taus = [0, *options.tau] if options.fake_tau is None else options.fake_tau
-    plan = Plan(
+    plan = StagePlan(
         choices,
         options.random,
         fake_taus,

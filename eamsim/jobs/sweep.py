@@ -24,7 +24,7 @@ from eamsim.inputs.images import ImageSet, open_images
 from eamsim.jobs.build import labelling
 from eamsim.jobs.evaluate import evaluate, evaluate_program
 from eamsim.jobs.measure import Accuracy
-from eamsim.jobs.sweep_table import Row, Runner, Unit, Variant
+from eamsim.jobs.sweep_table import Row, Runner, SweepUnit, Variant
 from eamsim.jobs.workers import Workers, results
 from eamsim.program import Softmax
 from eamsim.progress import Progress
@@ -55,20 +55,20 @@ class Choices:
     seeds: Sequence[int]
     runner: Runner
 
-    def units(self, model: str) -> list[Unit]:
+    def units(self, model: str) -> list[SweepUnit]:
         """The units of one model, in the order of the table; tau 0 is one baseline for each runner and one for the float model.
 
         Raises UserError for a choice that does not exist.
         """
         runners: dict[Variant, Runner] = {variant: "fakequant" if variant == "eam-fp32" else self.runner for variant in self.variants}
         baselines: tuple[Runner, ...] = ("float", *dict.fromkeys(runners.values())) if 0 in self.taus else ()
-        units = [Unit(model, "baseline", runner, "", "", "", "", None, 0.0) for runner in baselines]
+        units = [SweepUnit(model, "baseline", runner, "", "", "", "", None, 0.0) for runner in baselines]
         for variant, runner in runners.items():
             drawn = variant == "random-4bits"
             orders: Sequence[Order] = ("random",) if drawn else self.orders
             seeds = self.seeds if drawn else (None,)
             choices = product(self.softmaxes, self.granularities, self.scopes, orders, seeds, filter(None, self.taus))
-            units += [Unit(model, variant, runner, *choice) for choice in choices]
+            units += [SweepUnit(model, variant, runner, *choice) for choice in choices]
         return units
 
 
@@ -134,7 +134,7 @@ def open_subject(
 
 
 def sweep(
-    subject: Subject, units: Sequence[Unit], folder: Path, workers: Workers, progress: Progress, report: Callable[[str], None]
+    subject: Subject, units: Sequence[SweepUnit], folder: Path, workers: Workers, progress: Progress, report: Callable[[str], None]
 ) -> list[Row]:
     """The rows of all units, in their order: read from `folder` where they are finished, run and stored there where not.
 
@@ -155,7 +155,7 @@ def sweep(
     return [_row(unit, accuracy, excluded) for unit, accuracy in found.items() if accuracy]
 
 
-def prepare(subject: Subject, units: Sequence[Unit], progress: Progress) -> Prepared:
+def prepare(subject: Subject, units: Sequence[SweepUnit], progress: Progress) -> Prepared:
     """Calibrate, and gather what decides about the frozen weights of these units; torch uses one thread."""
     freezings = {(unit.order, unit.granularity): unit.freezing for unit in units if unit.freezing}
     with one_torch_thread():
@@ -166,7 +166,7 @@ def prepare(subject: Subject, units: Sequence[Unit], progress: Progress) -> Prep
         return Prepared(calibrated, means(statistics), {key: scores(statistics, each) for key, each in freezings.items()})
 
 
-def run_unit(unit: Unit, prepared: Prepared, data: ImageSet) -> Accuracy:
+def run_unit(unit: SweepUnit, prepared: Prepared, data: ImageSet) -> Accuracy:
     """The accuracy of one unit, in one thread, so that it is the same wherever and beside whatever else it runs."""
     if data.labels is None:
         raise UserError("--data: expected labelled images, got images alone; give an ImageFolder or an .npz with labels")
@@ -200,7 +200,7 @@ def one_torch_thread() -> Iterator[None]:
 class _UnitFile:
     """One line of canonical JSON: the accuracy of a unit, its identity, and a digest of both; named after the identity's digest."""
 
-    def __init__(self, folder: Path, unit: Unit, origin: dict[str, Any]):
+    def __init__(self, folder: Path, unit: SweepUnit, origin: dict[str, Any]):
         self.unit = unit
         self.identity = origin | {name: value for name, value in asdict(unit).items() if name != "model"}
         self.path = folder / f"{_sha256(self.identity)}.json"
@@ -230,7 +230,7 @@ class _UnitFile:
         return canonical(body | {"sha256": _sha256(body)}) + b"\n"
 
 
-def _row(unit: Unit, accuracy: Accuracy, excluded: float = 0.0) -> Row:
+def _row(unit: SweepUnit, accuracy: Accuracy, excluded: float = 0.0) -> Row:
     """excluded: the share of the attention weights that is 0 whatever the image."""
     constant = unit.tau + (1 - unit.tau) * excluded if excluded else None
     return Row(**asdict(unit), **asdict(accuracy), tau_with_excluded=constant)

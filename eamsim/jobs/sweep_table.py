@@ -17,7 +17,7 @@ Runner = Literal["float", "fakequant", "engine"]
 
 
 @dataclass(frozen=True)
-class Unit:
+class SweepUnit:
     """What one unit of work evaluates.
 
     model: as the command line names it; variant: EAM with float means, with 4-bit codes, 4-bit codes in random order, or `baseline`,
@@ -61,7 +61,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Row(Unit):
+class Row(SweepUnit):
     """The accuracy of one unit: fractions top1 and top5 of so many images. Raises UserError outside their ranges.
 
     tau_with_excluded: tau with the pairs that a Swin's shifted windows exclude counted as frozen; None where there are none.

@@ -14,7 +14,7 @@ from eamsim.program import Value
 from eamsim.tensors import matching
 from eamsim.traces.difference import Difference, first_difference
 from eamsim.traces.file import digest
-from eamsim.traces.sources import Digest, Source
+from eamsim.traces.sources import Digest, TapSource
 
 ALL = "all"
 Shape = tuple[int, ...]
@@ -28,8 +28,8 @@ class Sides:
     the expected side ran, or None, and then `no_program` says why.
     """
 
-    expected: Source
-    found: Source
+    expected: TapSource
+    found: TapSource
     known: Mapping[str, Value]
     image: str
     program: Verified | None
@@ -128,7 +128,7 @@ def required_by(pattern: str, sides: Sides) -> Sequence[str]:
     return [name for name in sides.known if name != sides.image] if pattern == ALL else matching(sides.known, pattern, "--require")
 
 
-def some(source: Source) -> str:
+def some(source: TapSource) -> str:
     return f"{', '.join(source.names[:3])}, ... ({len(source.names)} taps)"
 
 

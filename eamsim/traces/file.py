@@ -71,7 +71,7 @@ class TapEntry:
 
 
 @dataclass(frozen=True)
-class Header:
+class TraceHeader:
     """The manifest: what ran (program_sha256 is `artifact.program_sha256`), on which images (names for people), and the taps in order.
 
     reason: why a committed trace was recorded, or empty.
@@ -94,7 +94,7 @@ class Header:
         return min(self.version, LANED)
 
 
-HEADER = TypeAdapter(Header)
+HEADER = TypeAdapter(TraceHeader)
 
 
 def digest(integers: np.ndarray, packing: str, version: int = VERSION) -> bytes:
@@ -234,7 +234,7 @@ def recording(
             height, width, channels = program.image.shape
             entries, shape = tuple(recorder.entries.values()), (height, width, channels)
             ran = program.name, artifact.program_sha256(program)
-            header = Header(FORMAT, VERSION, *ran, interpreter, versions, reason, tuple(images), shape, entries)
+            header = TraceHeader(FORMAT, VERSION, *ran, interpreter, versions, reason, tuple(images), shape, entries)
             file.put(MANIFEST, np.frombuffer(canonical(asdict(header)), np.uint8))
             file.put(DIGESTS, recorder.digests.reshape(-1))
     except OSError as error:
@@ -244,7 +244,7 @@ def recording(
 class Trace:
     """A checked trace, open for reading."""
 
-    def __init__(self, path: Path, file: Tables, header: Header, digests: np.ndarray):
+    def __init__(self, path: Path, file: Tables, header: TraceHeader, digests: np.ndarray):
         self.path, self.header, self.digests, self._file = path, header, digests, file
         self.entries = {entry.name: (index, entry) for index, entry in enumerate(header.taps)}
 
@@ -308,7 +308,7 @@ def declares(tap: TapEntry) -> bool:
     return max(value.low, least) <= tap.low <= tap.high <= min(value.high, greatest)
 
 
-def read_header(stream: bytes) -> Header:
+def read_header(stream: bytes) -> TraceHeader:
     tree = parse_json(stream, "/manifest")
     if tree.get("format") != FORMAT or tree.get("version") not in VERSIONS:
         raise Refused(

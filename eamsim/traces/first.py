@@ -13,7 +13,7 @@ from eamsim.program import Operation
 from eamsim.traces.compare import Report, Shape, Sides, TapDifference, other_order, sha256, shift_of
 from eamsim.traces.diagnosis import Diagnosis, diagnose, in_register, operands, operation_of, published_with, swapped_axes
 from eamsim.traces.difference import Taps
-from eamsim.traces.sources import Digest, Source
+from eamsim.traces.sources import Digest, TapSource
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def expected_taps(sides: Sides, tap: str, image: int, op: Operation | None, need
     return {name: run[name] for name in needed} | right, ""
 
 
-def integers_of(source: Source, names: Iterable[str], image: int) -> Taps:
+def integers_of(source: TapSource, names: Iterable[str], image: int) -> Taps:
     """The taps of one image of which the source has integers."""
     found = {name: source.tap(name, image) for name in names if name in source.names}
     return {name: integers for name, integers in found.items() if isinstance(integers, np.ndarray)}

@@ -16,14 +16,14 @@ from eamsim.traces import file as trace_file
 from eamsim.traces.compare import Sides
 from eamsim.traces.dumps import Dump, checked, read_dump
 from eamsim.traces.file import IMAGE, Trace
-from eamsim.traces.sources import DUMP_BITS, RunSource, Source, TraceSource
+from eamsim.traces.sources import DUMP_BITS, RunSource, TapSource, TraceSource
 from eamsim.traces.vectors import MANIFEST
 
 Run = Callable[[Path, Trace | None], tuple[Verified, RunSource]]
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedSides:
     """The sides; different: the first digits of the programs that ran, where they are not one; ignored: files that were not read."""
 
     sides: Sides
@@ -33,7 +33,7 @@ class Opened:
 
 def open_sides(
     stack: contextlib.ExitStack, paths: tuple[Path, Path], run: Run, program: Verified | None = None, layout: Path | None = None
-) -> Opened:
+) -> OpenedSides:
     """Traces first, since programs run on their images, then dumps, whose names and shapes the others know.
 
     run: a program's file, run on the images of a trace if there is one. program: what both ran, where neither side is one. UserError
@@ -47,7 +47,7 @@ def open_sides(
     own, why = explaining(paths, program, {path: executed for path, (executed, _) in ran.items()}, hashes)
     named = program or next((executed for executed, _ in ran.values()), None)
     image = named.image.name if named else IMAGE
-    sources: dict[Path, Source] = {path: source for path, (_, source) in ran.items()}
+    sources: dict[Path, TapSource] = {path: source for path, (_, source) in ran.items()}
     sources |= {path: TraceSource(opened, image) for path, opened in traces.items()}
     dumps = {path: read_dump(path, layout_among(paths, layout)) for path in paths if path not in sources}
     known = known_taps(paths, named, sources, dumps)
@@ -55,7 +55,7 @@ def open_sides(
     sources |= {path: checked(dump, known, known_by) for path, dump in dumps.items()}
     different = tuple(sorted({sha[:12] for sha in hashes.values()})) if len({*hashes.values()}) > 1 else ()
     ignored = {str(path): list(dump.ignored) for path, dump in dumps.items() if dump.ignored}
-    return Opened(Sides(sources[paths[0]], sources[paths[1]], known, image, own, why), different, ignored)
+    return OpenedSides(Sides(sources[paths[0]], sources[paths[1]], known, image, own, why), different, ignored)
 
 
 def explaining(
@@ -79,7 +79,7 @@ def layout_among(paths: tuple[Path, Path], layout: Path | None) -> Path | None:
 
 
 def known_taps(
-    paths: tuple[Path, Path], program: Verified | None, sources: Mapping[Path, Source], dumps: Mapping[Path, Dump]
+    paths: tuple[Path, Path], program: Verified | None, sources: Mapping[Path, TapSource], dumps: Mapping[Path, Dump]
 ) -> dict[str, Value]:
     """Every tap in the order of execution: of the program, of traces and runs, and only where there is neither of the expected dump."""
     known: dict[str, Value] = {} if program is None else {name: tap.value for name, tap in taps(program).items()}

@@ -28,7 +28,7 @@ class Digest:
         return f"sha256 {self.sha256} of {self.packing}"
 
 
-class Source(Protocol):
+class TapSource(Protocol):
     """Taps of some images; names: those it has, in the order of execution where it knows it."""
 
     @property

@@ -102,7 +102,7 @@ LAYOUT, ENTRIES = TypeAdapter(Layout), TypeAdapter(tuple[Entry, ...])
 
 
 @dataclass(frozen=True, eq=False)
-class Tensor:
+class VectorTensor:
     """What a file holds: of kind `tap` int64 [images, *shape], of kind `constant` [*shape]."""
 
     kind: Literal["tap", "constant"]
@@ -110,7 +110,9 @@ class Tensor:
     integers: np.ndarray
 
 
-def export(folder: Path, tensors: Iterable[Tensor], layout: Layout, formats: Iterable[Format], about: dict[str, Any]) -> dict[str, Any]:
+def export(
+    folder: Path, tensors: Iterable[VectorTensor], layout: Layout, formats: Iterable[Format], about: dict[str, Any]
+) -> dict[str, Any]:
     """Write the tensors and last the manifest into the folder, made if need be, or nothing; returns the manifest.
 
     about: more keys of the manifest. Names of files are made from names of tensors and cannot leave the folder. BadFile where it
@@ -153,7 +155,7 @@ def write(path: Path, parts: Iterable[bytes]) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def entry_of(tensor: Tensor, name: str, layout: Layout) -> Entry:
+def entry_of(tensor: VectorTensor, name: str, layout: Layout) -> Entry:
     value, images = tensor.value, len(tensor.integers) if tensor.kind == "tap" else None
     word_bits, lanes, lane_bits = layout.lanes(value)
     words = -(-len(layout.order(value.shape)) // lanes) * (1 if images is None else images)
@@ -162,7 +164,7 @@ def entry_of(tensor: Tensor, name: str, layout: Layout) -> Entry:
     return Entry(value.name, tensor.kind, images, *form, f"{tensor.kind}s/{name}.hex", words, word_bits, lanes, lane_bits)
 
 
-def file_names(tensors: Iterable[Tensor]) -> list[str]:
+def file_names(tensors: Iterable[VectorTensor]) -> list[str]:
     """The tensors' names, those that could be a path, hidden or someone else's (in a file system without case) with a digest."""
     taken: set[tuple[str, str]] = set()
     names = []
@@ -205,13 +207,13 @@ def npz(arrays: dict[str, np.ndarray]) -> list[bytes]:
     return [image.getvalue()]
 
 
-def narrow(tensor: Tensor) -> np.ndarray:
+def narrow(tensor: VectorTensor) -> np.ndarray:
     """In the narrowest NumPy integers that hold the declared width, of its sign."""
     size = next(size for size in (8, 16, 32, 64) if tensor.value.bits <= size)
     return tensor.integers.astype(f"{'i' if tensor.value.signed or size == 64 else 'u'}{size // 8}")
 
 
-def json_lines(tensors: Iterable[Tensor]) -> Iterator[bytes]:
+def json_lines(tensors: Iterable[VectorTensor]) -> Iterator[bytes]:
     """An object a line: of a tap for each image, of a constant one."""
     for tensor in tensors:
         head = {"name": tensor.value.name, "kind": tensor.kind, "bits": tensor.value.bits, "signed": tensor.value.signed}

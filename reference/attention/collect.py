@@ -14,7 +14,7 @@ from eamsim.arguments import expect_integer
 from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet
 from eamsim.progress import Progress, silent
-from reference.attention.entropy import AttentionStatistics, Summary, layer_bytes, layer_groups
+from reference.attention.entropy import AttentionStatistics, AttentionSummary, layer_bytes, layer_groups
 from reference.attention.freeze import Freezing, FrozenMap, Order, freeze
 from reference.attention.output_change import OutputChange
 from reference.lowering.program import stream_remarks
@@ -79,13 +79,13 @@ def attention_statistics(
     progress: Progress,
     orders: Collection[Order] = (),
     maps: Sequence[Maps] | None = None,
-) -> Summary:
+) -> AttentionSummary:
     """Entropies and means of every attention weight of every block, over all images, and what freezing in these orders needs besides.
 
     maps: of every block, as `maps_of`; the network's own unless given.
     """
     maps = model.network.maps if maps is None else maps
-    summary = Summary(dict(enumerate(maps)), OutputChange(model.network, maps) if "output" in orders else None)
+    summary = AttentionSummary(dict(enumerate(maps)), OutputChange(model.network, maps) if "output" in orders else None)
     for group in layer_groups([layer_bytes(each.shape, each.per_image * len(images)) for each in maps], STATISTICS_BYTES):
         name = "attention maps" if len(group) == len(maps) else f"attention maps, layers {group[0]}-{group[-1]}"
         with progress(name, len(images)) as advance:
@@ -128,12 +128,12 @@ def maps_of(network: Network, share_windows: bool) -> tuple[Maps, ...]:
     return network.shared_maps
 
 
-def frozen_maps(statistics: Summary, freezing: Freezing) -> list[FrozenMap]:
+def frozen_maps(statistics: AttentionSummary, freezing: Freezing) -> list[FrozenMap]:
     """The chosen attention weights, block by block (Eq. 15)."""
     return freeze(scores(statistics, freezing), means(statistics), freezing)
 
 
-def scores(statistics: Summary, freezing: Freezing) -> list[np.ndarray]:
+def scores(statistics: AttentionSummary, freezing: Freezing) -> list[np.ndarray]:
     """What `freeze` looks for the lowest of, block by block: it depends on the order and the granularity alone.
 
     An excluded pair's is infinite: its weight is 0 anyway, and to freeze it would only swell the share.
@@ -145,12 +145,12 @@ def scores(statistics: Summary, freezing: Freezing) -> list[np.ndarray]:
     return found
 
 
-def means(statistics: Summary) -> list[np.ndarray]:
+def means(statistics: AttentionSummary) -> list[np.ndarray]:
     """The mean map of every block."""
     return list(statistics.mean.values())
 
 
-def _block_scores(block: int, statistics: Summary, freezing: Freezing) -> np.ndarray:
+def _block_scores(block: int, statistics: AttentionSummary, freezing: Freezing) -> np.ndarray:
     match freezing.order:
         case "entropy":
             return statistics.entropy[block]

@@ -108,7 +108,7 @@ class AttentionStatistics:
 
 
 @dataclass(frozen=True)
-class Summary:
+class AttentionSummary:
     """What the freezing reads of the statistics, by layer, each float32 [maps, tokens, tokens] as `AttentionStatistics` has it.
 
     maps: what was measured; change: what the order `output` needs besides, if it was measured; samples: images (or windows, where they

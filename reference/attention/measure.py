@@ -18,7 +18,7 @@ from eamsim.progress import Progress
 from reference.attention.collect import calibrate_on, parameters_sha256
 from reference.attention.divergence import divergence
 from reference.attention.entropy import AttentionStatistics, layer_bytes, layer_groups
-from reference.attention.statistics_file import Header, Source, read_progress, write_progress, write_statistics
+from reference.attention.statistics_file import Source, StatisticsHeader, read_progress, write_progress, write_statistics
 from reference.models.load import Model, load_model
 from reference.models.maps import Maps
 from reference.quantisation.fakequant import collect_maps
@@ -93,7 +93,7 @@ def measure(
     network = next(iter(models.values())).network
     maps, heads = network.maps, tuple(block.heads for block in network.blocks)
     excluded = tuple(layer for layer, each in enumerate(maps) if each.excluded is not None)
-    header = Header(tuple(each.shape for each in maps), heads, excluded, len(images), tuple(models), histograms, origin, command)
+    header = StatisticsHeader(tuple(each.shape for each in maps), heads, excluded, len(images), tuple(models), histograms, origin, command)
     groups = groups_within(header, memory_bytes)
     run = _Run(path.with_name(path.name + ".progress"), models, images, header, groups)
 
@@ -102,7 +102,7 @@ def measure(
     return run.passes / run.seconds if run.passes else 0.0
 
 
-def groups_within(header: Header, memory_bytes: int) -> list[range]:
+def groups_within(header: StatisticsHeader, memory_bytes: int) -> list[range]:
     """The layers in groups whose statistics, of all models, take at most so much memory; UserError if one layer takes more."""
     needed = [layer_bytes(shape, header.images) * len(header.sources) for shape in header.shapes]
     if max(needed) > memory_bytes:
@@ -114,7 +114,9 @@ def groups_within(header: Header, memory_bytes: int) -> list[range]:
 class _Run:
     """A measurement in progress; passes, seconds: images that went through a model so far, and the time it took."""
 
-    def __init__(self, folder: Path, models: Mapping[Source, Model | Calibrated], images: ImageSet, header: Header, groups: list[range]):
+    def __init__(
+        self, folder: Path, models: Mapping[Source, Model | Calibrated], images: ImageSet, header: StatisticsHeader, groups: list[range]
+    ):
         self.folder, self.models, self.images = folder, models, images
         self.passes, self.seconds = 0, 0.0
         self.header = dataclasses.replace(header, origin=header.origin | {"groups": [len(group) for group in groups]})

@@ -1,6 +1,6 @@
 """The statistics of attention weights in sealed HDF5 files (eamsim/files/hdf5.py): results to keep, and progress to take up again.
 
-A file of results holds `manifest`, canonical JSON in unsigned bytes with the fields of `Header`, and for every layer and every
+A file of results holds `manifest`, canonical JSON in unsigned bytes with the fields of `StatisticsHeader`, and for every layer and every
 model measured ("float", "quantised") `layer3.float.entropy`, `.mean` and `.variance`, float32 [maps, tokens, tokens]; where the
 header says so `.counts`, uint16 or uint32 [maps, tokens, tokens, 256]; for two models `layer3.divergence`, float32; and `layer3.excluded`,
 unsigned bytes 0 or 1, in a layer of shifted windows: the pairs of tokens that take no part.
@@ -37,7 +37,7 @@ LIMITS = {"mean": 1.0, "variance": 0.25, "divergence": math.inf, "excluded": 1.0
 
 
 @dataclass(frozen=True)
-class Header:
+class StatisticsHeader:
     """What was measured, and how: origin holds hashes of model and data, settings.
 
     shapes: (maps, tokens, tokens) of each layer; heads: of each layer, whose maps come window by window; excluded: the layers in
@@ -80,7 +80,7 @@ class Header:
 class Statistics:
     """A file of results in memory, but for its histograms: per layer float32 [maps, tokens, tokens]; excluded: bool, or None."""
 
-    header: Header
+    header: StatisticsHeader
     entropy: dict[Source, list[np.ndarray]]
     mean: dict[Source, list[np.ndarray]]
     variance: dict[Source, list[np.ndarray]]
@@ -88,12 +88,12 @@ class Statistics:
     excluded: list[np.ndarray | None]
 
 
-def write_statistics(path: Path, header: Header, layers: Iterable[Mapping[str, np.ndarray]]) -> None:
-    """Store the arrays of every layer, named as in `Header.arrays`, as they come; the file appears whole, at the end.
+def write_statistics(path: Path, header: StatisticsHeader, layers: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Store the arrays of every layer, named as in `StatisticsHeader.arrays`, as they come; the file appears whole, at the end.
 
     Raises UserError for other arrays than the header says, BadFile where it cannot be written.
     """
-    expect_type("header", header, Header)
+    expect_type("header", header, StatisticsHeader)
     with _written(path) as file:
         _put_manifest(file, header)
         written = 0
@@ -105,7 +105,7 @@ def write_statistics(path: Path, header: Header, layers: Iterable[Mapping[str, n
             raise UserError(f"layers: expected {header.layers}, got {written}; measure them all")
 
 
-def _expect_layer(header: Header, layer: int, arrays: Mapping[str, np.ndarray]) -> None:
+def _expect_layer(header: StatisticsHeader, layer: int, arrays: Mapping[str, np.ndarray]) -> None:
     expected = header.arrays(layer) if layer < header.layers else {}
     if arrays.keys() != expected.keys():
         raise UserError(f"layer {layer}: expected the arrays {', '.join(expected) or 'of no such layer'}, got {', '.join(arrays)}")
@@ -127,7 +127,7 @@ def read_statistics(path: Path) -> Statistics:
     return Statistics(header, of("entropy"), of("mean"), of("variance"), divergence, excluded)
 
 
-def write_progress(path: Path, header: Header, images: int, statistics: Mapping[Source, AttentionStatistics]) -> None:
+def write_progress(path: Path, header: StatisticsHeader, images: int, statistics: Mapping[Source, AttentionStatistics]) -> None:
     """Store the state of statistics that have all been given so many images. Raises BadFile where it cannot be written."""
     with _written(path) as file:
         _put_manifest(file, replace(header, images=images))
@@ -135,7 +135,7 @@ def write_progress(path: Path, header: Header, images: int, statistics: Mapping[
             file.put(name, array)
 
 
-def read_progress(path: Path, header: Header, statistics: Mapping[Source, AttentionStatistics]) -> int:
+def read_progress(path: Path, header: StatisticsHeader, statistics: Mapping[Source, AttentionStatistics]) -> int:
     """Fill `statistics` from a file of the run that `header` describes, and return how many images they have been given.
 
     Raises UserError if the file is of another model, of other data or other settings, BadFile if it is damaged.
@@ -165,7 +165,7 @@ def _state(statistics: Mapping[Source, AttentionStatistics]) -> Iterator[tuple[s
             yield f"layer{layer}.{source}.squares", each.squares[layer]
 
 
-def _expect_same_run(path: Path, header: Header, found: Header) -> None:
+def _expect_same_run(path: Path, header: StatisticsHeader, found: StatisticsHeader) -> None:
     """UserError names the first setting in which two runs differ; what is not listed here does not change a histogram."""
     ours, theirs = ({"shapes": each.shapes, "sources": each.sources} | each.origin for each in (header, found))
     for name in sorted(ours.keys() | theirs.keys()):
@@ -176,7 +176,7 @@ def _expect_same_run(path: Path, header: Header, found: Header) -> None:
         raise BadFile(f"{path}: expected at most {header.images} images, got {found.images}; delete it and start again")
 
 
-def _names(header: Header) -> list[str]:
+def _names(header: StatisticsHeader) -> list[str]:
     return [name for layer in range(header.layers) for name in header.arrays(layer)]
 
 
@@ -190,8 +190,8 @@ def _written(path: Path) -> Iterator[Writer]:
 
 
 @contextmanager
-def _checked(path: Path) -> Iterator[tuple[Header, Tables]]:
-    """Header and open file once its arrays are known to be those that the header states."""
+def _checked(path: Path) -> Iterator[tuple[StatisticsHeader, Tables]]:
+    """The header, and the open file once its arrays are known to be those that the header states."""
     try:
         with Tables(path, "a file of statistics") as file:
             header = _take_manifest(file)
@@ -201,11 +201,11 @@ def _checked(path: Path) -> Iterator[tuple[Header, Tables]]:
         raise BadFile(f"{path}: {error}; {error.advice or 'copy the file again or measure again with `eamsim entropy`'}") from None
 
 
-def _put_manifest(file: Writer, header: Header) -> None:
+def _put_manifest(file: Writer, header: StatisticsHeader) -> None:
     file.put("manifest", np.frombuffer(canonical({"format": FORMAT, "version": VERSION, **asdict(header)}), np.uint8))
 
 
-def _take_manifest(file: Tables) -> Header:
+def _take_manifest(file: Tables) -> StatisticsHeader:
     tree: dict[str, Any] = parse_json(file.take_bytes("manifest", STATISTICS_BYTES), "/manifest")
     kind = (tree.pop("format", None), tree.pop("version", None))
     if kind[0] != FORMAT or kind[1] not in VERSIONS:
@@ -213,8 +213,8 @@ def _take_manifest(file: Tables) -> Header:
         raise Refused("/manifest format and version", known, kind, "use the eamsim that wrote it, or measure again")
     if kind[1] == VERSION:
         file.expect_index()
-    if sorted(tree) != sorted(field.name for field in fields(Header)):
-        raise Refused("/manifest", f"the fields {[field.name for field in fields(Header)]}", sorted(tree))
+    if sorted(tree) != sorted(field.name for field in fields(StatisticsHeader)):
+        raise Refused("/manifest", f"the fields {[field.name for field in fields(StatisticsHeader)]}", sorted(tree))
     shapes = tree["shapes"] if isinstance(tree["shapes"], list) else []
     extents = [[tree["images"], *shape] if isinstance(shape, list) else [] for shape in shapes]
     if not 1 <= len(shapes) <= MAX_LAYERS or not all(map(_within_limits, extents)):
@@ -231,7 +231,7 @@ def _take_manifest(file: Tables) -> Header:
         raise Refused("/manifest histograms, origin, command", "true or false, an object and text", [tree[name] for name in kinds])
     tree |= {"shapes": tuple(map(tuple, shapes)), "sources": tuple(tree["sources"])}
     tree |= {"heads": tuple(heads), "excluded": tuple(excluded)}
-    return Header(**tree)
+    return StatisticsHeader(**tree)
 
 
 def _divides(heads: Any, maps: int) -> bool:
@@ -244,7 +244,7 @@ def _within_limits(extents: list[Any]) -> bool:
     return known and all(type(extent) is int and 1 <= extent <= limit for extent, limit in zip(extents, limits, strict=True))
 
 
-def _read(file: Tables, header: Header, name: str) -> np.ndarray:
+def _read(file: Tables, header: StatisticsHeader, name: str) -> np.ndarray:
     """One array of a layer; Refused unless its type, shape and values are what the header allows."""
     layer, _, quantity = name.removeprefix("layer").partition(".")
     stored, shape = header.arrays(int(layer))[name]

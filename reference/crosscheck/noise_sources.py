@@ -16,7 +16,7 @@ from reference.quantisation.fakequant import predict
 
 
 @dataclass(frozen=True)
-class Source:
+class NoiseSource:
     """Quantisers that belong together: sites (activations, attention maps), linear layers, a Swin's position biases, frozen maps."""
 
     name: str
@@ -26,19 +26,19 @@ class Source:
     frozen: bool = False
 
 
-def sources_of(rebuilt: Rebuilt) -> list[Source]:
+def sources_of(rebuilt: Rebuilt) -> list[NoiseSource]:
     """Each kind of site and of constant over all blocks, the frozen maps, then all activations and all constants but those maps."""
     sites = [*rebuilt.fake.activations, *(f"block{i}.attn.codes" for i in range(len(rebuilt.fake.attention)))]
     layers = list(rebuilt.fake.weights)
-    found = [Source(f"activations {kind}", sites=names) for kind, names in _by_kind(sites).items()]
-    found += [Source(f"weights {kind}", layers=names) for kind, names in _by_kind(layers).items()]
+    found = [NoiseSource(f"activations {kind}", sites=names) for kind, names in _by_kind(sites).items()]
+    found += [NoiseSource(f"weights {kind}", layers=names) for kind, names in _by_kind(layers).items()]
     swin = isinstance(rebuilt.model.network, Swin)
     if swin:
-        found.append(Source("position biases", positions=True))
+        found.append(NoiseSource("position biases", positions=True))
     if rebuilt.frozen is not None:
-        found.append(Source("frozen maps", frozen=True))
-    all_weights = Source("all weights", layers=frozenset(layers), positions=swin)
-    return [*found, Source("all activations", sites=frozenset(sites)), all_weights]
+        found.append(NoiseSource("frozen maps", frozen=True))
+    all_weights = NoiseSource("all weights", layers=frozenset(layers), positions=swin)
+    return [*found, NoiseSource("all activations", sites=frozenset(sites)), all_weights]
 
 
 def _by_kind(names: Iterable[str]) -> dict[str, frozenset[str]]:
@@ -49,7 +49,7 @@ def _by_kind(names: Iterable[str]) -> dict[str, frozenset[str]]:
     return {kind: frozenset(members) for kind, members in kinds.items()}
 
 
-def noise_shares(rebuilt: Rebuilt, sources: Sequence[Source], batches: Iterable[np.ndarray], advance: Advance) -> list[dict[str, Any]]:
+def noise_shares(rebuilt: Rebuilt, sources: Sequence[NoiseSource], batches: Iterable[np.ndarray], advance: Advance) -> list[dict[str, Any]]:
     """A row {source, share} for each: the squared change of the logits, as a share of the float network's squared logits.
 
     Both without the mean over each image's classes, which decides nothing. batches: uint8 [batch, height, width, 3]; advance: called
@@ -69,7 +69,7 @@ def _energy(logits: np.ndarray) -> float:
     return float(np.square(logits - logits.mean(axis=1, keepdims=True)).sum())
 
 
-def logits_with(rebuilt: Rebuilt, source: Source, images: np.ndarray) -> np.ndarray:
+def logits_with(rebuilt: Rebuilt, source: NoiseSource, images: np.ndarray) -> np.ndarray:
     """Logits float64 [batch, classes] of the float network with the quantisers of one source."""
     fake = rebuilt.fake
     grids = fake.activations | {f"block{i}.attn.codes": grid for i, grid in enumerate(fake.attention)}

@@ -21,7 +21,7 @@ from eamsim.cli import output, streams
 from eamsim.cli.model import build, entropy, sweep
 from eamsim.cli.program import bench, widths
 from eamsim.datapath import KNOBS
-from eamsim.jobs.search.widths import Trial
+from eamsim.jobs.search.widths import WidthTrial
 from eamsim.jobs.sweep_table import Row
 
 WIDTH = 80
@@ -115,7 +115,7 @@ def test_the_tables_of_searches_fit_80_columns(tmp_path: Path):
     ]
     found: dict[str, Any] = {"trials": trials, "judged": {"labelled": False, "images": 5000}}
     wide: dict[str, Any] = {"energy_uj": 12345.678, "area_um2": 1.2345e9, "cost": 0.123, "noise": 0.1234, "loss": -0.1234, "error": 0.1234}
-    tested = Trial(**dict.fromkeys(KNOBS, 32), **wide, stage="joint", top1=0.5, images=5000, search="", kept=True, chosen=True)
+    tested = WidthTrial(**dict.fromkeys(KNOBS, 32), **wide, stage="joint", top1=0.5, images=5000, search="", kept=True, chosen=True)
     found_widths = {"sums": {"proven": 32, "observed": 20, "images": 5000}, "keep": 0.005, "hardware": {"name": "small-npu"}}
     found_widths |= {"judged": {"labelled": True, "images": 5000, "views": 3}}
     lines = (*build.write_trials(tmp_path / "x.eam", found), *widths.report([tested], found_widths, tmp_path / "x.csv"))

@@ -43,7 +43,7 @@ def test_other_ranges_of_tau_are_refused(text):
         (("--seeds", "0,x"), "--seeds: expected whole numbers with commas between, such as 0,1,2, got '0,x'"),
         (("--seeds", "-1"), "seed: expected an integer of at least 0, got -1"),
         (("--variant", "eam-8bits"), "variant: must be one of eam-fp32, eam-4bits, random-4bits, baseline, got 'eam-8bits'"),
-        (("--variant", "baseline"), "baseline: freezes nothing, expected tau 0 and no other choice, got Unit("),
+        (("--variant", "baseline"), "baseline: freezes nothing, expected tau 0 and no other choice, got SweepUnit("),
         (("--softmax", "soft"), "softmax: must be one of paper, renormalised, got 'soft'"),
         (("--order", "random"), "order: random and a seed belong to the variant random-4bits alone"),
         (("--granularity", "head"), "scope: a head holds no other head to choose from"),

@@ -10,7 +10,7 @@ from command_line import eamsim, save_data, save_model
 from eamsim import artifact
 from eamsim.datapath import Widths
 from eamsim.files.origin import without_folders
-from eamsim.jobs.search.width_bench import VIEWS, Bench, moved
+from eamsim.jobs.search.width_evaluator import VIEWS, WidthEvaluator, moved
 from eamsim.jobs.search.widths import read_trials
 from eamsim.narrow import narrowed, widths_of
 
@@ -54,7 +54,7 @@ def test_it_writes_the_program_it_found_and_every_trial(case, tmp_path):
 def test_an_interrupted_search_continues_where_it_was(case, tmp_path, monkeypatch):
     _, command = case
     assert eamsim(*command, "-o", tmp_path / "whole.eam").code == 0
-    run, calls = Bench.run, []
+    run, calls = WidthEvaluator.run, []
 
     def count(self, program, images, views):
         calls.append(program)
@@ -62,7 +62,7 @@ def test_an_interrupted_search_continues_where_it_was(case, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return run(self, program, images, views)
 
-    monkeypatch.setattr(Bench, "run", count)
+    monkeypatch.setattr(WidthEvaluator, "run", count)
     stopped = eamsim(*command, "-o", tmp_path / "y.eam")
     assert stopped.code == 130
     assert "interrupted: 7 trials are kept in" in stopped.err  # two calls were of the default, on all images and on the sample

@@ -28,7 +28,7 @@ from eamsim.traces.file import DIGEST_BYTES, LANES, recording
 from reference.attention.divergence import divergence
 from reference.attention.entropy import AttentionStatistics
 from reference.attention.freeze import Freezing, FrozenMap, freeze
-from reference.attention.statistics_file import Header, write_statistics
+from reference.attention.statistics_file import StatisticsHeader, write_statistics
 from reference.lowering.layers import LoweringConfig
 from reference.lowering.program import lower, provenance
 from reference.models.load import as_model
@@ -58,7 +58,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     statistics.add(0, np.full((2, *MAPS), 1 / TOKENS))
     scores, mean = [np.zeros(MAPS)] * 2, [np.full(MAPS, 0.5)] * 2
     folder, loaded = tmp_path_factory.mktemp("files"), engine.Engine(program, 1)
-    header = Header((MAPS,), (HEADS,), (), 2, ("float",), False, {}, "")
+    header = StatisticsHeader((MAPS,), (HEADS,), (), 2, ("float",), False, {}, "")
     arrays = {f"layer0.float.{each}": np.zeros(MAPS, np.float32) for each in ("entropy", "mean", "variance")}
     return SimpleNamespace(**locals())
 
@@ -274,7 +274,7 @@ OTHERS: dict[str, tuple[Callable[[SimpleNamespace], object], str]] = {
         lambda g: divergence(g.statistics, MEAN, 0),
         "statistics: expected AttentionStatistics, got float64 [2, 17, 17]",
     ),
-    "statistics header": (lambda g: write_statistics(g.folder / "s.h5", {}, []), "header: expected Header, got dict"),
+    "statistics header": (lambda g: write_statistics(g.folder / "s.h5", {}, []), "header: expected StatisticsHeader, got dict"),
     "statistics too few": (lambda g: written(g), "layers: expected 1, got 0"),
     "statistics too many": (
         lambda g: written(g, g.arrays, g.arrays),

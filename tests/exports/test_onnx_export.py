@@ -15,17 +15,17 @@ from eamsim import golden
 from eamsim.constraints import Verified
 from eamsim.errors import UserError
 from eamsim.exports import onnx_integer as onnx_export
-from eamsim.exports.onnx_graph import Graph, Tensor
+from eamsim.exports.onnx_graph import Graph, OnnxTensor
 from eamsim.program import Datapath, Linear, Value
 from eamsim.traces.difference import Taps, first_difference
 
 FULL = Shape(seed=5, windows=4, prefix=0, side=8, freeze="scattered", softmax="renormalised", biased=True)
 
 
-def evaluated(build: Callable[[Graph, Tensor], Tensor], x: np.ndarray, datapath: Datapath | None = None) -> np.ndarray:
+def evaluated(build: Callable[[Graph, OnnxTensor], OnnxTensor], x: np.ndarray, datapath: Datapath | None = None) -> np.ndarray:
     """The tensor that `build` makes of x, as ONNX Runtime and the reference evaluator both find it."""
     graph = Graph(datapath or Datapath())
-    graph.publish("y", build(graph, Tensor(graph, "x")), x.shape)
+    graph.publish("y", build(graph, OnnxTensor(graph, "x")), x.shape)
     inputs = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.INT64, x.shape)]
     proto = onnx.helper.make_graph(graph.nodes, "test", inputs, graph.taps, graph.initializers)
     opset = onnx.helper.make_opsetid("", onnx_export.OPSET)

@@ -30,7 +30,7 @@ from eamsim.figures.panels import ablation_panels, accuracy_panels, read_sweeps,
 from eamsim.figures.table1 import table1
 from eamsim.files.origin import without_folders
 from eamsim.jobs.search import widths as width_search
-from eamsim.jobs.search.budget import Trial, mark
+from eamsim.jobs.search.budget import BudgetTrial, mark
 from eamsim.jobs.search.design_table import read_designs
 from eamsim.jobs.search.front import write_front
 from eamsim.jobs.sweep_table import Row, write_sweep
@@ -57,12 +57,15 @@ def sweep_rows(model=MODEL, softmaxes=("paper", "renormalised"), seeds=(0, 1, 2)
     return [dataclasses.replace(row, top1=round(float(value), 4)) for row, value in zip(rows, rng.random(len(rows)), strict=True)]
 
 
-TRIALS = mark([Trial("none", 0, 0, 0.8, 300, 0), Trial("row", 0.1, 0.02, 0.7, 300, 0.1), Trial("head", 0.2, 0.03, 0.75, 300, 0.1)], 2)
+TRIALS = mark(
+    [BudgetTrial("none", 0, 0, 0.8, 300, 0), BudgetTrial("row", 0.1, 0.02, 0.7, 300, 0.1), BudgetTrial("head", 0.2, 0.03, 0.75, 300, 0.1)],
+    2,
+)
 
 
-def datapath(stage: str, cost: float, noise: float, loss: float = 0, chosen: bool = False, **narrow: int) -> width_search.Trial:
+def datapath(stage: str, cost: float, noise: float, loss: float = 0, chosen: bool = False, **narrow: int) -> width_search.WidthTrial:
     widths: dict[str, Any] = dict.fromkeys(KNOBS, 16) | narrow
-    return width_search.Trial(**widths, stage=stage, energy_uj=1, area_um2=1, cost=cost, noise=noise, loss=loss, error=0.001, top1=0.8,
+    return width_search.WidthTrial(**widths, stage=stage, energy_uj=1, area_um2=1, cost=cost, noise=noise, loss=loss, error=0.001, top1=0.8,
                               images=300, search="a", kept=stage != "alone" and loss < 0.005, chosen=chosen)  # fmt: skip
 
 
@@ -284,7 +287,7 @@ def test_tables_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"sweep\.csv: expected at least one row, got none; run `eamsim sweep`"):
         read_sweeps([path])
     write_sweep(path, [*rows, dataclasses.replace(rows[0], top1=0.125)])
-    with pytest.raises(UserError, match=rf"one unit with two accuracies, {rows[0].top1} and 0\.125: Unit\(model='{MODEL}'"):
+    with pytest.raises(UserError, match=rf"one unit with two accuracies, {rows[0].top1} and 0\.125: SweepUnit\(model='{MODEL}'"):
         read_sweeps([path])
     write_sweep(path, [rows[0], dataclasses.replace(rows[1], images=100)])
     with pytest.raises(UserError, match=f"{MODEL} was evaluated on 200 and on 100 images; give one of the tables"):

@@ -73,7 +73,7 @@ def write_statistics(path: Path) -> None:
     from reference.attention import statistics_file
 
     rng, shape = np.random.default_rng(0), (2, 3, 3)
-    header = statistics_file.Header((shape,), (2,), (), STATISTICS_IMAGES, ("float",), False, {"model": "m"}, "eamsim entropy m")
+    header = statistics_file.StatisticsHeader((shape,), (2,), (), STATISTICS_IMAGES, ("float",), False, {"model": "m"}, "eamsim entropy m")
     arrays = {name: rng.random(shape).astype(np.float32) / 5 for name in header.arrays(0)}
     statistics_file.write_statistics(path, header, [arrays])
 

@@ -8,7 +8,7 @@ from programs import Shape, random_program
 
 from cost_model.work.counts import count
 from eamsim.cli.program import bench as command
-from eamsim.cli.program.bench import Opened, Turn, first_table, interleaved, result_table, row_of, spread
+from eamsim.cli.program.bench import BenchModel, Turn, first_table, interleaved, result_table, row_of, spread
 from eamsim.engine import isa, peak
 from eamsim.inputs.images import Preprocessing, open_images
 
@@ -46,7 +46,7 @@ def test_ratios_are_turn_by_turn_to_the_runtimes_of_a_row_and_to_the_first_row(m
     program = random_program(Shape(seed=1))
     save_data(tmp_path / "d.npz", program, 3)
     images = open_images([tmp_path / "d.npz"], Preprocessing(12, 12, 1.0, "bicubic"))
-    opened = [Opened(name, program, images, None, untrained=False) for name in ("whole", "half")]
+    opened = [BenchModel(name, program, images, None, untrained=False) for name in ("whole", "half")]
     times = {Turn(0, 1): [2.0, 4.0, 8.0], Turn(1, 1): [1.0, 1.0, 8.0], Turn(1, 1, "torch"): [3.0, 5.0, 8.0], Turn(1, 2): [1.0, 1.0, 1.0]}
     row = row_of(Turn(1, 1), opened, 8, times, 1e9, "portable")
     assert (row["model"], row["batch"], row["threads"]) == ("half", 8, 1)

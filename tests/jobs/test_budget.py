@@ -21,7 +21,7 @@ from eamsim import artifact
 from eamsim.errors import UserError
 from eamsim.jobs import build as library
 from eamsim.jobs.search import budget
-from eamsim.jobs.search.budget import Budget, Rungs, Trial, choose, cross_entropy, make_rungs, mark, search, uniform_states
+from eamsim.jobs.search.budget import Budget, BudgetTrial, Rungs, choose, cross_entropy, make_rungs, mark, search, uniform_states
 from eamsim.jobs.search.front import read_front, write_front
 from eamsim.program import Attention
 
@@ -29,8 +29,8 @@ DIGITS = Path(str(files("eamsim") / "data" / "digits"))
 SOURCE = ("build", f"local-dir:{DIGITS}", "--calib", DIGITS / "digits_calib.npz", "--no-compensate")  # not searched
 
 
-def trial(macs_saved: float, top1: float, **changes) -> Trial:
-    return Trial("head", macs_saved, macs_saved, top1, 100, 0.0, **changes)
+def trial(macs_saved: float, top1: float, **changes) -> BudgetTrial:
+    return BudgetTrial("head", macs_saved, macs_saved, top1, 100, 0.0, **changes)
 
 
 def budget_of(**settings) -> Budget:

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from eamsim.errors import BadFile
-from eamsim.jobs.search.budget import Trial, mark
+from eamsim.jobs.search.budget import BudgetTrial, mark
 from eamsim.jobs.search.front import read_front, write_front
 
-FRONT_HEADER = ",".join(field.name for field in dataclasses.fields(Trial))
+FRONT_HEADER = ",".join(field.name for field in dataclasses.fields(BudgetTrial))
 FRONTS = {
     "column": ("granularity,tau,macs_saved\nrow,1,1\n", r"expected the columns granularity,tau,.*,chosen and at least one row, got gran"),
     "empty": ("", "expected the columns .* got  and 0 rows; make the table again"),
@@ -36,7 +36,14 @@ def test_a_front_that_cannot_be_read_is_refused(tmp_path, case):
 
 
 def test_a_front_is_read_as_it_was_written(tmp_path):
-    trials = mark([Trial("none", 0, 0, 0.8, 300, 0), Trial("row", 0.1, 0.02, 0.7, 300, 0.1), Trial("head", 0.2, 0.03, 0.75, 300, 0.1)], 2)
+    trials = mark(
+        [
+            BudgetTrial("none", 0, 0, 0.8, 300, 0),
+            BudgetTrial("row", 0.1, 0.02, 0.7, 300, 0.1),
+            BudgetTrial("head", 0.2, 0.03, 0.75, 300, 0.1),
+        ],
+        2,
+    )
     write_front(tmp_path / "front.csv", trials)
 
     assert read_front(tmp_path / "front.csv") == trials

@@ -12,7 +12,7 @@ pytest.importorskip("timm")
 import eamsim  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
 from eamsim.jobs import stages  # noqa: E402
-from eamsim.jobs.stages import Line, Plan, cell  # noqa: E402
+from eamsim.jobs.stages import Line, StagePlan, cell  # noqa: E402
 from reference.attention.freeze import Freezing  # noqa: E402
 from reference.crosscheck.rebuild import rebuild  # noqa: E402
 from reference.models.load import load_model  # noqa: E402
@@ -34,12 +34,12 @@ def test_the_command_prints_a_table(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["stages", MODEL, "--calib", str(CALIB), "--data", str(TEST), "--tau", "0.2", "--no-compensate"])
     stages.main()
     assert capsys.readouterr().out.splitlines()[-1] == "| 0.2 | paper | **integers** | 100.00 |"
-    assert seen[0][3] == Plan([Freezing(0.2)], False, [0, 0.2], None, 32, None, False, None, [])
+    assert seen[0][3] == StagePlan([Freezing(0.2)], False, [0, 0.2], None, 32, None, False, None, [])
 
 
 def test_weights_frozen_at_random_are_held_against_the_chosen_ones():
     """Lines of one small choice on digits: the base of the chosen is what nothing frozen gives, that of the drawn the chosen ones' line."""
-    plan = Plan([Freezing(0.5)], True, [], None, 8, 16, False)
+    plan = StagePlan([Freezing(0.5)], True, [], None, 8, 16, False)
     found = list(stages.lines(MODEL, [CALIB], [TEST], plan))
     assert [(line.softmax, line.stage.removeprefix("**integers**")) for line in found] == [
         ("-", ", as calibrated"),
@@ -60,7 +60,7 @@ def test_finished_programs_have_lines(monkeypatch):
     another model's is refused."""
     file = DIGITS / "digits.eam"
     model = eamsim.load(file)
-    plan = Plan([], False, [model.provenance["tau"]], 60, 8, None, False, None, [file])
+    plan = StagePlan([], False, [model.provenance["tau"]], 60, 8, None, False, None, [file])
     base, line, fake = list(stages.lines(MODEL, [CALIB], [TEST], plan))
     images = model.images(TEST, labelled=True)
     logits = eamsim.Engine(model.program).run(np.concatenate(list(images.batches(50))))

@@ -8,24 +8,35 @@ import pytest
 
 from eamsim.datapath import KNOBS, Widths
 from eamsim.errors import BadFile
-from eamsim.jobs.search.widths import Enough, Search, Trial, mark, paired_loss, read_trials, unexplained, useful, with_width, write_trials
+from eamsim.jobs.search.widths import (
+    Enough,
+    Search,
+    WidthTrial,
+    mark,
+    paired_loss,
+    read_trials,
+    unexplained,
+    useful,
+    with_width,
+    write_trials,
+)
 
 START = Widths(16, 16, 8, 15, 8, 12, 15, 8, 32)
 NEEDED = Widths(9, 10, 3, 5, 3, 4, 6, 5, 18)
 """Below these every bit loses 0.4 points, and is noise."""
 
 
-class Bench:
+class FakeEvaluator:
     """Losses of so many points for each bit below NEEDED, each known to an error; cost falls with every bit."""
 
     def __init__(self, error: float = 0.0, most: int = 1000):
         self.error, self.most = error, most
-        self.trials: dict[tuple[Widths, str], Trial] = {}
+        self.trials: dict[tuple[Widths, str], WidthTrial] = {}
 
     def cost(self, widths: Widths) -> float | None:
         return None if widths.multiplier_bits < 4 else 1.03 ** (sum(vars(widths).values()) - sum(vars(START).values()))
 
-    def measure(self, widths: Widths, stage: str) -> Trial | None:
+    def measure(self, widths: Widths, stage: str) -> WidthTrial | None:
         if (cost := self.cost(widths)) is None:
             return None
         if (widths, stage) not in self.trials:
@@ -34,11 +45,11 @@ class Bench:
             lacking = sum(max(getattr(NEEDED, knob) - getattr(widths, knob), 0) for knob in KNOBS)
             kept = sum(getattr(widths, knob) / getattr(START, knob) for knob in KNOBS)
             noise = 0.02 * lacking + 1e-4 * (len(KNOBS) - kept)
-            self.trials[widths, stage] = Trial(**vars(widths), stage=stage, energy_uj=1, area_um2=1, cost=cost, noise=noise,
+            self.trials[widths, stage] = WidthTrial(**vars(widths), stage=stage, energy_uj=1, area_um2=1, cost=cost, noise=noise,
                                                loss=0.004 * lacking, error=self.error, top1=0.8, images=100, search="a")  # fmt: skip
         return self.trials[widths, stage]
 
-    def run(self, keep: float) -> list[Trial]:
+    def run(self, keep: float) -> list[WidthTrial]:
         search = Search(START, NEEDED.accumulator_bits, keep, self.cost, self.measure)
         try:
             search.run()
@@ -47,13 +58,13 @@ class Bench:
         return self.kept
 
 
-def joint(bench: Bench) -> list[Trial]:
+def joint(bench: FakeEvaluator) -> list[WidthTrial]:
     return [trial for trial in bench.trials.values() if trial.stage == "joint"]
 
 
 @pytest.mark.parametrize(("keep", "error"), [(0.0001, 0.0), (0.005, 0.0), (0.005, 0.001), (0.02, 0.005)])
 def test_the_last_that_passes_is_taken_and_the_first_that_fails_ends_the_search(keep, error):
-    bench = Bench(error)
+    bench = FakeEvaluator(error)
 
     kept = bench.run(keep)
 
@@ -66,24 +77,24 @@ def test_the_last_that_passes_is_taken_and_the_first_that_fails_ends_the_search(
 
 
 def test_bits_that_do_no_harm_go_first():
-    kept = Bench().run(0.0001)
+    kept = FakeEvaluator().run(0.0001)
 
     assert kept[-1].loss == 0
     assert kept[-1].cost < 1.08 * 1.03 ** (sum(vars(NEEDED).values()) - sum(vars(START).values()))
 
 
 def test_an_error_as_large_as_what_may_be_lost_leaves_what_is_proven():
-    assert [trial.widths for trial in Bench(error=0.0031).run(0.005)] == [START, replace(START, accumulator_bits=18)]
-    assert Bench(error=0.0030).run(0.005)[-1].cost < 0.8
+    assert [trial.widths for trial in FakeEvaluator(error=0.0031).run(0.005)] == [START, replace(START, accumulator_bits=18)]
+    assert FakeEvaluator(error=0.0030).run(0.005)[-1].cost < 0.8
 
 
 def test_the_order_is_made_without_accuracy():
-    class Lucky(Bench):
+    class Lucky(FakeEvaluator):
         def measure(self, widths, stage):
             trial = super().measure(widths, stage)
             return trial and replace(trial, loss=-1.0)
 
-    plain, lucky = Bench(), Lucky()
+    plain, lucky = FakeEvaluator(), Lucky()
     plain.run(1.0)
     lucky.run(1.0)
 
@@ -92,8 +103,8 @@ def test_the_order_is_made_without_accuracy():
 
 @pytest.mark.parametrize("spoiled", ["noise", "loss", "error"])
 def test_a_measure_that_is_no_number_passes_no_test(spoiled):
-    class Spoiled(Bench):
-        def measure(self, widths: Widths, stage: str) -> Trial | None:
+    class Spoiled(FakeEvaluator):
+        def measure(self, widths: Widths, stage: str) -> WidthTrial | None:
             trial = super().measure(widths, stage)
             tested = "alone" if spoiled == "noise" else "joint"
             exact = replace(widths, accumulator_bits=START.accumulator_bits) == START
@@ -104,7 +115,7 @@ def test_a_measure_that_is_no_number_passes_no_test(spoiled):
 
 
 def test_a_search_stops_when_it_is_told_to_and_keeps_what_passed():
-    bench = Bench(most=100)
+    bench = FakeEvaluator(most=100)
     with pytest.raises(Enough):
         bench.run(1.0)
     assert len(bench.trials) == 100
@@ -165,7 +176,7 @@ def test_noise_does_not_know_units_and_offsets():
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
-    bench = Bench(0.001)
+    bench = FakeEvaluator(0.001)
     kept = bench.run(0.005)
     trials = mark(list(bench.trials.values()), kept)
     write_trials(tmp_path / "t.csv", trials)
@@ -186,7 +197,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
 )
 def test_a_damaged_table_is_refused(tmp_path, old, new, message):
     path = tmp_path / "t.csv"
-    write_trials(path, Bench().run(0.0001)[:1])
+    write_trials(path, FakeEvaluator().run(0.0001)[:1])
     path.write_text(path.read_text().replace(old, new, 1))
 
     with pytest.raises(BadFile, match=f"^{path}: {message}"):

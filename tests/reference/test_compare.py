@@ -22,7 +22,7 @@ from eamsim.program import Linear  # noqa: E402
 from eamsim.progress import unheard  # noqa: E402
 from reference.attention.freeze import FrozenMap  # noqa: E402
 from reference.crosscheck.compare import compare, decisions, paired, tap_names  # noqa: E402
-from reference.crosscheck.noise_sources import Source, logits_with, noise_shares, sources_of  # noqa: E402
+from reference.crosscheck.noise_sources import NoiseSource, logits_with, noise_shares, sources_of  # noqa: E402
 from reference.crosscheck.rebuild import rebuild  # noqa: E402
 from reference.lowering.program import lower, provenance  # noqa: E402
 from reference.models.load import as_model, load_model  # noqa: E402
@@ -243,7 +243,7 @@ def test_narrowed_programs_are_compared_in_their_own_units(architecture):
 def test_sources(case):
     """Nothing for a quantiser that is switched off; each of one source, as plain NumPy has it; both halves of all are among them."""
     sources = sources_of(case.rebuilt)
-    off = Source("off")
+    off = NoiseSource("off")
     shares = {row["source"]: row["share"] for row in noise_shares(case.rebuilt, [off, *sources], [images()[:3], images()[3:]], unheard)}
     assert shares.pop("off") == 0
     assert min(shares.values()) > 0

@@ -7,7 +7,7 @@ from programs import operation
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
-from cost_model.models.architectures import Swin, architecture  # noqa: E402
+from cost_model.models.architectures import SwinArchitecture, architecture  # noqa: E402
 from cost_model.models.paper import estimate  # noqa: E402
 from cost_model.work.counts import constant_share, count, frozen_share  # noqa: E402
 from eamsim import engine, golden  # noqa: E402
@@ -223,7 +223,7 @@ def test_estimates_equal_counts(four_bits, tau, softmax):
         order = np.where(live, np.random.default_rng(5).random(maps.shape), np.inf).reshape(len(live), -1).argsort(axis=1).argsort(axis=1)
         mask = order < np.array([[round(tau * int(each.sum()))] for each in live])
         frozen.append(FrozenMap(mask.reshape(maps.shape), np.full(maps.shape, 0.03)))
-    shape = Swin("small", width=16, heads=(2, 4), depths=(2, 2), window=4, image=16, patch=2, classes=7)
+    shape = SwinArchitecture("small", width=16, heads=(2, 4), depths=(2, 2), window=4, image=16, patch=2, classes=7)
 
     assert count(lower(four_bits, frozen if tau else None, softmax)) == estimate(shape, tau, softmax)
     assert shape.parameters == sum(parameter.numel() for parameter in four_bits.model.module.parameters())

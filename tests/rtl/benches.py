@@ -21,14 +21,14 @@ Parameters = dict[str, int | str]
 
 
 @dataclass(frozen=True)
-class Bench:
+class Testbench:
     """A unit, and the parameters of its testbench `tb_UNIT` for one operation."""
 
     unit: str
     parameters: Parameters
 
 
-def benches(folder: Path, lanes: int = 16) -> list[Bench]:
+def benches(folder: Path, lanes: int = 16) -> list[Testbench]:
     manifest = json.loads((folder / "manifest.json").read_text())
     tensors = {entry["name"]: entry for entry in manifest["tensors"]}
     path = manifest["datapath"]
@@ -40,13 +40,16 @@ def benches(folder: Path, lanes: int = 16) -> list[Bench]:
         common: Parameters = {"NAME": op["name"], "ROUNDING": ROUNDINGS.index(path["rounding"])}
         match op["kind"], op.get("epilogue"):
             case "LayerNorm", _:
-                found.append(Bench("layer_norm_row", common | layer_norm(op, tensors)))
+                found.append(Testbench("layer_norm_row", common | layer_norm(op, tensors)))
             case "Linear", "Requant":
-                found.append(Bench("dot_requant", common | dot(op, tensors) | sums | ratio | {"LANES": lanes}))
+                found.append(Testbench("dot_requant", common | dot(op, tensors) | sums | ratio | {"LANES": lanes}))
             case "Linear", "Gelu":
-                found.append(Bench("gelu_table", common | gelu(op, tensors) | acc | ratio))
+                found.append(Testbench("gelu_table", common | gelu(op, tensors) | acc | ratio))
             case "Attention", _:
-                found += [Bench("softmax_row", common | softmax(op, tensors)), Bench("av_row", common | context(op, tensors) | sums)]
+                found += [
+                    Testbench("softmax_row", common | softmax(op, tensors)),
+                    Testbench("av_row", common | context(op, tensors) | sums),
+                ]
     return found
 
 
@@ -115,7 +118,7 @@ def context(op: dict[str, Any], tensors: dict[str, Any]) -> Parameters:
 ROMS = {"LEVELS": "levels", "TABLE": "table", "GAIN": "gain", "OFFSET": "offset", "EXP2": "exp2", "LOG2": "log2"}
 
 
-def unit_parameters(bench: Bench, folder: Path) -> Parameters:
+def unit_parameters(bench: Testbench, folder: Path) -> Parameters:
     """The parameters of the unit alone, texts in quotation marks: those of its testbench, and where its tables lie."""
     names = re.findall(r"parameter (?:int )?(\w+)", (SOURCES / f"{bench.unit}.sv").read_text())
     roms = {key: f'"{folder}/constants/{bench.parameters["NAME"]}.{field}.hex"' for key, field in ROMS.items()}
@@ -127,7 +130,7 @@ def flags(top: str, parameters: Parameters) -> list[str]:
     return [f"-P{top}.{key}={value if isinstance(value, int) else chr(34) + value + chr(34)}" for key, value in parameters.items()]
 
 
-def commands(bench: Bench, scratch: Path, unit: Path | None = None) -> tuple[list[str], list[str]]:
+def commands(bench: Testbench, scratch: Path, unit: Path | None = None) -> tuple[list[str], list[str]]:
     """Compile a testbench; run it, in the folder of vectors. `unit`: another source of the unit, such as one with a planted fault."""
     top, image = f"tb_{bench.unit}", str(scratch / f"{bench.unit}.vvp")
     sources = [SOURCES / "eam_pkg.sv", unit or SOURCES / f"{bench.unit}.sv", SOURCES / f"{top}.sv"]
@@ -135,7 +138,7 @@ def commands(bench: Bench, scratch: Path, unit: Path | None = None) -> tuple[lis
     return ["iverilog", *options, *map(str, sources)], ["vvp", "-n", image]
 
 
-def simulate(bench: Bench, folder: Path, scratch: Path, unit: Path | None = None) -> subprocess.CompletedProcess[str]:
+def simulate(bench: Testbench, folder: Path, scratch: Path, unit: Path | None = None) -> subprocess.CompletedProcess[str]:
     build, run = commands(bench, scratch, unit)
     compiled = subprocess.run(build, capture_output=True, text=True)
     if compiled.returncode != 0:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reference.attention.statistics_file import Header, Statistics, read_statistics, write_statistics
+from reference.attention.statistics_file import Statistics, StatisticsHeader, read_statistics, write_statistics
 
 LAYERS, HEADS, TOKENS = 3, 2, 10
 
@@ -12,7 +12,7 @@ LAYERS, HEADS, TOKENS = 3, 2, 10
 def write_maps(path: Path, sources=("float", "quantised"), tokens=TOKENS) -> Statistics:
     """Statistics of random maps at `path`."""
     rng = np.random.default_rng(0)
-    header = Header(((HEADS, tokens, tokens),) * LAYERS, (HEADS,) * LAYERS, (), 50, sources, False, {}, "eamsim entropy")
+    header = StatisticsHeader(((HEADS, tokens, tokens),) * LAYERS, (HEADS,) * LAYERS, (), 50, sources, False, {}, "eamsim entropy")
     limits = {"entropy": 5, "mean": 1, "variance": 0.25, "divergence": 3}
     shape = (HEADS, tokens, tokens)
     layers = [

@@ -16,7 +16,7 @@ from eamsim.traces import vectors
 from eamsim.traces.compare import compare_tap
 from eamsim.traces.diagnosis import resemblance
 from eamsim.traces.sources import Digest
-from eamsim.traces.vectors import Layout, Tensor
+from eamsim.traces.vectors import Layout, VectorTensor
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_integers_beyond_the_packing_of_a_digest_are_no_accident(bench: Bench, t
 def test_a_simulators_folder(bench: Bench, tmp_path: Path):
     names = ["block0.attn.qkv", "block0.attn.scores"]
     declared = taps(bench.program)
-    tensors = [Tensor("tap", declared[name].value, bench.golden[name]) for name in names]
+    tensors = [VectorTensor("tap", declared[name].value, bench.golden[name]) for name in names]
     vectors.export(tmp_path / "v", tensors, Layout(32), ("readmemh", "jsonl"), {})
     assert eamsim("trace", "diff", bench.trace, tmp_path / "v").code == 0
     assert eamsim("trace", "diff", bench.trace, tmp_path / "v" / "tensors.jsonl").code == 0

@@ -16,7 +16,7 @@ from eamsim.tensors import taps
 from eamsim.traces import vectors
 from eamsim.traces.compare import compare_tap
 from eamsim.traces.sources import Digest
-from eamsim.traces.vectors import Layout, Tensor
+from eamsim.traces.vectors import Layout, VectorTensor
 
 QKV, NORM = "block0.attn.qkv", "block0.norm1"
 Dump = dict[str, np.ndarray]
@@ -182,7 +182,7 @@ def test_json_lines_of_which_one_would_be_dropped(bench: Bench, tmp_path: Path, 
 
 
 def test_files_of_a_simulators_folder_are_read_named_or_refused(bench: Bench, tmp_path: Path):
-    tensors = [Tensor("tap", taps(bench.program)[name].value, bench.golden[name]) for name in (QKV, NORM)]
+    tensors = [VectorTensor("tap", taps(bench.program)[name].value, bench.golden[name]) for name in (QKV, NORM)]
     vectors.export(tmp_path / "v", tensors, Layout(32), ("readmemh",), {})
     folder, text = tmp_path / "sim", (tmp_path / "v" / "taps" / f"{QKV}.hex").read_text()
     folder.mkdir()

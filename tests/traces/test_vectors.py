@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from eamsim.errors import BadFile, UserError
 from eamsim.program import Value
 from eamsim.traces import vectors
-from eamsim.traces.vectors import Layout, Tensor, export, read_hex, read_manifest
+from eamsim.traces.vectors import Layout, VectorTensor, export, read_hex, read_manifest
 
 FORMATS = ("readmemh", "npz", "jsonl")
 WORDS = st.none() | st.integers(1, 200)
@@ -62,7 +62,7 @@ def test_whatever_is_exported_comes_back(tmp_path_factory, shape, bits, signed, 
     folder = tmp_path_factory.getbasetemp() / "vectors"
     value = Value("a.b", shape, max(bits, 2) if signed else min(bits, 63), signed)
     integers = np.random.default_rng(seed).integers(value.low, value.high, (2, *shape), endpoint=True)
-    tensors = [Tensor("tap", value, integers), Tensor("constant", value, integers[0])]
+    tensors = [VectorTensor("tap", value, integers), VectorTensor("constant", value, integers[0])]
     manifest = export(folder, tensors, layout, FORMATS, {})
     read, read_layout, (tap, constant) = read_manifest(folder)
     assert (json.loads(json.dumps(manifest)), read_layout) == (read, layout)
@@ -80,7 +80,7 @@ def test_whatever_is_exported_comes_back(tmp_path_factory, shape, bits, signed, 
 @pytest.mark.parametrize("name", ["../../escaped", "/etc/passwd", ".hidden", "a/b", "c" * 300, "..", "a\\b", "", "ü"])
 def test_no_name_leaves_the_folder(tmp_path: Path, name: str):
     folder = tmp_path / "deep" / "down"
-    export(folder, [Tensor("tap", Value(name, (1,), 4), np.ones((1, 1), np.int64))], Layout(), FORMATS, {})
+    export(folder, [VectorTensor("tap", Value(name, (1,), 4), np.ones((1, 1), np.int64))], Layout(), FORMATS, {})
     _, layout, (entry,) = read_manifest(folder)
     assert entry.name == name
     assert read_hex(folder / entry.file, entry, layout).tolist() == [[1]]
@@ -90,12 +90,12 @@ def test_no_name_leaves_the_folder(tmp_path: Path, name: str):
 
 
 def test_names_that_differ_by_case_have_files_of_their_own():
-    tensors = [Tensor("tap", Value(name, (1,), 4), np.ones((1, 1), np.int64)) for name in ("a", "A")]
+    tensors = [VectorTensor("tap", Value(name, (1,), 4), np.ones((1, 1), np.int64)) for name in ("a", "A")]
     assert len({name.casefold() for name in vectors.file_names(tensors)}) == 2
 
 
 def test_a_simulators_dump(tmp_path: Path):
-    export(tmp_path, [Tensor("tap", Value("x", (4,), 8), np.arange(4)[None])], Layout(), ("readmemh",), {})
+    export(tmp_path, [VectorTensor("tap", Value("x", (4,), 8), np.arange(4)[None])], Layout(), ("readmemh",), {})
     _, layout, (entry,) = read_manifest(tmp_path)
     path = tmp_path / "taps" / "x.hex"
     path.write_text("// 0x00000000\n00 /* one */ 0_1\n@2\n02\n03\n")
@@ -116,7 +116,7 @@ def test_a_simulators_dump(tmp_path: Path):
 def test_a_manifest_that_export_does_not_make(tmp_path: Path):
     with pytest.raises(BadFile, match=r"manifest.json: expected a readable manifest, got 'No such file"):
         read_manifest(tmp_path)
-    manifest = export(tmp_path, [Tensor("tap", Value("x", (4,), 8), np.arange(4)[None])], Layout(), ("readmemh",), {})
+    manifest = export(tmp_path, [VectorTensor("tap", Value("x", (4,), 8), np.arange(4)[None])], Layout(), ("readmemh",), {})
     entry = manifest["tensors"][0]
     for change in (
         {"format": "eam"}, {"version": 2}, {"layout": {"tile": [0]}}, {"tensors": [entry | {"file": "../x.hex"}]},
@@ -129,7 +129,7 @@ def test_a_manifest_that_export_does_not_make(tmp_path: Path):
 
 
 def test_what_does_not_fit(tmp_path: Path):
-    tensor = Tensor("tap", Value("x", (4,), 4), np.arange(4)[None])
+    tensor = VectorTensor("tap", Value("x", (4,), 4), np.arange(4)[None])
     with pytest.raises(UserError, match=r"word: expected 1 to 4096 bits, got 5000"):
         export(tmp_path / "a", [tensor], Layout(5000), FORMATS, {})
     with pytest.raises(UserError, match=r"padding of 16: expected what fits x: u4\[4\]"):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from cost_model.chip.hardware import Hardware, Home, load
-from cost_model.models.architectures import Architecture, Swin
+from cost_model.models.architectures import Architecture, SwinArchitecture
 from cost_model.price.energy import evaluate
 from cost_model.work.counts import count
 from cost_model.work.encodings import check_encoding
@@ -104,7 +104,7 @@ def cost(
 
 
 def counted(
-    program: Verified, published: Architecture | Swin | None, taus: Sequence[float] | None, meanings: tuple[Softmax, ...]
+    program: Verified, published: Architecture | SwinArchitecture | None, taus: Sequence[float] | None, meanings: tuple[Softmax, ...]
 ) -> tuple[dict[str, int], list[dict]]:
     """Facts of the model, and the rows: the masks of a file first, then the estimates, at DEFAULT_TAUS of a model unless given."""
     facts = {"unread_macs": sum(unread_macs(program).values())}
@@ -116,7 +116,7 @@ def counted(
     built = count(without_unread_rows(program)).macs  # as `eamsim build` makes it
     facts = {"parameters": published.parameters, "map_elements": published.map_elements, **facts}
     facts |= {"macs_paper_without_unread_rows": built.paper, "macs_full_without_unread_rows": built.full}
-    if isinstance(published, Swin):
+    if isinstance(published, SwinArchitecture):
         facts["shared_map_elements"] = published.shared_map_elements
     return facts, estimated_rows(published, parse_shares(DEFAULT_TAUS, "--tau") if taus is None else taus, meanings)
 

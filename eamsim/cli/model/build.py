@@ -19,7 +19,7 @@ from eamsim.cli.untrained import emit_measured
 from eamsim.errors import UserError
 from eamsim.files.origin import public_command
 from eamsim.jobs.load import is_untrained
-from eamsim.jobs.search.budget import Budget, Trial
+from eamsim.jobs.search.budget import Budget, BudgetTrial
 from eamsim.jobs.search.front import write_front
 from eamsim.program import Softmax
 from reference.attention.freeze import Freezing, Order, Scope
@@ -205,7 +205,7 @@ def chosen_freezing(fixed: dict[str, Any], budget: dict[str, Any], granularity: 
 
 def write_trials(out: Path, found: dict[str, Any]) -> tuple[str | Table, ...]:
     """Write X.eam.front.csv; the lines that sum it up: the Pareto front, and by what its accuracy was judged."""
-    trials, judged, path = [Trial(**trial) for trial in found["trials"]], found["judged"], front_path(out)
+    trials, judged, path = [BudgetTrial(**trial) for trial in found["trials"]], found["judged"], front_path(out)
     write_front(path, trials)
     top1 = "top-1" if judged["labelled"] else "agreement with the model with nothing frozen"
     nothing = next(trial for trial in trials if trial.tau == 0)

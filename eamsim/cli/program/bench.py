@@ -46,7 +46,7 @@ print(1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").rea
 """Not getrusage: its maximum begins with what the parent held at the fork."""
 
 
-class Opened(NamedTuple):
+class BenchModel(NamedTuple):
     """What a MODEL is: a program, images for it, and the float model where there is one."""
 
     name: str
@@ -109,10 +109,10 @@ def bench(
     )
 
 
-def open_model(spec: str, data: list[Path], random_init: int | None) -> Opened:
+def open_model(spec: str, data: list[Path], random_init: int | None) -> BenchModel:
     if spec.endswith(".eam"):
         program, preprocessing, _, provenance = read_model(Path(spec))
-        return Opened(Path(spec).name, program, open_images(data, preprocessing), None, is_untrained(provenance))
+        return BenchModel(Path(spec).name, program, open_images(data, preprocessing), None, is_untrained(provenance))
     build_program = import_reference("eamsim bench MODEL")
     from reference.attention.freeze import Freezing
     from reference.models.load import load_model
@@ -120,11 +120,11 @@ def open_model(spec: str, data: list[Path], random_init: int | None) -> Opened:
     as_calibrated = {"random_init": random_init, "compensated": False}  # no time depends on the weights
     program, provenance = build_program(spec, data, progress, Freezing(0), **as_calibrated)
     model = load_model(spec, random_init=random_init)
-    return Opened(spec, program, open_images(data, model.preprocessing), model, is_untrained(provenance))
+    return BenchModel(spec, program, open_images(data, model.preprocessing), model, is_untrained(provenance))
 
 
 def measure(
-    opened: list[Opened], size: int, peers: list[str], rounds: int, peaks: Mapping[int, float | None], isa: str, profile: bool
+    opened: list[BenchModel], size: int, peers: list[str], rounds: int, peaks: Mapping[int, float | None], isa: str, profile: bool
 ) -> list[dict[str, Any]]:
     """Rows of results of a batch size, one for each model and thread count: the keys of the tables.
 
@@ -148,7 +148,9 @@ def measure(
     return rows
 
 
-def row_of(turn: Turn, opened: list[Opened], size: int, times: Mapping[Turn, list[float]], peak: float | None, isa: str) -> dict[str, Any]:
+def row_of(
+    turn: Turn, opened: list[BenchModel], size: int, times: Mapping[Turn, list[float]], peak: float | None, isa: str
+) -> dict[str, Any]:
     from cost_model.work.counts import count
 
     program, own, first = opened[turn.model].program, times[turn], next(iter(times))

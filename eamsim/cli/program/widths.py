@@ -25,8 +25,8 @@ from eamsim.errors import UserError
 from eamsim.files.origin import public_command
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.jobs.load import is_untrained, read_model
-from eamsim.jobs.search.width_bench import BATCH, VIEWS, Bench, Key
-from eamsim.jobs.search.widths import Enough, Search, Trial, mark, read_trials, write_trials
+from eamsim.jobs.search.width_evaluator import BATCH, VIEWS, Key, WidthEvaluator
+from eamsim.jobs.search.widths import Enough, Search, WidthTrial, mark, read_trials, write_trials
 from eamsim.narrow import narrowed, proven_sums, sum_bits
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def widths(
     digest = hashlib.sha256(f"{FORMAT} {parent} {images.sha256}".encode()).hexdigest()[:16]
     known = known_trials(table_path(out), digest) if resume else {}
     with progress("programs run, at most", evaluations) as advance:
-        bench = Bench(
+        evaluator = WidthEvaluator(
             program,
             images,
             hardware,
@@ -93,8 +93,8 @@ def widths(
             evaluations,
             advance,
         )
-        kept = search(bench, keep)
-    trials = mark(list(bench.trials.values()), kept)
+        kept = search(evaluator, keep)
+    trials = mark(list(evaluator.trials.values()), kept)
     chosen = next(trial for trial in trials if trial.chosen)
     write_trials(table_path(out), trials)
     result = narrowed(program, chosen.widths)
@@ -102,11 +102,11 @@ def widths(
     found = {
         "from_sha256": parent,
         "keep": keep,
-        "judged": {"images": len(images), "views": len(VIEWS), "sha256": images.sha256, "labelled": bench.labelled},
+        "judged": {"images": len(images), "views": len(VIEWS), "sha256": images.sha256, "labelled": evaluator.labelled},
         "data": images.summary.json(),
         "hardware": {"name": hardware.name, "batch": batch},
-        "default": summary(trials[0], bench),
-        "chosen": summary(chosen, bench),
+        "default": summary(trials[0], evaluator),
+        "chosen": summary(chosen, evaluator),
         "programs_run": len(trials),
         "sums": sums,
     }
@@ -129,7 +129,7 @@ def table_path(out: Path) -> Path:
     return out.with_name(out.name + ".widths.csv")
 
 
-def known_trials(path: Path, digest: str) -> dict[Key, Trial]:
+def known_trials(path: Path, digest: str) -> dict[Key, WidthTrial]:
     """What an interrupted search has run; UserError if it was of another program or other images. None if there is no table."""
     trials = read_trials(path) if path.exists() else []
     if any(trial.search != digest for trial in trials):
@@ -137,16 +137,20 @@ def known_trials(path: Path, digest: str) -> dict[Key, Trial]:
     return {(trial.widths, trial.stage): trial for trial in trials}
 
 
-def search(bench: Bench, keep: float) -> list[Trial]:
+def search(evaluator: WidthEvaluator, keep: float) -> list[WidthTrial]:
     """The trials that passed, the program as it came first; says where they are kept when interrupted."""
-    found = Search(bench.start, max(proven_sums(bench.program).values()), keep, bench.cost, bench.measure)
+    found = Search(evaluator.start, max(proven_sums(evaluator.program).values()), keep, evaluator.cost, evaluator.measure)
     try:
         found.run()
     except Enough:
-        note(f"stopped after {bench.evaluations} programs: the cheapest so far is taken; allow more --evaluations for a longer search")
+        note(f"stopped after {evaluator.evaluations} programs: the cheapest so far is taken; allow more --evaluations for a longer search")
     except KeyboardInterrupt as stop:
-        kept = f"kept in {bench.path}; the same command with --resume continues" if bench.path.exists() else "finished, and nothing is kept"
-        stop.add_note(f"{len(bench.trials)} trials are {kept}")
+        kept = (
+            f"kept in {evaluator.path}; the same command with --resume continues"
+            if evaluator.path.exists()
+            else "finished, and nothing is kept"
+        )
+        stop.add_note(f"{len(evaluator.trials)} trials are {kept}")
         raise
     return found.kept
 
@@ -167,9 +171,9 @@ def observed_sums(program: Verified, images: ImageSet, engine: Engine) -> dict[s
     }
 
 
-def summary(trial: Trial, bench: Bench) -> dict[str, Any]:
+def summary(trial: WidthTrial, evaluator: WidthEvaluator) -> dict[str, Any]:
     """Widths, accuracy and price, in three parts, of one datapath."""
-    priced = bench.price(trial.widths)
+    priced = evaluator.price(trial.widths)
     assert priced is not None
     parts = {name: energy.nominal_pj / 1e6 for name, energy in vars(priced).items() if name != "area_um2"}
     accuracy = {name: getattr(trial, name) for name in ("top1", "noise", "loss", "error", "bound")}
@@ -182,7 +186,7 @@ def summary(trial: Trial, bench: Bench) -> dict[str, Any]:
     }
 
 
-def report(trials: list[Trial], found: dict[str, Any], path: Path) -> tuple[str | Table, ...]:
+def report(trials: list[WidthTrial], found: dict[str, Any], path: Path) -> tuple[str | Table, ...]:
     """What was found, width by width, and the datapaths whose accuracy was tested, in that order."""
     base, chosen = trials[0], next(trial for trial in trials if trial.chosen)
     rows = [(NAMES[knob], getattr(base, knob), getattr(chosen, knob)) for knob in KNOBS]
@@ -206,7 +210,7 @@ def report(trials: list[Trial], found: dict[str, Any], path: Path) -> tuple[str 
     )
 
 
-def tested_line(trial: Trial) -> tuple[str, ...]:
+def tested_line(trial: WidthTrial) -> tuple[str, ...]:
     """One datapath."""
     bits = " ".join(f"{getattr(trial, knob):2}" for knob in KNOBS)
     priced = f"{trial.energy_uj:.1f}", f"{trial.area_um2 / 1e6:.3f}", f"{trial.cost:.3f}"

@@ -18,7 +18,7 @@ from eamsim.jobs.load import read_model
 from eamsim.program import Operation
 from eamsim.tensors import Tap, constants, matching, taps
 from eamsim.traces import vectors
-from eamsim.traces.vectors import Format, Layout, Tensor
+from eamsim.traces.vectors import Format, Layout, VectorTensor
 
 
 def export(
@@ -57,9 +57,9 @@ def export(
             golden.run(program, batch[0], found)
             runs.append({name: found[name] for name in names})
             advance(1)
-    tensors = [Tensor("tap", declared[name].value, np.stack([run[name] for run in runs])) for name in names]
+    tensors = [VectorTensor("tap", declared[name].value, np.stack([run[name] for run in runs])) for name in names]
     for op in selected:
-        tensors += [Tensor("constant", value, array.astype(np.int64)) for value, array in constants(op, program).values()]
+        tensors += [VectorTensor("constant", value, array.astype(np.int64)) for value, array in constants(op, program).values()]
     manifest = vectors.export(out, tensors, layout, chosen, about(model, program, image_set, public_names(image_set.names, data), selected))
     rows = [(entry["name"], entry["kind"], form(entry), entry["words"], entry["word_bits"]) for entry in manifest["tensors"]]
     size = sum(file["bytes"] for file in manifest["files"].values())

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from cost_model.models.architectures import Architecture, Swin, architecture
+from cost_model.models.architectures import Architecture, SwinArchitecture, architecture
 from cost_model.models.paper import estimate
 from cost_model.models.skeleton import skeleton
 from cost_model.models.variants import refrozen, scattered, thawed
@@ -22,7 +22,7 @@ from eamsim.program import Softmax
 MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
 
 
-def opened(model: str) -> tuple[Verified, Architecture | Swin | None, bool]:
+def opened(model: str) -> tuple[Verified, Architecture | SwinArchitecture | None, bool]:
     """The program of an .eam file, and whether its weights are untrained; or the shapes of a published model, with its architecture."""
     if Path(model).suffix == ".eam" or Path(model).is_file():
         program, provenance = artifact.read(model)
@@ -31,13 +31,13 @@ def opened(model: str) -> tuple[Verified, Architecture | Swin | None, bool]:
     return skeleton(published), published, False
 
 
-def estimated_rows(subject: Verified | Architecture | Swin, taus: Sequence[float], meanings: tuple[Softmax, ...]) -> list[dict]:
+def estimated_rows(subject: Verified | Architecture | SwinArchitecture, taus: Sequence[float], meanings: tuple[Softmax, ...]) -> list[dict]:
     """One row per tau and meaning, for scattered weights; of a program on its own shapes, whatever it has frozen."""
     if isinstance(subject, Verified):
         bare = thawed(subject)
         excluded, cost_of = constant_share(bare), lambda tau, meaning: count(refrozen(bare, scattered(tau), meaning))
     else:
-        excluded, cost_of = subject.excluded_share if isinstance(subject, Swin) else 0.0, partial(estimate, subject)
+        excluded, cost_of = subject.excluded_share if isinstance(subject, SwinArchitecture) else 0.0, partial(estimate, subject)
     return [
         {
             "tau": tau,

@@ -52,13 +52,13 @@ class Budget:
         if self.evaluations < (needed := 5 + states + heads + WIDTH):
             raise UserError(f"--evaluations: expected at least {needed} for this model and these granularities, got {self.evaluations}")
 
-    def ends(self, trial: Trial, base: Trial) -> bool:
+    def ends(self, trial: BudgetTrial, base: BudgetTrial) -> bool:
         """Whether a search has gone far enough: the MACs are saved, or twice the loss allowed is exceeded, so that chance ends none."""
         if self.save_macs is not None:
             return self.met(trial, base)
         return base.top1 - trial.top1 > 2 * self.loss_allowed
 
-    def met(self, trial: Trial, base: Trial) -> bool:
+    def met(self, trial: BudgetTrial, base: BudgetTrial) -> bool:
         """base: nothing frozen."""
         if self.save_macs is not None:
             return trial.macs_saved >= self.save_macs
@@ -72,7 +72,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Trial:
+class BudgetTrial:
     """One mask that was judged, a row of the table.
 
     tau: share of frozen weights; macs_saved, top1: fractions, the latter of `images`; loss_change: how much their cross-entropy grew,
@@ -219,7 +219,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def choose(budget: Budget, trials: Sequence[Trial]) -> int:
+def choose(budget: Budget, trials: Sequence[BudgetTrial]) -> int:
     """Index of the trial that saves most within a budget of accuracy, or is best of those that save enough; the first: nothing frozen.
 
     Raises UserError with the best that can be had.
@@ -244,7 +244,7 @@ def choose(budget: Budget, trials: Sequence[Trial]) -> int:
     return max(meets, key=lambda index: (trials[index].macs_saved, trials[index].top1))
 
 
-def mark(trials: Sequence[Trial], chosen: int) -> list[Trial]:
+def mark(trials: Sequence[BudgetTrial], chosen: int) -> list[BudgetTrial]:
     """The trials in the order of what they save, with `pareto` and `chosen` set."""
     front = undominated(-np.array([(trial.macs_saved, trial.top1) for trial in trials]))
     marked = [replace(trial, pareto=bool(front[index]), chosen=index == chosen) for index, trial in enumerate(trials)]

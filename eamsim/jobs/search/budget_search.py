@@ -18,9 +18,9 @@ from eamsim.jobs.search.budget import (
     SEARCH_IMAGES,
     WIDTH,
     Budget,
+    BudgetTrial,
     Rungs,
     State,
-    Trial,
     choose,
     cross_entropy,
     granularity,
@@ -116,7 +116,7 @@ def build_within(
 
 def _explore(
     states: States, budget: Budget, calibration: ImageSet, judged: ImageSet, advance: Callable[[int], None]
-) -> list[tuple[Trial, State]]:
+) -> list[tuple[BudgetTrial, State]]:
     """What was tried: nothing frozen, the uniform states, then the search until the budget ends it or the evaluations do."""
     runs = 0
 
@@ -136,9 +136,9 @@ def _explore(
     judging, labels = _truth(judged, answers)
     loss = cross_entropy(answers, judging)
 
-    def judge(state: State, found: np.ndarray) -> tuple[Trial, State]:
+    def judge(state: State, found: np.ndarray) -> tuple[BudgetTrial, State]:
         top1, change = accuracy(found, labels).top1, cross_entropy(found, judging) - loss
-        return Trial(granularity(states.rungs, state), states.tau(state), states.saved(state), top1, len(judged), change), state
+        return BudgetTrial(granularity(states.rungs, state), states.tau(state), states.saved(state), top1, len(judged), change), state
 
     tried = [judge(nothing, answers)]
     tried += [judge(state, logits(state, judged.batches(BATCH))) for state in uniform_states(states.rungs)]

@@ -17,7 +17,7 @@ import numpy as np
 from cost_model.chip.area import area_mm2
 from cost_model.chip.arrays import Dataflow
 from cost_model.chip.hardware import Array, Hardware
-from cost_model.models.architectures import Architecture, Swin
+from cost_model.models.architectures import Architecture, SwinArchitecture
 from cost_model.models.skeleton import skeleton
 from cost_model.models.variants import Freezer, refrozen, scattered, thawed, whole_heads, whole_units
 from cost_model.price.energy import priced, workload
@@ -30,7 +30,7 @@ from eamsim.jobs.workers import Workers, results
 from eamsim.program import Softmax
 from eamsim.progress import Progress
 
-Subject = Architecture | Swin | Verified
+Subject = Architecture | SwinArchitecture | Verified
 Points = dict[str, np.ndarray]
 """Columns of equal length: `CHOICES`, then per image cycles and microjoules, the milliseconds of the batch, and the area."""
 CHOICES = ("granularity", "dataflow", "rows", "columns", "sram_bytes", "batch")
@@ -39,7 +39,7 @@ MOST_POINTS = 10_000_000
 
 
 @dataclass(frozen=True)
-class Unit:
+class DesignUnit:
     """What is priced at a time."""
 
     granularity: str
@@ -72,9 +72,9 @@ class Space:
         return len(self.rows) * len(self.columns) * len(self.sram_bytes) * len(self.batches)
 
     @property
-    def units(self) -> list[Unit]:
+    def units(self) -> list[DesignUnit]:
         """In the order of the points."""
-        return [Unit(*choice) for choice in product(self.granularities, self.dataflows)]
+        return [DesignUnit(*choice) for choice in product(self.granularities, self.dataflows)]
 
     def check(self) -> None:
         """UserError for a space that cannot be searched."""
@@ -122,7 +122,7 @@ def design(hardware: Hardware, dataflow: Dataflow, rows: Any, columns: Any, sram
     return hardware.model_copy(update={"compute": compute, "memories": memories})
 
 
-def price_unit(unit: Unit, subject: Subject, space: Space) -> Points:
+def price_unit(unit: DesignUnit, subject: Subject, space: Space) -> Points:
     """The points of one unit, in the order of the choices; those that do not fit their memories are left out."""
     rows, columns = np.array(list(product(space.rows, space.columns)), np.int64).T
     program = variant(subject, unit.granularity, space.tau, space.softmax)
@@ -151,7 +151,7 @@ def price_unit(unit: Unit, subject: Subject, space: Space) -> Points:
 
 def search(subject: Subject, space: Space, workers: Workers, progress: Progress) -> Points:
     """All points that fit, in the order of the choices, and whether each is on the front; UserError where none does."""
-    done: dict[Unit, Points] = {}
+    done: dict[DesignUnit, Points] = {}
     with workers(price_unit, subject, space) as (submit, at_once), progress("designs", len(space)) as advance:
         for unit, points in results(submit, space.units, at_once):
             done[unit] = points

@@ -28,7 +28,7 @@ STEP = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial(Widths):
+class WidthTrial(Widths):
     """One datapath that was run, a row of the table.
 
     stage: default, alone (one width, no test of accuracy) or joint; energy_uj: of an image; cost: energy x area, of the default's;
@@ -63,7 +63,7 @@ class Trial(Widths):
 INTEGERS = {name: int for name in (*KNOBS, "images")}
 PARSERS: dict[str, Callable[[str], Any]] = {**INTEGERS, "stage": str, "search": str, "kept": FLAG, "chosen": FLAG}
 
-Measure = Callable[[Widths, str], Trial | None]
+Measure = Callable[[Widths, str], WidthTrial | None]
 """(widths, stage) -> the trial, or None where constants of the program do not fit such widths."""
 
 
@@ -83,7 +83,7 @@ class Search:
     keep: float
     cost: Callable[[Widths], float | None]
     measure: Measure
-    kept: list[Trial] = field(default_factory=list)
+    kept: list[WidthTrial] = field(default_factory=list)
 
     def run(self) -> None:
         """Measure each width alone, put datapaths in order, and test them until one fails."""
@@ -186,20 +186,20 @@ def unexplained(logits: np.ndarray, base: np.ndarray) -> float:
     return float(1 - (ours * theirs).sum() ** 2 / power) if power else float((logits != base).any())
 
 
-def mark(trials: Sequence[Trial], kept: Sequence[Trial]) -> list[Trial]:
+def mark(trials: Sequence[WidthTrial], kept: Sequence[WidthTrial]) -> list[WidthTrial]:
     """The same trials with `kept` and `chosen`, the last that was kept, set."""
     return [replace(trial, kept=trial in kept, chosen=trial == kept[-1]) for trial in trials]
 
 
-def write_trials(path: Path, trials: Sequence[Trial]) -> None:
+def write_trials(path: Path, trials: Sequence[WidthTrial]) -> None:
     """Replace the table of a search. Raises BadFile where it cannot be written."""
-    write_table(path, Trial, trials, "continue with --resume")
+    write_table(path, WidthTrial, trials, "continue with --resume")
 
 
-def read_trials(path: Path) -> list[Trial]:
+def read_trials(path: Path) -> list[WidthTrial]:
     """The table of a search; BadFile names what is wrong and where."""
     advice = "make the table again with `eamsim widths`"
-    trials = read_table(path, Trial, PARSERS, "a search for widths", advice)
+    trials = read_table(path, WidthTrial, PARSERS, "a search for widths", advice)
     for number, trial in enumerate(trials, 1):
         if not (0 <= trial.top1 <= 1 and 0 <= trial.noise <= 1 and trial.error >= 0 and trial.images > 0 and trial.cost > 0):
             got = f"top1 {trial.top1}, noise {trial.noise}, error {trial.error}, images {trial.images}, cost {trial.cost}"

@@ -16,7 +16,7 @@ from eamsim.check import ProgramError
 from eamsim.constraints import Verified
 from eamsim.datapath import Widths
 from eamsim.inputs.images import ImageSet
-from eamsim.jobs.search.widths import Enough, Trial, paired_loss, unexplained, write_trials
+from eamsim.jobs.search.widths import Enough, WidthTrial, paired_loss, unexplained, write_trials
 from eamsim.narrow import narrowed, widths_of
 from eamsim.progress import Advance
 
@@ -35,7 +35,7 @@ loss that chance alone has made three times as small, at no label's cost."""
 
 
 @dataclass
-class Bench:
+class WidthEvaluator:
     """Prices and runs a program at any widths; keeps every trial, in memory and in the table at `path`, as soon as it is done."""
 
     program: Verified
@@ -45,10 +45,10 @@ class Bench:
     load: Callable[[Verified], Engine]
     path: Path
     digest: str
-    known: dict[Key, Trial]
+    known: dict[Key, WidthTrial]
     evaluations: int
     advance: Advance
-    trials: dict[Key, Trial] = field(default_factory=dict)
+    trials: dict[Key, WidthTrial] = field(default_factory=dict)
     prices: dict[Widths, Price | None] = field(default_factory=dict)
 
     @cached_property
@@ -87,14 +87,14 @@ class Bench:
         assert base is not None
         return None if priced is None else _product(priced) / _product(base)
 
-    def measure(self, widths: Widths, stage: str) -> Trial | None:
+    def measure(self, widths: Widths, stage: str) -> WidthTrial | None:
         """Runs the program unless it is known. Raises Enough."""
         key, priced, cost = (widths, stage), self.price(widths), self.cost(widths)
         if priced is None or cost is None or key in self.trials:
             return self.trials.get(key)
         if len(self.trials) == self.evaluations:
             raise Enough
-        self.trials[key] = Trial(
+        self.trials[key] = WidthTrial(
             **asdict(widths),
             stage=stage,
             energy_uj=priced.energy.nominal_pj / 1e6,
