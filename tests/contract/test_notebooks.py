@@ -11,7 +11,7 @@ pytest.importorskip("timm", reason="the extra 'reference' is not installed")
 NOTEBOOKS = Path(__file__).parents[2] / "docs/notebooks"
 SAID = {
     "designer": ("multiply-accumulates", "pays from batch", "bytes of SRAM"),
-    "researcher": ("block0.attn", "(True, ", "of the logits change"),
+    "researcher": ("block0.attn", "22.3% frozen", "(True, ", "of the logits change"),
     "verification": ("block0", "True", "NOT equal", "block0.attn.proj[3, 7]"),
 }
 
