@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from eamsim import artifact
+from eamsim import __version__, artifact
 from eamsim.errors import BadFile, UserError
 from eamsim.files.container import written
-from eamsim.files.origin import without_folders
+from eamsim.files.origin import public_command, without_folders
 
 VERSIONED = ("numpy", "torch", "timm", "safetensors", "h5py")
 
@@ -44,9 +47,20 @@ def write_manifest(path: Path, manifest: dict) -> None:
         unfinished.write_text(json.dumps(without_folders(manifest), indent=2) + "\n")
 
 
+def made_by(*packages: str) -> dict[str, Any]:
+    """The command that runs, and the versions of eamsim, Python and these packages."""
+    versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in packages}}
+    return {"command": public_command(), "versions": versions}
+
+
 def described(path: Path) -> dict[str, str | int]:
     """The file's path, length and SHA-256."""
     return {"file": str(path), "bytes": path.stat().st_size, "sha256": artifact.sha256(path)}
+
+
+def file_line(file: dict[str, Any]) -> str:
+    """What a command says of a file that it has written, `described`."""
+    return f"{file['file']}: {file['bytes']:,} bytes, sha256 {file['sha256']}"
 
 
 def check_out(out: Path, suffix: str, option: str = "--out") -> Path:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from cost_model.exports import scalesim_csv, zigzag_yaml
 from cost_model.price.energy import Estimate
 from cost_model.price.timeline import chrome_trace
-from eamsim import __version__
-from eamsim.cli.manifest import check_out, described, manifest_path, write_manifest
+from eamsim.cli.manifest import check_out, described, made_by, manifest_path, write_manifest
 from eamsim.constraints import Verified
 from eamsim.errors import UserError
 from eamsim.files.container import written
-from eamsim.files.origin import public_command
 
 
 def write_files(
@@ -35,7 +32,5 @@ def write_files(
         with written(path) as temporary:
             temporary.write_text(write(), encoding="utf-8")
         files.append(described(path))
-        versions = {"eamsim": __version__, "python": sys.version.split()[0]}
-        manifest = {"command": public_command(), "versions": versions, "output": files[-1:]}
-        write_manifest(manifest_path(path), manifest)
+        write_manifest(manifest_path(path), made_by() | {"output": files[-1:]})
     return files

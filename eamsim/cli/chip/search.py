@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -16,13 +15,12 @@ from cost_model.chip.arrays import TIME
 from cost_model.chip.hardware import load
 from cost_model.models.architectures import architecture
 from cost_model.work.encodings import check_encoding
-from eamsim import __version__, artifact
-from eamsim.cli.manifest import check_out, described, manifest_path, write_manifest
+from eamsim import artifact
+from eamsim.cli.manifest import check_out, described, made_by, manifest_path, write_manifest
 from eamsim.cli.output import Json, progress, table
 from eamsim.cli.shares import share_of
 from eamsim.cli.untrained import emit_measured
 from eamsim.errors import UserError
-from eamsim.files.origin import public_command
 from eamsim.jobs import workers as places
 from eamsim.jobs.load import is_untrained
 from eamsim.jobs.search.design_table import write_designs
@@ -89,10 +87,8 @@ def search(
     result |= {"left_out": len(space) - count, "seconds": seconds, "front": front, "best": best(points)}
     if out is not None:
         write_designs(out, points)
-        versions = {"eamsim": __version__, "python": sys.version.split()[0]}
-        manifest = {"command": public_command(), "versions": versions, "output": described(out)}
-        write_manifest(manifest_path(out), manifest | {"hardware": space.hardware.model_dump()})
         result["output"] = described(out)
+        write_manifest(manifest_path(out), made_by() | {"output": result["output"], "hardware": space.hardware.model_dump()})
     emit_measured(is_untrained(provenance), result, as_json, *report(result, front, out))
 
 

@@ -1,29 +1,41 @@
 """`eamsim build`: a float model and calibration images in, an .eam file and its manifest out."""
 
-import sys
-from importlib.metadata import version
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from cost_model.work.counts import constant_share, count, frozen_share
-from eamsim import __version__, artifact
+from eamsim import artifact
 from eamsim.cli.extras import import_reference
 from eamsim.cli.inputs import Compensate, Labels, compensates
-from eamsim.cli.manifest import VERSIONED, check_output, check_writable, front_path, manifest_path, write_manifest
+from eamsim.cli.manifest import (
+    VERSIONED,
+    check_output,
+    check_writable,
+    described,
+    file_line,
+    front_path,
+    made_by,
+    manifest_path,
+    write_manifest,
+)
 from eamsim.cli.output import Json, Limit, progress, table
 from eamsim.cli.shares import parse_share, points_of, share_of
 from eamsim.cli.untrained import emit_measured
 from eamsim.errors import UserError
-from eamsim.files.origin import public_command
 from eamsim.jobs.load import is_untrained
 from eamsim.jobs.search.budget import Budget, BudgetTrial
 from eamsim.jobs.search.front import write_front
 from eamsim.program import Softmax
 from reference.attention.freeze import Freezing, Order, Scope
 from reference.quantisation.precision import Precision
+
+if TYPE_CHECKING:
+    from reference.tuning.tune import Tuning
 
 
 def build(
@@ -109,12 +121,7 @@ def build(
     check_output(out)
     check_tuning(out, tune, resume, freezing)
     build_program = import_reference("eamsim build")
-
-    tuning = None
-    if tune and isinstance(freezing, Freezing):
-        from reference.tuning.tune import Tuning
-
-        tuning = Tuning(tune, freezing.seed, tuning_path(out), resume)
+    tuning = chosen_tuning(out, tune, resume, freezing)
     program, provenance = build_program(
         model,
         calib,
@@ -135,24 +142,15 @@ def build(
         keep_unread=keep_unread,
     )
     artifact.write(out, program, provenance)
-    output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
-    versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in VERSIONED}}
     shares = {"tau": frozen_share(program), "tau_with_excluded": constant_share(program)}
-    manifest = {"command": public_command(), "versions": versions, **provenance, "frozen": shares, "output": output}
+    manifest = {**made_by(*VERSIONED), **provenance, "frozen": shares, "output": described(out)}
     front_path(out).unlink(missing_ok=True)  # of a budget built to this name before
     if tuning:
         tuning.file.unlink(missing_ok=True)
     found = write_trials(out, provenance["budget"]) if isinstance(freezing, Budget) else ()
     write_manifest(manifest_path(out), manifest)
-    emit_measured(
-        is_untrained(provenance),
-        manifest,
-        as_json,
-        *found,
-        frozen_line(shares),
-        f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}",
-        f"next: eamsim eval {out} --data ...",
-    )
+    lines = (*found, frozen_line(shares), file_line(manifest["output"]), f"next: eamsim eval {out} --data ...")
+    emit_measured(is_untrained(provenance), manifest, as_json, *lines)
 
 
 def frozen_line(shares: dict[str, float]) -> str:
@@ -232,6 +230,13 @@ def check_tuning(out: Path, tune: int | None, resume: bool, freezing: Freezing |
         raise UserError(f"--resume: {path} does not exist, so there is nothing to continue; leave it out")
     if path.exists() and not resume:
         raise UserError(f"--tune: {path} holds an interrupted tuning; continue it with --resume, or remove it")
+
+
+def chosen_tuning(out: Path, steps: int | None, resume: bool, freezing: Freezing | Budget) -> Tuning | None:
+    """What --tune and --resume ask for, once `check_tuning` has let it pass."""
+    from reference.tuning.tune import Tuning
+
+    return Tuning(steps, freezing.seed, tuning_path(out), resume) if steps and isinstance(freezing, Freezing) else None
 
 
 def tuning_path(out: Path) -> Path:

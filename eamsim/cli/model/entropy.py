@@ -10,9 +10,8 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from eamsim import artifact
 from eamsim.cli.extras import import_reference
-from eamsim.cli.manifest import check_out, manifest_path, write_manifest
+from eamsim.cli.manifest import check_out, described, manifest_path, write_manifest
 from eamsim.cli.output import Json, Limit, progress, table
 from eamsim.cli.untrained import emit_measured
 from eamsim.errors import UserError
@@ -70,12 +69,10 @@ def entropy(
             range_images=calib_images,
         )
     except KeyboardInterrupt as stop:
-        saved = out.with_name(out.name + ".progress")
-        kept = f"the same command continues from what was last saved in {saved}" if saved.exists() else "nothing was saved so far"
-        stop.add_note(f"{out} is not written; {kept}")
+        stop.add_note(kept(out))
         raise
     statistics = read_statistics(out)
-    output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
+    output = described(out)
     manifest = {"command": command, "images": statistics.header.images, **statistics.header.origin, "output": output}
     write_manifest(manifest_path(out), manifest)
     rows = head_rows(statistics)
@@ -87,6 +84,13 @@ def entropy(
         head_table(rows),
         f"{out}: {output['bytes']:,} bytes, {statistics.header.images} images, {rate:,.1f} images/s",
     )
+
+
+def kept(out: Path) -> str:
+    """What an interruption leaves."""
+    saved = out.with_name(out.name + ".progress")
+    what = f"the same command continues from what was last saved in {saved}" if saved.exists() else "nothing was saved so far"
+    return f"{out} is not written; {what}"
 
 
 def head_rows(statistics: Statistics) -> list[dict[str, Any]]:

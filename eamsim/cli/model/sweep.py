@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from decimal import Decimal
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from eamsim import __version__, artifact
 from eamsim.cli.extras import import_reference
 from eamsim.cli.inputs import Compensate, Data, Labels, compensates
-from eamsim.cli.manifest import VERSIONED, make_folder, manifest_path, write_manifest
+from eamsim.cli.manifest import VERSIONED, described, made_by, make_folder, manifest_path, write_manifest
 from eamsim.cli.output import LIMIT_HELP, Json, note, progress, table
 from eamsim.cli.shares import decimal_share, parse_shares
 from eamsim.cli.untrained import emit_measured
 from eamsim.errors import UserError
-from eamsim.files.origin import public_command, public_name
+from eamsim.files.origin import public_name
 from eamsim.jobs import workers as places
 
 if TYPE_CHECKING:
@@ -73,19 +70,9 @@ def sweep(
     units = {spec: choices.units(public_name(spec)) for spec in models}
     if len(set(map(public_name, units))) < len(units):
         raise UserError("MODELS: expected models of different names, which the table tells them apart by; rename a folder")
-    subjects = [
-        open_subject(
-            spec,
-            calib,
-            data,
-            random_init=random_init,
-            range_images=calib_images,
-            images=images,
-            labels=labels,
-            compensated=compensates(compensate, random_init),
-        )
-        for spec in units
-    ]
+    chosen: dict[str, Any] = {"random_init": random_init, "range_images": calib_images, "images": images, "labels": labels}
+    chosen["compensated"] = compensates(compensate, random_init)
+    subjects = [open_subject(spec, calib, data, **chosen) for spec in units]
     make_folder(out / "units")
     try:
         rows = [row for subject in subjects for row in run_units(subject, units[subject.spec], out / "units", place, progress, note)]
@@ -95,11 +82,9 @@ def sweep(
         raise
     path = out / "sweep.csv"
     write_sweep(path, rows)
-    output = {"file": str(path), "bytes": path.stat().st_size, "sha256": artifact.sha256(path)}
-    versions = {"eamsim": __version__, "python": sys.version.split()[0], **{name: version(name) for name in VERSIONED}}
     origins = {public_name(subject.spec): subject.origin | subject.sources for subject in subjects}
-    manifest: dict[str, Any] = {"command": public_command(), "versions": versions}
-    manifest |= {"models": origins, "units": len(rows), "untrained": random_init is not None, "output": output}
+    manifest = made_by(*VERSIONED)
+    manifest |= {"models": origins, "units": len(rows), "untrained": random_init is not None, "output": described(path)}
     write_manifest(manifest_path(path), manifest)
     emit_measured(
         random_init is not None, manifest | {"rows": [asdict(row) for row in rows]}, as_json, row_table(rows), f"{path}: {len(rows)} units"

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eamsim import __version__
 from eamsim.cli.extras import import_reference
-from eamsim.cli.manifest import described, make_folder, write_manifest
+from eamsim.cli.manifest import described, file_line, made_by, make_folder, write_manifest
 from eamsim.cli.output import emit, progress
 from eamsim.errors import MissingExtra, UserError
 from eamsim.files.container import written
-from eamsim.files.origin import public_command
 from eamsim.files.table import csv_text
 from eamsim.inputs.images import open_images
 
@@ -166,8 +162,7 @@ def finish(name: str, figure: Figure, out: Path, origin: dict[str, Any], as_json
 def publish(name: str, files: list[Path], out: Path, origin: dict[str, Any], as_json: bool) -> None:
     """Write NAME.json, the manifest of the files, and print what it says."""
     packages = ("numpy",) if name == "table1" else ("numpy", "matplotlib")
-    versions = {"eamsim": __version__, "python": sys.version.split()[0], **{package: version(package) for package in packages}}
     output = [described(file) for file in files]
-    manifest = {"command": public_command(), "versions": versions, **origin, "output": output}
+    manifest = {**made_by(*packages), **origin, "output": output}
     write_manifest(out / f"{name}.json", manifest)
-    emit(manifest, as_json, *(f"{file['file']}: {file['bytes']:,} bytes, sha256 {file['sha256']}" for file in output))
+    emit(manifest, as_json, *map(file_line, output))

@@ -6,7 +6,7 @@ import base64
 import hashlib
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,12 @@ from eamsim.files.container import written
 from eamsim.files.origin import public_command
 from eamsim.jobs.costs.findings import accuracies, findings
 from eamsim.jobs.load import is_untrained
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+BUILT = ("model", "model_sha256", "random_init", "calibration_sha256", "tau")
+"""Of the provenance, what the page says."""
 
 
 def report(
@@ -40,7 +46,7 @@ def report(
     for path in tables or ():
         check_output("--table", path, (".csv", ".md"))
     try:
-        import jinja2
+        from jinja2 import Environment, StrictUndefined
 
         from eamsim.figures.compare import read_comparison
         from eamsim.figures.report import draw
@@ -58,35 +64,24 @@ def report(
         "command": public_command(),
         "eamsim": __version__,
         "input": [described(path) for path in (model, Path(hw), sweep, compare) if path is not None and path.is_file()],
-        "built": {
-            key: provenance[key] for key in ("model", "model_sha256", "random_init", "calibration_sha256", "tau") if key in provenance
-        },
+        "built": {key: provenance[key] for key in BUILT if key in provenance},
     }
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template, script = (files("eamsim").joinpath(f"data/report/{name}").read_text("utf-8") for name in ("report.html", "sort.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     note("drawing")
-    page = environment.from_string(template).render(
-        found
-        | {
-            "warning": WARNING,
-            "figures": draw(found, program, chip.compute),
-            "manifest": manifest,
-            "script": script,
-            "script_sha256": digest,
-        }
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = rendered(environment, found | {"warning": WARNING, "figures": draw(found, program, chip.compute), "manifest": manifest})
     for path in tables or ():
         write(path, table_text(found["curves"], path.suffix))
     write(out, page)
     write_manifest(manifest_path(out), manifest | {"output": [described(path) for path in (*(tables or ()), out)]})
-    emit_measured(
-        found["untrained"],
-        found | {"manifest": manifest},
-        as_json,
-        *found["verdicts"],
-        f"{out}: {len(page.encode()):,} bytes, opens in any browser",
-    )
+    lines = *found["verdicts"], f"{out}: {len(page.encode()):,} bytes, opens in any browser"
+    emit_measured(found["untrained"], found | {"manifest": manifest}, as_json, *lines)
+
+
+def rendered(environment: Environment, values: dict[str, Any]) -> str:
+    """The page, with its script in it."""
+    template, script = (files("eamsim").joinpath(f"data/report/{name}").read_text("utf-8") for name in ("report.html", "sort.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.from_string(template).render(values | {"script": script, "script_sha256": digest})
 
 
 def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:

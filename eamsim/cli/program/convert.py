@@ -1,15 +1,13 @@
 """`eamsim convert`: an .eam file of an older version in, the same program in this version's out."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eamsim import __version__, artifact
-from eamsim.cli.manifest import check_output, described, manifest_path, write_manifest
+from eamsim import artifact
+from eamsim.cli.manifest import check_output, described, file_line, made_by, manifest_path, write_manifest
 from eamsim.cli.output import Json, emit
-from eamsim.files.origin import public_command
 
 
 def convert(
@@ -23,11 +21,10 @@ def convert(
     artifact.write(out, program, provenance)
     output = described(out)
     manifest = {
-        "command": public_command(),
-        "versions": {"eamsim": __version__, "python": sys.version.split()[0]},
+        **made_by(),
         "input": described(model),
         "program_sha256": artifact.program_sha256(program),
         "output": output,
     }
     write_manifest(manifest_path(out), manifest)
-    emit(manifest, as_json, f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}, program {manifest['program_sha256'][:12]}")
+    emit(manifest, as_json, f"{file_line(output)}, program {manifest['program_sha256'][:12]}")

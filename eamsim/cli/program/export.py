@@ -1,21 +1,20 @@
 """`eamsim export`: the program in the form of others, ONNX and C99, each a reading of docs/spec/datapath.md of its own."""
 
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eamsim import __version__, artifact
+from eamsim import artifact
 from eamsim.cli.inputs import ModelFile
-from eamsim.cli.manifest import check_out, described, manifest_path, write_manifest
+from eamsim.cli.manifest import check_out, described, file_line, made_by, manifest_path, write_manifest
 from eamsim.cli.output import Json, emit
 from eamsim.constraints import Verified
 from eamsim.errors import MissingExtra, UserError
 from eamsim.exports import c99 as c_export
 from eamsim.files.container import written
-from eamsim.files.origin import public_command, without_folders
+from eamsim.files.origin import without_folders
 
 
 def export(
@@ -34,17 +33,16 @@ def export(
     if out is not None:
         check_out(out, ".onnx")
     program, _ = artifact.read(model)
-    versions = {"eamsim": __version__, "python": sys.version.split()[0], "numpy": version("numpy")}
-    manifest = {"command": public_command(), "versions": versions, "input": described(model)}
+    manifest = made_by("numpy") | {"input": described(model)}
     files = []
     if out is not None:
         write_onnx(out, program, taps, qdq)
         files.append(described(out))
-        versions["onnx"] = version("onnx")
+        manifest["versions"]["onnx"] = version("onnx")
         write_manifest(manifest_path(out), manifest | {"output": files[-1:]})
     if c is not None:
         files += c_export.export(program, c, lambda output: without_folders(manifest | {"output": output}))
-    emit(manifest | {"output": files}, as_json, *(f"{file['file']}: {file['bytes']:,} bytes, sha256 {file['sha256']}" for file in files))
+    emit(manifest | {"output": files}, as_json, *map(file_line, files))
 
 
 def write_onnx(out: Path, program: Verified, taps: bool, qdq: bool) -> None:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.table import Table
 
 from cost_model.chip.hardware import load
-from eamsim import __version__, artifact
+from eamsim import artifact
 from eamsim.cli.inputs import Isa, Labels, ModelFile, load_engine
-from eamsim.cli.manifest import check_output, manifest_path, write_manifest
+from eamsim.cli.manifest import check_output, described, file_line, made_by, manifest_path, write_manifest
 from eamsim.cli.output import Json, Limit, Threads, note, progress, table
 from eamsim.cli.shares import points_of
 from eamsim.cli.untrained import emit_measured
 from eamsim.constraints import Verified
 from eamsim.datapath import KNOBS
 from eamsim.errors import UserError
-from eamsim.files.origin import public_command
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.jobs.load import is_untrained, read_model
 from eamsim.jobs.search.width_evaluator import BATCH, VIEWS, Key, WidthEvaluator
@@ -81,18 +79,8 @@ def widths(
     digest = hashlib.sha256(f"{FORMAT} {parent} {images.sha256}".encode()).hexdigest()[:16]
     known = known_trials(table_path(out), digest) if resume else {}
     with progress("programs run, at most", evaluations) as advance:
-        evaluator = WidthEvaluator(
-            program,
-            images,
-            hardware,
-            batch,
-            lambda each: load_engine(each, threads, isa),
-            table_path(out),
-            digest,
-            known,
-            evaluations,
-            advance,
-        )
+        engines = partial(load_engine, threads=threads, isa=isa)
+        evaluator = WidthEvaluator(program, images, hardware, batch, engines, table_path(out), digest, known, evaluations, advance)
         kept = search(evaluator, keep)
     trials = mark(list(evaluator.trials.values()), kept)
     chosen = next(trial for trial in trials if trial.chosen)
@@ -111,17 +99,10 @@ def widths(
         "sums": sums,
     }
     artifact.write(out, result, provenance | {"narrowed": {"from_sha256": parent, **asdict(chosen.widths)}})
-    output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
-    versions = {"eamsim": __version__, "python": sys.version.split()[0], "numpy": np.__version__}
-    manifest = {"command": public_command(), "versions": versions, **found, "untrained": is_untrained(provenance), "output": output}
+    manifest = {**made_by("numpy"), **found, "untrained": is_untrained(provenance), "output": described(out)}
     write_manifest(manifest_path(out), manifest)
-    emit_measured(
-        is_untrained(provenance),
-        manifest,
-        as_json,
-        *report(trials, found, table_path(out)),
-        f"{out}: {output['bytes']:,} bytes, sha256 {output['sha256']}",
-    )
+    lines = *report(trials, found, table_path(out)), file_line(manifest["output"])
+    emit_measured(is_untrained(provenance), manifest, as_json, *lines)
 
 
 def table_path(out: Path) -> Path:

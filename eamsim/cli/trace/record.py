@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from eamsim import __version__, artifact
+from eamsim import __version__
 from eamsim.cli.inputs import Isa, ModelFile, load_engine
-from eamsim.cli.manifest import check_writable, manifest_path, write_manifest
+from eamsim.cli.manifest import check_writable, described, manifest_path, write_manifest
 from eamsim.cli.output import Json, Threads, emit, progress, table
 from eamsim.cli.trace.origin import about, form
 from eamsim.errors import UserError
@@ -69,7 +69,7 @@ def record(
                     recorder.put(first, {name: integers for name, integers in step.items() if name in wanted})
             first += len(pixels)
             advance(len(pixels))
-    output = {"file": str(out), "bytes": out.stat().st_size, "sha256": artifact.sha256(out)}
+    output = described(out)
     manifest = about(model, program, image_set, image_names, [])
     manifest |= {"interpreter": by, "taps": len(names), "reason": reason, "output": output}
     write_manifest(manifest_path(out), manifest)
@@ -101,14 +101,14 @@ def inspect(
             "interpreter": header.interpreter,
             "reason": header.reason,
             "images": header.images,
-            "taps": {name: described(recorded, name, found[name]) for name in names},
+            "taps": {name: facts_of(recorded, name, found[name]) for name in names},
         }
     count = len(header.images)
     head = f"{trace}: {header.program} ({header.program_sha256[:12]}) by {header.interpreter}, {count} images, {len(header.taps)} taps"
     emit(result, as_json, head, *([f"reason: {header.reason}"] if header.reason else []), *tables(result["taps"]))
 
 
-def described(trace: Trace, name: str, found: TapStatistics | None) -> dict[str, Any]:
+def facts_of(trace: Trace, name: str, found: TapStatistics | None) -> dict[str, Any]:
     _, entry = trace.entries[name]
     facts = {"shape": entry.shape, "bits": entry.bits, "signed": entry.signed, "bound": (entry.low, entry.high)}
     if found is None:
