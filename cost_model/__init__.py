@@ -5,8 +5,9 @@ chip = cost_model.load("small-npu")                      # a preset, or your own
 cost_model.evaluate(program, chip).energy.nominal_pj     # per image; low_pj and high_pj beside it
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from eamsim import face
 
 if TYPE_CHECKING:
     from cost_model.chip.hardware import load
@@ -15,19 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["break_even_batch", "count", "evaluate", "load"]
 
-_PLACES = {
-    "break_even_batch": "cost_model.price.energy",
-    "count": "cost_model.work.counts",
-    "evaluate": "cost_model.price.energy",
-    "load": "cost_model.chip.hardware",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'cost_model' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_PLACES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "break_even_batch": "cost_model.price.energy.break_even_batch",
+        "count": "cost_model.work.counts.count",
+        "evaluate": "cost_model.price.energy.evaluate",
+        "load": "cost_model.chip.hardware.load",
+    },
+)

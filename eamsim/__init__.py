@@ -9,6 +9,7 @@
 `reference` makes such programs of float models, `cost_model` says what they cost on a chip. `eamsim demo` shows all of it on digits.
 """
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +22,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Engine", "__version__", "load", "save", "verify"]
 
-_PLACES = {  # imported when asked for: `eamsim --version` needs no Numba
-    "Engine": ("eamsim.engine", "Engine"),
-    "load": ("eamsim.jobs.load", "read_model"),
-    "save": ("eamsim.artifact", "write"),
-    "verify": ("eamsim.jobs.agreement", "verify"),
-}
+
+def face(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose names are imported when asked for: name -> module.attribute."""
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(sorted(places))}")
+        module, _, attribute = places[name].rpartition(".")
+        return getattr(import_module(module), attribute)
+
+    return find, lambda: sorted({*vars(import_module(package)), *places})
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'eamsim' has no attribute {name!r}; it has {', '.join(__all__)}")
-    module, attribute = _PLACES[name]
-    return getattr(import_module(module), attribute)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = face(  # `eamsim --version` needs no Numba
+    __name__,
+    {
+        "Engine": "eamsim.engine.Engine",
+        "load": "eamsim.jobs.load.read_model",
+        "save": "eamsim.artifact.write",
+        "verify": "eamsim.jobs.agreement.verify",
+    },
+)

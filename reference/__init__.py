@@ -5,8 +5,9 @@ maps = reference.freeze(q, images, reference.Freezing(0.2))      # 20 % of the a
 eamsim.save("x.eam", reference.lower(q, maps), reference.provenance(q))
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from eamsim import face
 
 if TYPE_CHECKING:
     from reference.attention.freeze import Freezing, FrozenMap
@@ -16,19 +17,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Freezing", "FrozenMap", "Precision", "freeze", "lower", "provenance", "quantise", "with_quantisers"]
 
-_PLACES = {  # imported when asked for: what freezing and precision are needs no torch
-    **dict.fromkeys(("Freezing", "FrozenMap"), "reference.attention.freeze"),
-    "Precision": "reference.quantisation.precision",
-    **dict.fromkeys(("freeze", "quantise", "with_quantisers"), "reference.chain"),
-    **dict.fromkeys(("lower", "provenance"), "reference.lowering.program"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'reference' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_PLACES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = face(  # what freezing and precision are needs no torch
+    __name__,
+    {
+        "Freezing": "reference.attention.freeze.Freezing",
+        "FrozenMap": "reference.attention.freeze.FrozenMap",
+        "Precision": "reference.quantisation.precision.Precision",
+        "freeze": "reference.chain.freeze",
+        "lower": "reference.lowering.program.lower",
+        "provenance": "reference.lowering.program.provenance",
+        "quantise": "reference.chain.quantise",
+        "with_quantisers": "reference.chain.with_quantisers",
+    },
+)
