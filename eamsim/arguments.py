@@ -6,8 +6,10 @@ import difflib
 import math
 import os
 from collections.abc import Collection, Sequence, Sized
+from dataclasses import is_dataclass
+from functools import cache
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -106,3 +108,27 @@ def _fits(found: Sequence[int], expected: Sequence[int | str]) -> bool:
     return all(
         have == (want if isinstance(want, int) else extents.setdefault(want, have)) for have, want in zip(found, expected, strict=True)
     )
+
+
+def mistyped(item: object, hint: Any, where: str) -> str | None:
+    """The first part of `item` whose class is not one that its annotation names: where, what is expected, what came; None if there is none.
+
+    Exactly these classes: NumPy's integers wrap, True is no number, and a subclass of an array or of an operation may mean something else.
+    """
+    origin, options = get_origin(hint), get_args(hint)
+    kinds = {tuple: (tuple,), Literal: (str,)}.get(origin, options or (hint,))
+    if type(item) not in kinds:
+        return f"{where} must be {' or '.join(kind.__name__ for kind in kinds)}, got {type(item).__name__}"
+    if isinstance(item, tuple):
+        parts = [(each, options[0], f"{where}[{index}]") for index, each in enumerate(item)]
+    elif is_dataclass(item):
+        parts = [(getattr(item, name), each, f"{where}.{name}") for name, each in field_hints(type(item)).items()]
+    else:
+        parts = []
+    return next(filter(None, (mistyped(*part) for part in parts)), None)
+
+
+@cache
+def field_hints(kind: type) -> dict[str, Any]:
+    """The annotations of a dataclass, by field."""
+    return get_type_hints(kind)

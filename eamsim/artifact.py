@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
-from eamsim.arguments import expect_path, expect_type
+from eamsim.arguments import expect_path, expect_type, field_hints
 from eamsim.check import ProgramError
 from eamsim.constraints import Verified, expect_verified, verify
 from eamsim.errors import BadFile, UserError
@@ -30,7 +30,7 @@ from eamsim.files.limits import DECODED_BYTES, EAM_BYTES
 from eamsim.files.packing import BITS, DTYPES, narrowest, pack, packed_bytes, stored_form, unpack
 from eamsim.files.reading import open_file, read_bytes
 from eamsim.files.tensor_file import FORMAT, VERSIONS, Form, from_bytes, to_bytes
-from eamsim.program import Attention, Frozen, Linear, Program, field_hints
+from eamsim.program import Attention, Frozen, Linear, Program
 
 VERSION_1, HDF5_SIGNATURE = 1, b"\x89HDF\r\n\x1a\n"
 LATER_FIELDS: dict[type, dict[str, int]] = {Linear: {"levels": 3}, Attention: {"queries": 4}}

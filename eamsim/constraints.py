@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from eamsim.arguments import field_hints, mistyped
 from eamsim.check import MAX_SHIFT, SUM_LIMIT, Bound, Check, ProgramError, extent, magnitude
 from eamsim.program import (
     Attention,
@@ -34,8 +35,6 @@ from eamsim.program import (
     Requant,
     Residual,
     Value,
-    field_hints,
-    mistyped,
 )
 
 Bounds = dict[str, Bound]

@@ -8,9 +8,9 @@ describes one image. Everything an interpreter needs is an integer stored here; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, is_dataclass
-from functools import cache, cached_property
-from typing import Any, Literal, assert_never, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -360,30 +360,6 @@ class Program:
         path = self.datapath
         head = f"program {self.name} ({path.rounding}, {path.accumulator_bits}-bit accumulator, {path.overflow})"
         return "\n".join([head, f"  {self.image}", *(f"  {op.out} = {describe(op)}" for op in self.operations)])
-
-
-def mistyped(item: object, hint: Any, where: str) -> str | None:
-    """The first part of `item` whose class is not one that its annotation names: where, what is expected, what came; None if there is none.
-
-    Exactly these classes: NumPy's integers wrap, True is no number, and a subclass of an array or of an operation may mean something else.
-    """
-    origin, options = get_origin(hint), get_args(hint)
-    kinds = {tuple: (tuple,), Literal: (str,)}.get(origin, options or (hint,))
-    if type(item) not in kinds:
-        return f"{where} must be {' or '.join(kind.__name__ for kind in kinds)}, got {type(item).__name__}"
-    if isinstance(item, tuple):
-        parts = [(each, options[0], f"{where}[{index}]") for index, each in enumerate(item)]
-    elif is_dataclass(item):
-        parts = [(getattr(item, name), each, f"{where}.{name}") for name, each in field_hints(type(item)).items()]
-    else:
-        parts = []
-    return next(filter(None, (mistyped(*part) for part in parts)), None)
-
-
-@cache
-def field_hints(kind: type) -> dict[str, Any]:
-    """The annotations of a dataclass, by field."""
-    return get_type_hints(kind)
 
 
 def describe(op: Operation) -> str:

@@ -146,19 +146,13 @@ class Lowering:
         """The qkv projection and the attention itself, on tokens in the order of windows."""
         name, block, config = f"block{i}.attn", self.calibrated.network.blocks[i], self.config
         tokens, channels = x.shape
-        head_dim = channels // block.heads
         q, k, v, out = (self.calibrated.activations[part] for part in (f"{name}.q", f"{name}.k", f"{name}.v", name))
         steps = [(fraction(each.scale), int(each.zero)) for each in (q, k, v)]
-        score_step = Fraction(self.calibrated.score_scale(i))
-        if windows is None:  # a ViT scales the scores, Swin scales q before its quantiser
-            score_step /= sqrt(head_dim)
-        else:
-            steps[0] = (steps[0][0] * sqrt(head_dim), steps[0][1])
+        if windows is not None:  # Swin scales q before its quantiser, a ViT the scores
+            steps[0] = (steps[0][0] * sqrt(channels // block.heads), steps[0][1])
         grid = self.calibrated.attention[i]
         qkv = self.codes(f"{name}.qkv", f"{name}.v", (tokens, 3 * channels))
-        score_multiplier, score_shift = self.ratio(
-            lambda: f"{name}, scores of {self.largest(qkv.name)}", score_step * log2_e() * (1 << config.exponent_bits)
-        )
+        score_multiplier, score_shift = self.score_ratio(i, qkv, 1 if windows is not None else channels // block.heads)
         even, out_shift = self.ratio(
             lambda: name, Fraction(grid.scale) * fraction(v.scale) / (fraction(out.scale) * (1 << grid.last_code // 2))
         )
@@ -186,14 +180,20 @@ class Lowering:
                 multiplier_odd=over_sqrt2(even),
                 out_shift=out_shift,
                 out_zero=int(out.zero),
-                logit_bias=None
-                if windows is None
-                else _int32(self.calibrated.logit_bias_codes(i, windows).numpy(), lambda head: f"{name}, head {head}", "its position bias")[
-                    None
-                ],
+                logit_bias=None if windows is None else self.logit_bias(i, windows),
                 excluded=None if windows is None or windows.excluded is None else windows.excluded.numpy(),
             ),
         ]
+
+    def score_ratio(self, i: int, qkv: Value, head_dim: int) -> tuple[int, int]:
+        """From q k^T to fractions of a binary exponent: what the scores are still to be divided by the root of is head_dim."""
+        step = Fraction(self.calibrated.score_scale(i)) / sqrt(head_dim) * log2_e()
+        return self.ratio(lambda: f"block{i}.attn, scores of {self.largest(qkv.name)}", step * (1 << self.config.exponent_bits))
+
+    def logit_bias(self, i: int, windows: Windows) -> np.ndarray:
+        """int32 [1, heads, tokens, tokens], a Swin's position bias in units of the scores."""
+        codes = self.calibrated.logit_bias_codes(i, windows).numpy()
+        return _int32(codes, lambda head: f"block{i}.attn, head {head}", "its position bias")[None]
 
     def code_norm(self, name: str, x: Value, norm: Norm) -> LayerNorm:
         """A norm whose output is codes."""

@@ -57,14 +57,19 @@ def main(model: Path, rounds: int) -> None:
                 start = np.array([time.perf_counter(), time.process_time()])
                 piece()
                 seconds[name][turn] = [time.perf_counter(), time.process_time()] - start
+    show(seconds)
+    sizes = [(tap.value.size, packed_bytes(tap.value.size, tap.packing)) for tap in declared.values()]
+    elements, packed = np.sum(sizes, axis=0) * BATCH
+    print(f"{elements:,} integers, {packed:,} bytes packed")
+
+
+def show(seconds: dict[str, np.ndarray]) -> None:
+    """A line a piece, its medians and their ratios to a plain run's; the first turn of all warms up."""
     plain = seconds["plain run"][1:]
     for name, taken in seconds.items():
         wall, processor = np.median(taken[1:], axis=0)
         ratios = np.median(taken[1:] / plain, axis=0)
         print(f"{name:<24} {wall:.3f} s wall ({ratios[0]:.2f}) {processor:.3f} s processor ({ratios[1]:.2f})")
-    sizes = [(tap.value.size, packed_bytes(tap.value.size, tap.packing)) for tap in declared.values()]
-    elements, packed = np.sum(sizes, axis=0) * BATCH
-    print(f"{elements:,} integers, {packed:,} bytes packed")
 
 
 if __name__ == "__main__":

@@ -14,16 +14,19 @@ from eamsim.errors import UserError
 from eamsim.program import Attention, Frozen
 
 
+def csr(entries: np.ndarray) -> str:
+    """Where each row ends, then the columns of its entries."""
+    tokens = len(entries)
+    index_bits, pointer_bits = (tokens - 1).bit_length(), (tokens**2).bit_length()
+    pointers = np.concatenate([[0], np.cumsum(entries.sum(axis=1))])
+    columns = np.nonzero(entries)[1] if index_bits else []
+    return "".join(f"{pointer:0{pointer_bits}b}" for pointer in pointers) + "".join(f"{column:0{index_bits}b}" for column in columns)
+
+
 def written(mask: np.ndarray, codes: np.ndarray, code_bits: int, encoding: str) -> str | None:
     """The encoding written out as a string of 0 and 1."""
     tokens = len(mask)
     stored = "".join(f"{code:0{code_bits}b}" for code in codes[mask])
-    index_bits, pointer_bits, run_bits = (tokens - 1).bit_length(), (tokens**2).bit_length(), tokens.bit_length()
-
-    def csr(entries: np.ndarray) -> str:
-        pointers = np.concatenate([[0], np.cumsum(entries.sum(axis=1))])
-        columns = np.nonzero(entries)[1] if index_bits else []
-        return "".join(f"{pointer:0{pointer_bits}b}" for pointer in pointers) + "".join(f"{column:0{index_bits}b}" for column in columns)
 
     def units(height: int, width: int) -> str | None:
         flags = ""
@@ -50,7 +53,7 @@ def written(mask: np.ndarray, codes: np.ndarray, code_bits: int, encoding: str) 
             text = ""
             for row in mask:
                 starts = [0, *np.flatnonzero(row[1:] != row[:-1]) + 1, tokens]
-                text += str(int(row[0])) + "".join(f"{length:0{run_bits}b}" for length in np.diff(starts))
+                text += str(int(row[0])) + "".join(f"{length:0{tokens.bit_length()}b}" for length in np.diff(starts))
             return text + stored
         case "head":
             return stored if mask.all() else None
