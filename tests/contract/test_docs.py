@@ -79,12 +79,6 @@ def test_the_files_of_a_freezing_order_are_all_that_tell_orders_apart():
     assert [path for path in touched if not named(listed, path)] == []
 
 
-def test_no_folder_has_more_modules_than_one_can_look_over():
-    """Fifteen."""
-    rooms = [path for name in ("eamsim", "reference", "cost_model") for path in (ROOT / name, *(ROOT / name).rglob("*")) if path.is_dir()]
-    assert [str(room) for room in rooms if len([path for path in room.glob("*.py") if path.name != "__init__.py"]) > 15] == []
-
-
 @pytest.mark.slow
 def test_the_commands_of_the_first_ten_minutes(tmp_path: Path):
     """`start.md` from the second block on; the first installs, and runs the demo."""
