@@ -14,7 +14,8 @@ from cost_model.models.skeleton import zeros
 from cost_model.work.ledger import qk_linears
 from eamsim.constraints import Verified, expect_verified
 from eamsim.errors import UserError
-from eamsim.program import Attention, Frozen, Linear, Operation, Requant, Softmax, scored_heads
+from eamsim.program import Attention, Frozen, Gather, Linear, Operation, Requant, Softmax, Value, scored_heads
+from eamsim.unread import own_linear
 
 Freezer = Callable[[Attention], Frozen | None]
 
@@ -104,6 +105,44 @@ def whole_heads(program: Verified, tau: float) -> Freezer:
         return frozen(_code_bits(op), heads, op.windows, op.rows, op.tokens)
 
     return freezer
+
+
+def without_heads(dense: Verified, tau: float) -> Verified | None:
+    """As many heads removed as `whole_heads` freezes, one of each layer kept at least: with their q, k, v and rows of the projection.
+
+    dense: a program with nothing frozen; the shapes alone. None where no Linear of its own makes q, k or v, or reads the result.
+    """
+    freezer, changed = whole_heads(dense, tau), dict[str, Operation]()
+    for op in dense.attentions:
+        frozen, path, makers = freezer(op), _to_its_linear(dense, op.out.name), {own_linear(dense, name) for name in op.inputs}
+        if path is None or None in makers:
+            return None
+        kept = op.heads - (0 if frozen is None else min(op.heads - 1, int(frozen.mask[0, :, 0, 0].sum())))
+        width = kept * op.head_dim
+        for maker in filter(None, makers):
+            changed[maker.out.name] = _with_channels(maker, maker.out.shape[1] // op.heads * kept)
+        bias = None if op.logit_bias is None else op.logit_bias[:, :kept]
+        thinner = replace(op, heads=kept, out=_as_wide(op.out, width), score_heads=tuple(range(kept)), logit_bias=bias)
+        *gathers, linear = path
+        changed |= {op.out.name: thinner} | {each.out.name: replace(each, out=_as_wide(each.out, width), granule=width) for each in gathers}
+        changed[linear.out.name] = replace(linear, weight=zeros((width, linear.out.shape[1]), np.uint8))
+    return replace(dense, operations=tuple(changed.get(op.out.name, op) for op in dense.operations))
+
+
+def _as_wide(value: Value, channels: int) -> Value:
+    return replace(value, shape=(value.shape[0], channels))
+
+
+def _to_its_linear(program: Verified, name: str) -> tuple[*tuple[Gather, ...], Linear] | None:
+    """Gathers of whole rows and then the Linear that alone read a value; None if anything else does."""
+    match [op for op in program.operations if name in op.inputs]:
+        case [Linear(x=x) as linear] if x == name:
+            return (linear,)
+        case [Gather() as gather] if gather.granule == program.values[name].shape[1]:
+            rest = _to_its_linear(program, gather.out.name)
+            return None if rest is None else (gather, *rest)
+        case _:
+            return None
 
 
 def whole_units(tau: float, height: int, width: int, seed: int = 0) -> Freezer:

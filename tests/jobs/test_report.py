@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ CIFAR = Path(__file__).parents[2] / "traces/cifar10-deit.eam"
 DEIT_TINY = Path(__file__).parents[2] / "traces/deit-tiny.eam"
 PRESET = Path(__file__).parents[2] / "cost_model/presets/small-npu.yaml"
 SWEEP = Path(__file__).parents[2] / "docs/results/cifar10-deit/sweep.csv"
-FIGURES = ("tau", "batch", "layers", "roofline", "masks", "encodings", "accuracy")
+FIGURES = ("tau", "batch", "layers", "timeline", "roofline", "masks", "encodings", "accuracy")
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,63 @@ def test_the_tables_hold_the_curves(made):
     folder, found = made
     with (folder / "t.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["energy_change"]) for row in rows[::2]] == [point["scattered"]["energy_change"] for point in found["curves"]]
+    changes = {kind: [float(row["energy_change"]) for row in rows if row["frozen"] == kind] for kind in ("scattered", "heads", "own")}
+    for kind in ("scattered", "heads"):
+        assert changes[kind] == [point[kind]["energy_change"] for point in found["curves"]]
+    assert changes["own"] == [found["own"]["energy_change"]]
+    assert [float(row["tau"]) for row in rows] == sorted(float(row["tau"]) for row in rows)
     assert len((folder / "t.md").read_text().splitlines()) == len(rows) + 2
+
+
+def test_the_answer_is_in_energy_latency_and_bytes_at_the_programs_own_tau(made):
+    folder, found = made
+    choices = {row["kind"]: row for row in found["answer"]["choices"]}
+    assert found["answer"]["tau"] == found["row"]["tau"]
+    assert list(choices) == ["dense", "own", "heads", "removed"]
+    own, dense = choices["own"], choices["dense"]
+    assert own["energy_change"] == own["energy_uj"] / dense["energy_uj"] - 1 == found["own"]["energy_change"]
+    assert own["milliseconds_change"] == own["milliseconds"] / dense["milliseconds"] - 1
+    assert own["moved_bytes"] - dense["moved_bytes"] == pytest.approx(own["stored_map_bytes"], abs=1)
+    page = (folder / "r.html").read_text()
+    for text in (
+        found["answer"]["sentence"],
+        f"energy {own['energy_change']:+.2%}",
+        "<title>digits on small-npu</title>",
+        "this program</td>",
+    ):
+        assert text in page
+
+
+def test_the_timeline_is_that_of_the_operations(made):
+    _, found = made
+    rows = found["timeline"]
+    assert [row["name"] for row in rows] == [op["name"] for op in found["operations"]]
+    for row, after in pairwise(rows):
+        assert row["start"] + row["lasts"] == pytest.approx(after["start"])
+        assert max(row["busy"].values()) <= row["lasts"] * (1 + 1e-12)
+    assert rows[-1]["start"] + rows[-1]["lasts"] == pytest.approx(found["own"]["milliseconds"])
+
+
+def test_every_mark_says_its_numbers(made):
+    folder, found = made
+    page = (folder / "r.html").read_text()
+    assert "&lt;g id" not in page
+    for operation in found["operations"]:
+        assert f"<title>{operation['name']}, operation: " in page
+    assert "<title>this program, τ " in page
+    for point in found["curves"]:
+        assert f"<title>whole heads (bound), τ {100 * point['tau']:.0f} %: " in page
+
+
+def test_a_published_name_has_a_page_of_estimates(tmp_path):
+    done = eamsim("report", "deit_tiny_patch16_224", "--hw", "small-npu", "-o", tmp_path / "r.html", "--json")
+    assert done.code in (None, 0), done.err
+    found = json.loads(done.out)
+    assert [row["kind"] for row in found["answer"]["choices"]] == ["dense", "scattered", "heads", "removed"]
+    assert "at random (estimate)" in found["answer"]["sentence"]
+    page = (tmp_path / "r.html").read_text()
+    assert "A published network: its shapes alone" in page
+    assert "<title>deit_tiny_patch16_224 on small-npu</title>" in page
 
 
 @pytest.mark.slow
@@ -174,12 +230,30 @@ def test_the_page_in_a_browser(browser, made, width):
 
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+    panels = browser.execute_script(
+        "return [...document.querySelectorAll('.panels svg')].map((x) => x.getBoundingClientRect()).map((x) => [x.x, x.y])"
+    )
+    if width == 375:
+        assert len({y for _, y in panels}) == len(panels)  # one chart a row
     for name in FIGURES:
         size = browser.execute_script(
             f"const box = document.querySelector('#figure-{name} svg').getBoundingClientRect(); return [box.width, box.height]"
         )
         assert min(size) > 50, name
     assert browser.get_log("browser") == []
+
+
+def test_print_opens_what_is_folded_and_repeats_headers(browser, made):
+    folder, _ = made
+    browser.get(f"file://{folder}/r.html")
+    assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") > 0
+    browser.execute_cdp_cmd("Page.printToPDF", {})
+    assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") == 0
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert (
+        browser.execute_script("return getComputedStyle(document.querySelector('#table-operations thead')).display") == "table-header-group"
+    )
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_tables_sort_by_click(browser, made):

@@ -28,6 +28,7 @@ from eamsim.errors import UserError
 from eamsim.jobs.costs.chip import add_hardware
 from eamsim.jobs.costs.operations import operation_rows
 from eamsim.jobs.costs.rows import MEANINGS, estimated_rows, opened, own_row
+from eamsim.jobs.load import is_untrained
 from eamsim.program import Softmax
 from eamsim.unread import without_unread_rows
 
@@ -73,15 +74,15 @@ def cost(
         emit(*validation(as_json))
         return
     chip = described(hw, maps, batch, encoding, zero_skip)
-    program, published, untrained = opened(model)
+    program, published, provenance = opened(model)
     if compare is not None:
         if tau is not None or scalesim or zigzag or timeline:
             raise UserError("--compare: expected no --tau, nor files of one program, beside it; two programs are compared as they are")
-        other, _, other_untrained = opened(compare)
+        other, _, other_provenance = opened(compare)
         programs = other, program
         result = compared((own_row(programs[0]), own_row(program)), programs, chip, batch, encoding)
         emit_measured(
-            untrained or other_untrained,
+            is_untrained(provenance) or is_untrained(other_provenance),
             {"models": [compare, model], **result},
             as_json,
             *comparison(result, (compare, model), chip, batch),
@@ -100,7 +101,7 @@ def cost(
     if files:
         result |= {"output": files}
         lines += ("", *(f"{file['file']}: {file['bytes']:,} bytes" for file in files))
-    emit_measured(untrained, result, as_json, *lines)
+    emit_measured(is_untrained(provenance), result, as_json, *lines)
 
 
 def counted(

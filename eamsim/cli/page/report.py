@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cost_model.chip.hardware import load
-from eamsim import __version__, artifact
+from cost_model.work.counts import share
+from eamsim import __version__
 from eamsim.cli.manifest import check_writable, described, manifest_path, write_manifest
 from eamsim.cli.output import Json, note
 from eamsim.cli.untrained import WARNING, emit_measured
@@ -19,6 +20,7 @@ from eamsim.errors import MissingExtra, UserError
 from eamsim.files.container import written
 from eamsim.files.origin import public_command
 from eamsim.jobs.costs.findings import accuracies, findings
+from eamsim.jobs.costs.rows import opened
 from eamsim.jobs.load import is_untrained
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ BUILT = ("model", "model_sha256", "random_init", "calibration_sha256", "tau")
 
 
 def report(
-    model: Annotated[Path, typer.Argument(metavar="X.eam", help="A program.", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL|X.eam", help="A program, or as `eamsim cost` a published name: estimates.")],
     hw: Annotated[str, typer.Option(metavar="H.yaml|PRESET", help="A hardware description (see `eamsim hardware`).")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="X.html", help="The page to write.")],
     batch: Annotated[int, typer.Option(help="Images that share one fetch of weights and maps.", min=1, max=1 << 20)] = 1,
@@ -49,31 +51,37 @@ def report(
         from jinja2 import Environment, StrictUndefined
 
         from eamsim.figures.compare import read_comparison
+        from eamsim.figures.panels import short_name
         from eamsim.figures.report import draw
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in {"eamsim", "cost_model"}:
             raise
         raise MissingExtra("plot", "eamsim report") from error
-    program, provenance = artifact.read(model)
+    program, published, provenance = opened(model)
     chip = load(hw)
     found = findings(program, chip, batch)
-    found["untrained"] = is_untrained(provenance)
+    found |= {
+        "title": f"{short_name(program.name)} on {chip.name}",
+        "untrained": is_untrained(provenance),
+        "published": published is not None,
+    }
     found["accuracy"] = [] if sweep is None else accuracies(sweep)
     found["comparison"] = None if compare is None else read_comparison(compare)
     manifest = {
         "command": public_command(),
         "eamsim": __version__,
-        "input": [described(path) for path in (model, Path(hw), sweep, compare) if path is not None and path.is_file()],
+        "input": [described(path) for path in (Path(model), Path(hw), sweep, compare) if path is not None and path.is_file()],
         "built": {key: provenance[key] for key in BUILT if key in provenance},
     }
     note("drawing")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = rendered(environment, found | {"warning": WARNING, "figures": draw(found, program, chip.compute), "manifest": manifest})
+    drawn = {"figures": draw(found, program, chip.compute), "tau_rows": tau_rows(found)}
+    page = rendered(environment, found | drawn | {"warning": WARNING, "manifest": manifest})
     for path in tables or ():
-        write(path, table_text(found["curves"], path.suffix))
+        write(path, table_text(tau_rows(found), path.suffix))
     write(out, page)
     write_manifest(manifest_path(out), manifest | {"output": [described(path) for path in (*(tables or ()), out)]})
-    lines = *found["verdicts"], f"{out}: {len(page.encode()):,} bytes, opens in any browser"
+    lines = found["answer"]["sentence"], *found["verdicts"], f"{out}: {len(page.encode()):,} bytes, opens in any browser"
     emit_measured(found["untrained"], found | {"manifest": manifest}, as_json, *lines)
 
 
@@ -100,11 +108,22 @@ def write(path: Path, text: str) -> None:
 COLUMNS = ("macs_saved", "energy_change", "milliseconds", "cycles", "stored_map_bytes", "break_even_batch")
 
 
-def table_text(curves: list[dict[str, Any]], suffix: str) -> str:
+def tau_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table over tau by ascending tau: scattered and whole heads of each, and the program's own masks in their place."""
+    rows = [{"tau": point["tau"], "frozen": kind, **point[kind]} for point in found["curves"] for kind in ("scattered", "heads")]
+    if found["row"]["tau"]:
+        full = found["row"]["macs_full"] + found["row"]["macs_saved_full"]
+        own = {"tau": found["row"]["tau"], "frozen": "own", "macs_saved": share(found["row"]["macs_saved_full"], full)}
+        rows.append(own | found["own"])
+    return sorted(rows, key=lambda row: row["tau"])
+
+
+def table_text(rows: list[dict[str, Any]], suffix: str) -> str:
     """A line for each tau and kind of mask: fractions, milliseconds, cycles and bytes of one image."""
     header = ("tau", "frozen", *COLUMNS)
-    lines = [(point["tau"], kind, *(point[kind][name] for name in COLUMNS)) for point in curves for kind in ("scattered", "heads")]
-    cells = [["" if value is None else str(value) for value in line] for line in (header, *lines)]
+    cells = [
+        ["" if value is None else str(value) for value in line] for line in (header, *([row[name] for name in header] for row in rows))
+    ]
     if suffix == ".csv":
         return "".join(",".join(line) + "\n" for line in cells)
     cells.insert(1, ["---"] * len(header))

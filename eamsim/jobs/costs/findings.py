@@ -19,6 +19,7 @@ from cost_model.work.encodings import PLAIN, store
 from cost_model.work.gemms import needed_scores
 from eamsim.constraints import Verified
 from eamsim.errors import UserError
+from eamsim.jobs.costs.answer import SUPPOSED_TAU, answer
 from eamsim.jobs.costs.chip import figures, summary, verdict
 from eamsim.jobs.costs.operations import operation_rows
 from eamsim.jobs.costs.rows import own_row
@@ -31,7 +32,8 @@ BATCHES = tuple(1 << power for power in range(11))
 def findings(program: Verified, hardware: Hardware, batch: int) -> dict[str, Any]:
     """Every number of the page, ready for JSON: bytes, MACs, cycles, milliseconds and microjoules for one image."""
     bare = thawed(program)
-    dense, own = evaluate(bare, hardware, batch), evaluate(program, hardware, batch)
+    dense = evaluate(bare, hardware, batch)
+    own = dense if bare is program else evaluate(program, hardware, batch)
     row = own_row(program)
     curves = [point(bare, dense, hardware, batch, tau) for tau in TAUS]
     largest = curves[-1]["scattered"]
@@ -40,6 +42,8 @@ def findings(program: Verified, hardware: Hardware, batch: int) -> dict[str, Any
         verdicts.insert(0, f"This program's own masks ({row['softmax']}, tau {row['tau']:.3f}): {verdict(figures(own, dense), batch)}.")
     return {
         "name": program.name,
+        "answer": answer(bare, dense, own if row["tau"] else None, row["tau"] or SUPPOSED_TAU),
+        "timeline": timeline(own),
         "chip": summary(hardware, batch).removesuffix(" All figures for one image:"),
         "description": hardware.description,
         "batch": batch,
@@ -62,6 +66,19 @@ def findings(program: Verified, hardware: Hardware, batch: int) -> dict[str, Any
             for name, (low, high) in program.bounds.items()
         ],
     }
+
+
+def timeline(own: Estimate) -> list[dict[str, Any]]:
+    """When each operation runs and how long each resource works for it, in milliseconds from the first weights, for the whole batch."""
+    per_ms = 1e3 * own.hardware.frequency_mhz
+    now, rows = own.first_load_cycles, []
+    for cost in own.operations:
+        busy = {name: cycles / per_ms for name, cycles in cost.cycles.items() if cycles}
+        rows.append(
+            {"name": cost.name, "start": now / per_ms, "lasts": cost.total_cycles / per_ms, "bound_by": cost.bound_by, "busy": busy}
+        )
+        now += cost.total_cycles
+    return rows
 
 
 def point(bare: Verified, dense: Estimate, hardware: Hardware, batch: int, tau: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cost_model.models.architectures import Architecture, SwinArchitecture, architecture
 from cost_model.models.paper import estimate
@@ -16,19 +17,18 @@ from cost_model.work.ledger import structured_macs, zero_code_macs
 from cost_model.work.unread import unread_macs
 from eamsim import artifact
 from eamsim.constraints import Verified
-from eamsim.jobs.load import is_untrained
 from eamsim.program import Softmax
 
 MEANINGS: tuple[Softmax, ...] = ("paper", "renormalised")
 
 
-def opened(model: str) -> tuple[Verified, Architecture | SwinArchitecture | None, bool]:
-    """The program of an .eam file, and whether its weights are untrained; or the shapes of a published model, with its architecture."""
+def opened(model: str) -> tuple[Verified, Architecture | SwinArchitecture | None, dict[str, Any]]:
+    """The program of an .eam file with its provenance; or the shapes of a published model, with its architecture."""
     if Path(model).suffix == ".eam" or Path(model).is_file():
         program, provenance = artifact.read(model)
-        return program, None, is_untrained(provenance)
+        return program, None, provenance
     published = architecture(model)
-    return skeleton(published), published, False
+    return skeleton(published), published, {}
 
 
 def estimated_rows(subject: Verified | Architecture | SwinArchitecture, taus: Sequence[float], meanings: tuple[Softmax, ...]) -> list[dict]:
