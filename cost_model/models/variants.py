@@ -135,14 +135,14 @@ def _as_wide(value: Value, channels: int) -> Value:
 
 def _to_its_linear(program: Verified, name: str) -> tuple[*tuple[Gather, ...], Linear] | None:
     """Gathers of whole rows and then the Linear that alone read a value; None if anything else does."""
-    match [op for op in program.operations if name in op.inputs]:
-        case [Linear(x=x) as linear] if x == name:
-            return (linear,)
-        case [Gather() as gather] if gather.granule == program.values[name].shape[1]:
-            rest = _to_its_linear(program, gather.out.name)
-            return None if rest is None else (gather, *rest)
-        case _:
-            return None
+    found = [op for op in program.operations if name in op.inputs]
+    if len(found) != 1:
+        return None
+    (reader,) = found
+    if isinstance(reader, Gather) and reader.granule == program.values[name].shape[1]:
+        rest = _to_its_linear(program, reader.out.name)
+        return None if rest is None else (reader, *rest)
+    return (reader,) if isinstance(reader, Linear) and reader.x == name else None
 
 
 def whole_units(tau: float, height: int, width: int, seed: int = 0) -> Freezer:
