@@ -11,8 +11,8 @@ from typing import Any, Literal
 from eamsim.constraints import Verified
 from eamsim.inputs.images import ImageSet, open_images
 from eamsim.inputs.labels import Labelling
-from eamsim.jobs.search.budget import Budget, make_rungs
-from eamsim.jobs.search.budget_search import States, build_within, logit_scale
+from eamsim.jobs.search.budget import REMOVED, Budget, make_rungs
+from eamsim.jobs.search.budget_search import States, build_within, heads_outputs, logit_scale, of_computed_rows
 from eamsim.program import Softmax
 from eamsim.progress import Progress
 from reference.attention.collect import attention_statistics, frozen_maps, maps_of, means, parameters_sha256, quantise_on, scores
@@ -114,11 +114,12 @@ def _within(
 ) -> tuple[Verified, dict[str, Any]]:
     """The program that the search finds, and how it was found; the order is `output`."""
     statistics = attention_statistics(source, images, progress, ["output"], maps)
-    units = [Freezing(0, granularity, "model", "output") for granularity in budget.granularities]
-    heads = [block.heads for block in source.network.blocks]
-    rungs = make_rungs({each.granularity: scores(statistics, each) for each in units}, heads)
     dense = lower(calibrated, softmax="renormalised", config=config)
-    states = States(dense, calibrated.attention, means(statistics), logit_scale(calibrated, dense), rungs, budget.macs)
+    units = [Freezing(0, granularity, "model", "output") for granularity in budget.frozen or ["head"]]
+    computed = {each.granularity: of_computed_rows(dense, scores(statistics, each)) for each in units}
+    rungs = make_rungs(computed, [op.heads for op in dense.attentions], bool(budget.frozen), REMOVED in budget.granularities)
+    outputs = heads_outputs(dense, images, progress)
+    states = States(dense, calibrated.attention, means(statistics), outputs, logit_scale(calibrated, dense), rungs, budget.macs)
     program, found = build_within(states, budget, images, judged, progress)
     judges = {"images": len(judged), "sha256": judged.sha256, "labelled": judged.labels is not None, "data": judged.summary.json()}
     settings = {name: getattr(budget, name) for name in ("keep_accuracy", "save_macs", "granularities", "evaluations")}

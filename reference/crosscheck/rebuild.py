@@ -68,6 +68,12 @@ def rebuild(program: Verified, provenance: Mapping[str, Any], model: Model) -> R
         streams = {name: 2.0 ** (each + built_bits - operations[name].out.bits) for name, each in exponents.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise BadFile(f"{program.name}: its provenance lacks the scales of its values ({error}); build the program again") from error
+    for i, block in enumerate(model.network.blocks):
+        if (op := _operation(operations, f"block{i}.attn", Attention)).heads < block.heads:
+            raise UserError(
+                f"compare: {op.out.name} has {op.heads} of the model's {block.heads} heads: a program with removed heads has no fake"
+                " quantisation here; check it with eamsim verify"
+            )
     model = _in_units(model, operations, activations)
     reader = _Reader(model, operations, activations, streams)
     layers = {name: reader.dense(name, layer) for name, layer in model.network.layers.items() if isinstance(layer, Dense)}

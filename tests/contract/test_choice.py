@@ -67,7 +67,7 @@ def test_a_budget_search_refuses_a_damage_that_is_no_number(spoiled):
     from eamsim.jobs.search.budget import Rungs, search
 
     masks = [[np.zeros((2, 2), bool)] * 2, [np.ones((2, 2), bool)] * 2]
-    rungs = Rungs(("none", "head"), masks, np.array([[0.0, 0.0], [1.0, 1.0]]), start=0)
+    rungs = Rungs(("none", "head"), masks, np.array([[0.0, 0.0], [1.0, 1.0]]), start=0, heads=(2,))
     with pytest.raises(UserError, match=r"^budget: expected a finite error, got nan"):
         list(search(rungs, np.array([[0.0, 0.0], [1.0, 1.0]]), lambda state: nan if state == spoiled else 1.0))
 

@@ -17,7 +17,8 @@ from programs import Shape, random_program
 pytest.importorskip("timm", reason="needs the extra 'reference'")
 
 from cost_model.work.counts import count, granularity
-from eamsim import artifact
+from eamsim import artifact, golden
+from eamsim.engine import Engine
 from eamsim.errors import UserError
 from eamsim.jobs import build as library
 from eamsim.jobs.search import budget
@@ -43,7 +44,7 @@ def nested_rungs(heads: int, shares: np.ndarray) -> Rungs:
     masks = np.zeros((len(shares), heads, tokens, tokens), np.bool_)
     for rows in range(len(shares)):
         masks[rows, :, :rows] = True
-    return Rungs(("none", *["row"] * (tokens - 1), "head"), [list(rung) for rung in masks], shares, start=0)
+    return Rungs(("none", *["row"] * (tokens - 1), "head"), [list(rung) for rung in masks], shares, start=0, heads=(heads,))
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 1000)), min_size=1, max_size=5))
@@ -107,6 +108,35 @@ def test_of_moves_that_do_no_damage_the_largest_is_made():
     states = list(search(rungs, np.array([[0], [1], [9]]), lambda state: (0, -5, -1)[state[0]]))
 
     assert states == [(2,)]
+
+
+def removable(heads: list[int]) -> Rungs:
+    """Rungs of whole heads, frozen or removed."""
+    return make_rungs({"head": [np.ones((count, 2, 2)) for count in heads]}, heads, removable=True)
+
+
+def test_a_head_is_removed_where_that_costs_less_per_mac_but_for_the_last_of_a_block():
+    rungs, gains = removable([2, 1]), np.outer([0, 1, 2], np.ones(3))
+    gains[2, 2] = 0  # the one head of its block
+    damages = np.array([[0, 0, 0], [3, 1, 8], [4, 9, np.nan]])  # to freeze head 1 is cheapest, to remove head 0 comes next
+
+    states = list(search(rungs, gains, lambda state: float(damages[list(state), range(3)].sum())))
+
+    assert states == [(0, 1, 0), (2, 1, 0), (2, 1, 1)]  # and head 1 never follows head 0
+    assert rungs.granularities == ("none", "head", "removed")
+    assert [rungs.removed(state) for state in states] == [[[], []], [[0], []], [[0], []]]
+    assert [rungs.stands(state) for state in ((2, 1, 1), (2, 2, 1), (0, 0, 2))] == [True, False, False]
+    assert [budget.granularity(rungs, state) for state in ((0, 2, 0), (1, 2, 0))] == ["removed", "mixed"]
+    assert rungs.furthest == (1, 2, 1)
+    assert uniform_states(rungs) == []
+
+
+def test_heads_may_only_go():
+    rungs = make_rungs({"head": [np.ones((3, 2, 2))]}, [3], freezable=False, removable=True)
+
+    assert rungs.granularities == ("none", "removed")
+    assert rungs.furthest == (0, 1, 1)
+    assert list(search(rungs, np.outer([0, 1], np.ones(3)), lambda state: float(np.dot(state, [3, 1, 2])))) == [(0, 1, 0), (0, 1, 1)]
 
 
 def test_rungs_hold_the_units_of_least_score_and_their_share():
@@ -190,8 +220,8 @@ def test_the_table_is_read_as_it_was_written(tmp_path):
     write_front(path, trials)
 
     header, *lines = path.read_text().splitlines()
-    assert header == "granularity,tau,macs_saved,top1,images,loss_change,pareto,chosen"
-    assert lines[1] == "head,0.1,0.1,0.7,100,0.0,true,true"
+    assert header == "granularity,tau,macs_saved,top1,images,loss_change,pareto,chosen,removed"
+    assert lines[1] == "head,0.1,0.1,0.7,100,0.0,true,true,0.0"
     assert read_front(path) == trials
 
 
@@ -228,6 +258,10 @@ def test_tiles_are_read_off_the_masks(tile, unit):
             ("--save-macs", "50%", "--limit", 8, "--granularity", "head"),
             "--save-macs: expected at most 19.17%, what freezing every head saves, got 50.00%",
         ),
+        (
+            ("--save-macs", "90%", "--limit", 8, "--granularity", "head,removed"),
+            "what removing all heads but one of each block saves, got 90.00%",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path, options, message):
@@ -242,7 +276,7 @@ def test_too_few_evaluations_are_refused_before_any_work(tmp_path, monkeypatch):
     done = eamsim(*SOURCE, "--keep-accuracy", 1, "--evaluations", 20, "-o", tmp_path / "x.eam")
 
     assert (done.code, done.out) == (2, "")
-    assert "--evaluations: expected at least 31 for this model and these granularities, got 20" in done.err
+    assert "--evaluations: expected at least 43 for this model and these granularities, got 20" in done.err
 
 
 def build(out: Path, *options: object):
@@ -290,6 +324,28 @@ def test_the_command_does_the_same_again(saving, tmp_path):
 
     assert again["output"]["sha256"] == manifest["output"]["sha256"]
     assert again["budget"] == manifest["budget"]
+
+
+@pytest.mark.parametrize("granularities", ["head,row,removed", "removed"])
+def test_the_command_removes_heads(tmp_path, granularities):
+    manifest, program, trials = build(tmp_path / "x.eam", "--save-macs", "6%", "--granularity", granularities)
+    (chosen,) = (each for each in trials if each.chosen)
+    heads = manifest["budget"]["heads"]
+    removed = [(each["block"], each["head"]) for each in heads if each["granularity"] == "removed"]
+    all_heads = [4, 4, 4]
+
+    assert removed
+    assert [op.heads for op in program.attentions] == [n - sum(b == block for b, _ in removed) for block, n in enumerate(all_heads)]
+    assert chosen.removed == len(removed) / sum(all_heads)
+    assert trials[0].macs_saved == 0
+    assert chosen.macs_saved >= 0.06
+    assert {each.granularity for each in trials} == {"none", "removed"} or granularities != "removed"
+    assert all(each["tau"] == 0 for each in heads if each["granularity"] == "removed")
+    assert [each for each in trials if each.granularity == "row" and each.macs_saved == 0] == []  # of rows that are not there
+    images = np.load(DIGITS / "digits_test.npz")["images"][:2]
+    assert_array_equal(Engine(program).run(images), [golden.run(program, image) for image in images])
+    refused = eamsim("compare", tmp_path / "x.eam", f"local-dir:{DIGITS}", "--data", DIGITS / "digits_test.npz")
+    assert (refused.code, "a program with removed heads has no fake quantisation here" in refused.err) == (2, True), refused.err
 
 
 def test_the_command_keeps_accuracy_on_validation_images(tmp_path):

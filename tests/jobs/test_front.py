@@ -10,17 +10,20 @@ from eamsim.jobs.search.front import read_front, write_front
 
 FRONT_HEADER = ",".join(field.name for field in dataclasses.fields(BudgetTrial))
 FRONTS = {
-    "column": ("granularity,tau,macs_saved\nrow,1,1\n", r"expected the columns granularity,tau,.*,chosen and at least one row, got gran"),
+    "column": ("granularity,tau,macs_saved\nrow,1,1\n", r"expected the columns granularity,tau,.*,removed and at least one row, got gran"),
     "empty": ("", "expected the columns .* got  and 0 rows; make the table again"),
-    "no rows": ("granularity,tau,macs_saved,top1,images,loss_change,pareto,chosen\n", "expected .*, got granularity,.*,chosen and 0 rows"),
-    "number": (",0.1,x,0.5,9,0,true,false", "row 1: expected granularity, tau, .*, got row,0.1,x,0.5"),
-    "flag": (",0.1,0.1,0.5,9,0,yes,false", "row 1: expected granularity, tau, .*, got row,0.1"),
+    "no rows": (
+        "granularity,tau,macs_saved,top1,images,loss_change,pareto,chosen,removed\n",
+        "expected .*, got granularity,.*,removed and 0 rows",
+    ),
+    "number": (",0.1,x,0.5,9,0,true,false,0", "row 1: expected granularity, tau, .*, got row,0.1,x,0.5"),
+    "flag": (",0.1,0.1,0.5,9,0,yes,false,0", "row 1: expected granularity, tau, .*, got row,0.1"),
     "short": (",0.1", "row 1: expected granularity, tau, .*, got row,0.1; make the table again"),
-    "range": (",0.1,1.5,0.5,9,0,true,false", "row 1: expected fractions from 0 to 1, got macs_saved 1.5, top1 0.5"),
-    "negative": (",0.1,-0.5,0.5,9,0,true,false", "row 1: expected fractions from 0 to 1, got macs_saved -0.5, top1 0.5"),
+    "range": (",0.1,1.5,0.5,9,0,true,false,0", "row 1: expected fractions from 0 to 1, got macs_saved 1.5, top1 0.5"),
+    "negative": (",0.1,-0.5,0.5,9,0,true,false,0", "row 1: expected fractions from 0 to 1, got macs_saved -0.5, top1 0.5"),
     "nan": (
-        ",0.1,nan,0.5,9,0,true,false",
-        "row 1: expected granularity, tau, macs_saved, top1, images, loss_change, pareto, chosen, got row,0.1,na",
+        ",0.1,nan,0.5,9,0,true,false,0",
+        "row 1: expected granularity, tau, macs_saved, top1, images, loss_change, pareto, chosen, removed, got row,0.1,na",
     ),
 }
 

@@ -52,7 +52,8 @@ def build(
         str | None,
         typer.Option(
             metavar="weight|row|column|head|tile:RxC",
-            help="What is frozen as a whole: R x C is a tile of queries by keys. Several with commas between for a budget. "
+            help="What is frozen as a whole: R x C is a tile of queries by keys. Several with commas between for a budget, and removed: "
+            "heads may go. "
             "[default: weight; all for a budget]",
         ),
     ] = None,
@@ -206,7 +207,7 @@ def write_trials(out: Path, found: dict[str, Any]) -> tuple[str | Table, ...]:
     trials, judged, path = [BudgetTrial(**trial) for trial in found["trials"]], found["judged"], front_path(out)
     write_front(path, trials)
     top1 = "top-1" if judged["labelled"] else "agreement with the model with nothing frozen"
-    nothing = next(trial for trial in trials if trial.tau == 0)
+    nothing = next(trial for trial in trials if trial.granularity == "none")
     shown = [trial for trial in trials if trial.pareto or trial.chosen]
     rows = [(each.granularity, f"{each.tau:.3f}", f"{each.macs_saved:.2%}", f"{each.top1:.2%}", "<-" * each.chosen) for each in shown]
     return (

@@ -1,4 +1,4 @@
-"""Which heads are frozen, in what units and how far, so that a budget of accuracy or of work is met."""
+"""Which heads are frozen, in what units and how far, and which are removed, so that a budget of accuracy or of work is met."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from eamsim.errors import UserError
 from eamsim.jobs.search.pareto import undominated
 from reference.attention.freeze import Freezing, chosen_masks
 
+REMOVED = "removed"
+"""The rung beyond the whole head frozen: the head is gone but for its mean output."""
 RATES = (0.25, 0.5)
 """Shares of a head's weights that may be frozen, besides all of them."""
 WIDTH = 6
@@ -26,14 +28,15 @@ SEARCH_IMAGES = 1024
 class Budget:
     """What a mask must keep or save: exactly one of two fractions, the top-1 that may be lost or the MACs to be saved.
 
-    macs: MACs of a program; granularities: as `Freezing`, the units to choose from; validation: labelled images that judge, the
-    calibration images if empty; evaluations: the most programs that are run. Raises UserError for anything else.
+    macs: MACs of a program; granularities: as `Freezing`, the units to choose from, and REMOVED where heads may go; validation:
+    labelled images that judge, the calibration images if empty; evaluations: the most programs that are run. Raises UserError for
+    anything else.
     """
 
     macs: Callable[[Verified], int]
     keep_accuracy: float | None = None
     save_macs: float | None = None
-    granularities: tuple[str, ...] = ("head", "row", "column", "tile:16x16", "weight")
+    granularities: tuple[str, ...] = ("head", "row", "column", "tile:16x16", "weight", REMOVED)
     validation: Sequence[Path] = ()
     evaluations: int = 300
 
@@ -43,13 +46,18 @@ class Budget:
             raise UserError("--keep-accuracy and --save-macs: expected exactly one of them; keep the other out")
         if not 0 <= given[0] <= 1:
             raise UserError(f"--keep-accuracy and --save-macs: expected 0 to 100 points or %, got {100 * given[0]:g}")
-        for granularity in self.granularities:
+        for granularity in self.frozen:
             Freezing(0, granularity, "model")
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The units that may be frozen."""
+        return tuple(each for each in self.granularities if each != REMOVED)
 
     def check(self, heads: int) -> None:
         """UserError unless its evaluations are enough for a model of so many heads: the uniform states, and the first moves of a search."""
-        states = len(RATES) * len({*self.granularities} - {"head"})
-        if self.evaluations < (needed := 5 + states + heads + WIDTH):
+        states = len(RATES) * len({*self.frozen} - {"head"})
+        if self.evaluations < (needed := 5 + states + heads * (1 + (REMOVED in self.granularities)) + WIDTH):
             raise UserError(f"--evaluations: expected at least {needed} for this model and these granularities, got {self.evaluations}")
 
     def ends(self, trial: BudgetTrial, base: BudgetTrial) -> bool:
@@ -73,10 +81,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class BudgetTrial:
-    """One mask that was judged, a row of the table.
+    """One state that was judged, a row of the table.
 
-    tau: share of frozen weights; macs_saved, top1: fractions, the latter of `images`; loss_change: how much their cross-entropy grew,
-    in nats; pareto: no other trial saves as much and classifies as well, and one of them better.
+    tau: share of frozen weights, among those of all heads; macs_saved, top1: fractions, the latter of `images`; loss_change: how much
+    their cross-entropy grew, in nats; pareto: no other trial saves as much and classifies as well, and one of them better; removed:
+    share of removed heads.
     """
 
     granularity: str
@@ -87,32 +96,55 @@ class BudgetTrial:
     loss_change: float
     pareto: bool = False
     chosen: bool = False
+    removed: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Rungs:
-    """The ways to freeze a head: first not at all, last the whole head, in between parts of it.
+    """The ways to save a head's work: first not at all, then parts of it frozen, then the whole head, last its removal, where these may be.
 
-    granularities: of each rung, `none` of the first; masks: of each rung and head, the heads of all blocks in a row, bool
-    [windows * tokens, tokens], a head's maps below one another; shares: float [rungs, heads], what a rung is expected to change of what
-    freezing the whole head changes; start: the rung that every head can be on at no loss, 0 or 1.
+    granularities: of each rung, `none` of the first, REMOVED of the last if at all; masks: of each rung and head, the heads of all
+    blocks in a row, bool [windows * tokens, tokens], a head's maps below one another; shares: float [rungs, heads], what a rung is
+    expected to change of what freezing the whole head changes; start: the rung that every head can be on at no loss, 0 or 1; heads: of
+    each block.
     """
 
     granularities: tuple[str, ...]
     masks: Sequence[Sequence[np.ndarray]]
     shares: np.ndarray
     start: int
+    heads: Sequence[int]
+
+    @property
+    def whole(self) -> int:
+        """The last rung of freezing: a head that is wholly frozen, or not at all where heads may only go."""
+        return max(rung for rung, granularity in enumerate(self.granularities) if granularity != REMOVED)
+
+    def removed(self, state: State) -> list[list[int]]:
+        """Of each block, the heads that are gone."""
+        numbered = iter(state)
+        return [[head for head in range(count) if self.granularities[next(numbered)] == REMOVED] for count in self.heads]
+
+    def stands(self, state: State) -> bool:
+        """Whether every block keeps a head."""
+        return all(len(gone) < count for gone, count in zip(self.removed(state), self.heads, strict=True))
+
+    @property
+    def furthest(self) -> State:
+        """The state that saves most: all heads wholly frozen, or removed but for one of each block."""
+        return tuple(self.whole if head == 0 else len(self.granularities) - 1 for count in self.heads for head in range(count))
 
 
 State = tuple[int, ...]
 """The rung of every head."""
 
 
-def make_rungs(scores: Mapping[str, Sequence[np.ndarray]], heads: Sequence[int]) -> Rungs:
+def make_rungs(scores: Mapping[str, Sequence[np.ndarray]], heads: Sequence[int], freezable: bool = True, removable: bool = False) -> Rungs:
     """Of every head, at all RATES of these granularities, the units of least score of each of its maps.
 
     scores: per block [maps, tokens, tokens], infinite where a pair takes no part; heads: of each block, whose maps come window by
-    window. Where rows may be frozen, those that nothing reads (score 0) make the rung to start on.
+    window; freezable, removable: whether whole heads may be frozen, and go. Where rows may be frozen, those that nothing reads
+    (score 0) make the rung to start on.
     """
     split = {granularity: _by_head(blocks, heads) for granularity, blocks in scores.items()}
     live = [np.isfinite(score) for score in next(iter(split.values()))]
@@ -129,9 +161,9 @@ def make_rungs(scores: Mapping[str, Sequence[np.ndarray]], heads: Sequence[int])
     for granularity, blocks in scores.items():
         for rate in () if granularity == "head" else RATES:
             add(granularity, _by_head(chosen_masks(blocks, Freezing(rate, granularity)), heads))
-    found.append(("head", live, np.ones(len(live))))
+    found += [(each, live, np.ones(len(live))) for each in ("head",) * freezable + (REMOVED,) * removable]
     granularities, masks, shares = zip(*found, strict=True)
-    return Rungs(granularities, masks, np.stack(shares), start)
+    return Rungs(granularities, masks, np.stack(shares), start, tuple(heads))
 
 
 def _by_head(blocks: Sequence[np.ndarray], heads: Sequence[int]) -> list[np.ndarray]:
@@ -150,14 +182,14 @@ def _share(score: np.ndarray, mask: np.ndarray) -> float:
 
 
 def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) -> Iterator[State]:
-    """States of ever more frozen heads, each one move from the one before: the measured least damage per MAC saved.
+    """States of ever more frozen and removed heads, each one move from the one before: the measured least damage per MAC saved.
 
-    A move raises one head to a rung that contains its present one. Freezing each whole head alone is measured first; a smaller rung
-    is expected to do its share of that damage. Then, again and again, the WIDTH moves of least expected damage per MAC are measured
-    from where the search stands, the best is made, and what was measured is remembered for the next time. gains: float [rungs, heads],
-    MACs each rung saves alone.
+    A move raises one head to a rung that contains its present one. Freezing each whole head alone, and removing it, is measured first;
+    a smaller rung is expected to do its share of the damage of freezing. Then, again and again, the WIDTH moves of least expected
+    damage per MAC are measured from where the search stands, the best is made, and what was measured is remembered for the next time.
+    gains: float [rungs, heads], MACs each rung saves alone, 0 where that cannot be had.
     """
-    heads, whole = range(gains.shape[1]), len(gains) - 1
+    heads = range(gains.shape[1])
     state: State = (rungs.start,) * len(heads)
     if rungs.start:
         yield state
@@ -166,7 +198,9 @@ def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) ->
         return finite(damage(state), "budget")
 
     reached = measure(state)
-    expected = rungs.shares * [measure(_moved(state, head, whole)) - reached for head in heads]
+    expected = rungs.shares * ([measure(_moved(state, head, rungs.whole)) - reached for head in heads] if rungs.whole else 0.0)
+    for rung in range(rungs.whole + 1, len(gains)):
+        expected[rung] = [measure(_moved(state, head, rung)) - reached if gains[rung, head] else np.inf for head in heads]
 
     def price(move: tuple[int, int]) -> tuple[float, float, float]:
         """Damage per MAC; of moves that seem to do none, or even good, those that save most come first, then those that do most good."""
@@ -174,8 +208,12 @@ def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) ->
         gain, damage = gains[rung, head] - gains[state[head], head], expected[rung, head] - expected[state[head], head]
         return max(damage, 0) / gain, -gain, damage
 
-    while moves := [(head, rung) for head in heads for rung in _above(_masks_of(rungs, head), gains[:, head], state[head])]:
-        measured = {move: measure(_moved(state, *move)) for move in sorted(moves, key=price)[:WIDTH]}
+    def moves() -> list[tuple[int, int]]:
+        found = [(head, rung) for head in heads for rung in _above(_masks_of(rungs, head), gains[:, head], state[head])]
+        return [move for move in found if rungs.stands(_moved(state, *move))]
+
+    while possible := moves():
+        measured = {move: measure(_moved(state, *move)) for move in sorted(possible, key=price)[:WIDTH]}
         for (head, rung), after in measured.items():
             expected[rung, head] = expected[state[head], head] + after - reached
         best = min(measured, key=price)
@@ -199,11 +237,11 @@ def _above(masks: np.ndarray, gains: np.ndarray, rung: int) -> np.ndarray:
 
 def uniform_states(rungs: Rungs) -> list[State]:
     """Every head on the same rung, for comparison."""
-    return [(rung,) * rungs.shares.shape[1] for rung in range(rungs.start + 1, len(rungs.granularities) - 1)]
+    return [(rung,) * rungs.shares.shape[1] for rung in range(rungs.start + 1, rungs.whole)]
 
 
 def granularity(rungs: Rungs, state: State) -> str:
-    """What all that is frozen in a state is made of, `none` or `mixed`."""
+    """What all that is frozen or removed in a state is made of, `none` or `mixed`."""
     used = {rungs.granularities[rung] for head, rung in enumerate(state) if rungs.masks[rung][head].any()}
     return used.pop() if len(used) == 1 else "mixed" if used else "none"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from eamsim.errors import UserError
 from eamsim.inputs.images import ImageSet
 from eamsim.jobs.measure import accuracy
 from eamsim.jobs.search.budget import (
+    REMOVED,
     SEARCH_IMAGES,
     WIDTH,
     Budget,
@@ -32,6 +34,7 @@ from eamsim.jobs.search.budget import (
 from eamsim.program import Linear, Raw
 from reference.attention.freeze import FrozenMap
 from reference.lowering.frozen import with_frozen
+from reference.lowering.removed import MeanOutput, mean_outputs, without_heads
 from reference.quantisation.quantisers import LogSqrt2
 from reference.quantisation.repq import Calibrated
 
@@ -45,22 +48,24 @@ BATCH = 64
 class States:
     """Makes the programs of states.
 
-    dense: nothing frozen, softmax renormalised; grids, mean [maps, tokens, tokens]: per block; logit_scale: of the integer logits.
+    dense: nothing frozen, softmax renormalised; grids, mean [maps, tokens, tokens]: per block; outputs: of the heads of `dense`, by the
+    names of its Attentions; logit_scale: of the integer logits.
     """
 
     dense: Verified
     grids: Sequence[LogSqrt2]
     mean: Sequence[np.ndarray]
+    outputs: Mapping[str, MeanOutput]
     logit_scale: float
     rungs: Rungs
     macs: Callable[[Verified], int]
 
     def masks(self, state: State) -> list[np.ndarray]:
-        """Of every block, bool [maps, tokens, tokens], window by window."""
-        chosen, found = [self.rungs.masks[rung][head] for head, rung in enumerate(state)], []
-        for layer, op in zip(self.mean, self.dense.attentions, strict=True):
-            own, chosen = np.stack(chosen[: op.heads]), chosen[op.heads :]
-            found.append(own.reshape(op.heads, -1, *layer.shape[1:]).swapaxes(0, 1).reshape(layer.shape))
+        """What is frozen of every block, bool [maps, tokens, tokens], window by window; of heads that are removed nothing."""
+        rungs, numbered, found = self.rungs, iter(enumerate(state)), []
+        for layer, count in zip(self.mean, rungs.heads, strict=True):
+            own = np.stack([rungs.masks[0 if rung > rungs.whole else rung][head] for head, rung in islice(numbered, count)])
+            found.append(own.reshape(count, -1, *layer.shape[1:]).swapaxes(0, 1).reshape(layer.shape))
         return found
 
     def tau(self, state: State) -> float:
@@ -68,15 +73,18 @@ class States:
         frozen = live = 0
         for op, mask in zip(self.dense.attentions, self.masks(state), strict=True):
             pairs = np.ones((op.windows, 1, op.tokens, op.tokens), np.bool_) if op.excluded is None else ~op.excluded[:, None]
-            frozen += int(np.count_nonzero(mask.reshape(-1, op.heads, op.tokens, op.tokens) & pairs))
+            pairs = pairs[:, :, : op.rows]
+            frozen += int(np.count_nonzero(mask.reshape(-1, op.heads, op.tokens, op.tokens)[:, :, : op.rows] & pairs))
             live += op.heads * int(np.count_nonzero(pairs))
         return frozen / live
 
     def program(self, state: State) -> Verified:
         """The program of this state; blocks of which nothing is frozen hold no map."""
-        maps = zip(self.masks(state), self.mean, strict=True)
-        frozen = [FrozenMap(mask, mean.astype(np.float64)) if mask.any() else None for mask, mean in maps]
-        return with_frozen(self.dense, frozen, self.grids)
+        removed, frozen = self.rungs.removed(state), []
+        for mask, mean, count, gone in zip(self.masks(state), self.mean, self.rungs.heads, removed, strict=True):
+            mask, mean = (_without(each, count, gone) for each in (mask, mean.astype(np.float64)))
+            frozen.append(FrozenMap(mask, mean) if mask.any() else None)
+        return with_frozen(without_heads(self.dense, removed, self.outputs), frozen, self.grids)
 
     def saved(self, state: State) -> float:
         """The fraction of all MACs."""
@@ -87,10 +95,16 @@ class States:
         return self.macs(self.dense)
 
     def gains(self) -> np.ndarray:
-        """What each rung of each head saves alone: float [rungs, heads]."""
+        """What each rung of each head saves alone, 0 where that cannot be had: float [rungs, heads]."""
         rungs, heads = self.rungs.shares.shape
         alone = np.eye(heads, dtype=int)
-        return np.array([[self.saved(tuple(rung * alone[head])) for head in range(heads)] for rung in range(rungs)])
+        states = [[tuple(map(int, rung * alone[head])) for head in range(heads)] for rung in range(rungs)]
+        return np.array([[self.saved(state) if self.rungs.stands(state) else 0.0 for state in row] for row in states])
+
+
+def _without(layer: np.ndarray, heads: int, gone: Sequence[int]) -> np.ndarray:
+    """Maps [maps, tokens, tokens] of so many heads, window by window, without those of some heads."""
+    return np.delete(layer.reshape(-1, heads, *layer.shape[1:]), gone, axis=1).reshape(-1, *layer.shape[1:])
 
 
 def build_within(
@@ -102,10 +116,10 @@ def build_within(
     where they have none of the model's, by what the program with nothing frozen answers. Raises UserError where no trial is within
     the budget.
     """
-    rungs, heads = states.rungs.shares.shape
-    most = states.saved((rungs - 1,) * heads)
+    most = states.saved(states.rungs.furthest)
     if budget.save_macs is not None and budget.save_macs > most:
-        raise UserError(f"--save-macs: expected at most {most:.2%}, what freezing every head saves, got {budget.save_macs:.2%}")
+        how = "removing all heads but one of each block" if REMOVED in states.rungs.granularities else "freezing every head"
+        raise UserError(f"--save-macs: expected at most {most:.2%}, what {how} saves, got {budget.save_macs:.2%}")
     with progress("programs run, at most", budget.evaluations) as advance:
         tried = _explore(states, budget, calibration, judged, advance)
     trials = [trial for trial, _ in tried]
@@ -138,7 +152,9 @@ def _explore(
 
     def judge(state: State, found: np.ndarray) -> tuple[BudgetTrial, State]:
         top1, change = accuracy(found, labels).top1, cross_entropy(found, judging) - loss
-        return BudgetTrial(granularity(states.rungs, state), states.tau(state), states.saved(state), top1, len(judged), change), state
+        removed = sum(map(len, states.rungs.removed(state))) / len(state)
+        kind, tau, saved = granularity(states.rungs, state), states.tau(state), states.saved(state)
+        return BudgetTrial(kind, tau, saved, top1, len(judged), change, removed=removed), state
 
     tried = [judge(nothing, answers)]
     tried += [judge(state, logits(state, judged.batches(BATCH))) for state in uniform_states(states.rungs)]
@@ -147,6 +163,24 @@ def _explore(
         if budget.ends(tried[-1][0], tried[0][0]) or runs + WIDTH + 1 > budget.evaluations:
             break
     return tried
+
+
+def heads_outputs(program: Verified, images: ImageSet, progress: Progress) -> dict[str, MeanOutput]:
+    """The mean output of the heads over all images, by the names of the program's Attentions."""
+    run, names = engine.Engine(program).run, {op.out.name for op in program.attentions}
+    with progress("outputs of heads", len(images)) as advance:
+
+        def batches() -> Iterator[dict[str, np.ndarray]]:
+            for batch in images.batches(BATCH):
+                yield run(batch, taps=lambda tap: tap in names)[1]
+                advance(len(batch))
+
+        return mean_outputs(program, batches())
+
+
+def of_computed_rows(program: Verified, scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Per block [maps, tokens, tokens], infinite in rows that the program does not compute: they take no part."""
+    return [np.where(np.arange(op.tokens)[:, None] < op.rows, layer, np.inf) for op, layer in zip(program.attentions, scores, strict=True)]
 
 
 def logit_scale(calibrated: Calibrated, program: Verified) -> float:
@@ -166,11 +200,12 @@ def _truth(images: ImageSet, answers: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _heads(states: States, state: State) -> list[dict[str, Any]]:
-    """What is frozen, head by head."""
-    places = [(block, head) for block, op in enumerate(states.dense.attentions) for head in range(op.heads)]
+    """What is frozen or removed, head by head; the tau of one that is removed is 0."""
+    rungs, places = states.rungs, [(block, head) for block, count in enumerate(states.rungs.heads) for head in range(count)]
     rows = []
     for number, ((block, head), rung) in enumerate(zip(places, state, strict=True)):
-        share = float(states.rungs.masks[rung][number].sum() / states.rungs.masks[-1][number].sum())
+        share = float(rungs.masks[rung][number].sum() / rungs.masks[-1][number].sum())
         if share:
-            rows.append({"block": block, "head": head, "granularity": states.rungs.granularities[rung], "tau": share})
+            tau = 0.0 if rung > rungs.whole else share
+            rows.append({"block": block, "head": head, "granularity": rungs.granularities[rung], "tau": tau})
     return rows
