@@ -58,6 +58,20 @@ def test_the_files_of_an_operation_are_all_that_tell_operations_apart():
     assert [path for path in touched if not named(listed, path)] == []
 
 
+def test_the_files_of_a_norm_are_all_that_know_one():
+    listed = section("RMSNorm")
+    touched = [path for path, text in sources("reference").items() if re.search(r"\bNorm\b", text)]
+    assert len(touched) > 5
+    assert [path for path in touched if not named(listed, path)] == []
+
+
+def test_the_files_of_the_softmax_are_all_that_say_its_widths():
+    listed = section("Where the softmax gets its bits")
+    touched = [path for path, text in sources("eamsim", "reference", "cost_model").items() if re.search(r"\bexp2_bits\b", text)]
+    assert len(touched) > 5
+    assert [path for path in touched if not named(listed, path)] == []
+
+
 def test_the_files_of_an_instruction_set_are_all_that_name_one():
     listed = section("An instruction set")
     touched = [path for path, text in sources("eamsim").items() if re.search(r"\bavx512vnni\b", text)]
