@@ -15,7 +15,6 @@ from eamsim.constraints import Verified
 from eamsim.engine import team
 from eamsim.engine.ir import softmax
 from eamsim.engine.kernels import linear
-from eamsim.engine.kernels.fixedpoint import ROUNDINGS
 from eamsim.engine.memory import Constants
 from eamsim.engine.plan import ATTEND, make_plan, place_values
 from eamsim.errors import UserError
@@ -131,7 +130,7 @@ def test_no_kernel_has_a_floating_point_type_or_instruction(program):
 
 @pytest.mark.parametrize("freeze", ["none", "scattered", "rows", "units", "heads"])
 @pytest.mark.parametrize("softmax", ["paper", "renormalised"])
-@pytest.mark.parametrize("rounding", [name for name in ROUNDINGS if name != "half_even"])
+@pytest.mark.parametrize("rounding", ["half_up", *(pytest.param(name, marks=pytest.mark.slow) for name in ("half_away", "floor"))])
 def test_long_rows_of_tokens_equal_golden_with_taps_and_without(freeze, softmax, rounding):
     """Beyond one vector and one register tile in every direction, as random programs rarely are; frozen heads have no scores."""
     shape = Shape(seed=len(freeze), side=18, heads=2, head_dim=32, freeze=freeze, softmax=softmax, datapath=Datapath(rounding=rounding))
