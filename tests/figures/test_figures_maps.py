@@ -88,6 +88,7 @@ def test_without_a_class_token_the_mean_over_a_windows_queries_lies_where_its_to
     assert_array_equal(figures_maps.over_patches(keys, 2), np.roll(np.stack([tokens, tokens]), (-1, -1), axis=(1, 2)))
 
 
+@pytest.mark.slow
 def test_attention_of_the_digits_over_their_image(tmp_path):
     pytest.importorskip("timm", reason="needs the extra 'reference'")
     data = DIGITS / "digits_calib.npz"

@@ -318,6 +318,7 @@ def test_rows_that_nothing_reads_change_nothing(saving):
     assert free[0].tau == pytest.approx((tokens - 1) / tokens / 3)  # in one of three blocks
 
 
+@pytest.mark.slow
 def test_the_command_does_the_same_again(saving, tmp_path):
     manifest, _, _ = saving
     again, _, _ = build(tmp_path / "x.eam", "--save-macs", "0.03", "--granularity", "head,row", "--keep-unread")
@@ -348,6 +349,7 @@ def test_the_command_removes_heads(tmp_path, granularities):
     assert (refused.code, "a program with removed heads has no fake quantisation here" in refused.err) == (2, True), refused.err
 
 
+@pytest.mark.slow
 def test_the_command_keeps_accuracy_on_validation_images(tmp_path):
     data = np.load(DIGITS / "digits_test.npz")
     np.savez(tmp_path / "some.npz", images=data["images"][:100], labels=data["labels"][:100])
@@ -364,6 +366,7 @@ def test_the_command_keeps_accuracy_on_validation_images(tmp_path):
     assert {each.granularity for each in trials} == {"none", "head"}
 
 
+@pytest.mark.slow
 def test_without_labels_agreement_judges(tmp_path):
     images = np.load(DIGITS / "digits_calib.npz")["images"][:64]
     np.savez(tmp_path / "images.npz", images=images)

@@ -173,6 +173,7 @@ def test_the_papers_softmax_leaves_nothing_out():
     assert not any(left_out(op, load("small-npu").compute).any() for op in program.attentions)
 
 
+@pytest.mark.slow
 def test_a_chip_without_dram_is_shown_up_to_the_batch_it_holds(tmp_path):
     done = eamsim("report", CIFAR, "--hw", "simd-mcu", "-o", tmp_path / "r.html", "--json")
     assert done.code in (None, 0), done.err

@@ -119,6 +119,7 @@ def test_accuracies_come_from_the_validation_images(data, tmp_path, quick, name,
     assert [Path(file["file"]).name for file in manifest["output"]] == [f"{name}.{kind}" for kind in outputs]
 
 
+@pytest.mark.slow
 def test_the_same_command_continues_in_its_folder(data, tmp_path, quick, monkeypatch):
     run("table1", data, tmp_path, "--limit", 4)
     first = (tmp_path / "table1-sweep.csv").read_bytes()
@@ -135,6 +136,7 @@ def test_the_same_command_continues_in_its_folder(data, tmp_path, quick, monkeyp
     assert (tmp_path / "table1-sweep.csv").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_figure_1_shows_a_validation_image(data, tmp_path):
     manifest = run("fig1", data, tmp_path, "--weights", DIGITS / "model.safetensors")
 

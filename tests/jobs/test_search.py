@@ -50,6 +50,7 @@ def alone(row, subject, space) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @examples(12)
 @given(st.data())
 def test_random_points_equal_the_scalar_functions_to_the_last_bit(data):

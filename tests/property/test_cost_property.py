@@ -193,6 +193,7 @@ def frozen_anew(program: Verified, freezer: Freezer, softmax: Softmax) -> Verifi
         return None
 
 
+@pytest.mark.slow
 @examples(EXAMPLES)
 @given(program=programs())
 def test_what_nobody_reads_or_needs_is_part_of_what_there_is(program):

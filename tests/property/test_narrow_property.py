@@ -51,6 +51,7 @@ def asked(data: st.DataObject, now: Widths) -> Widths:
     return Widths(**drawn | {"norm_fraction_bits": min(drawn["norm_fraction_bits"], drawn["reciprocal_bits"] + 1)})
 
 
+@pytest.mark.slow
 @examples(EXAMPLES)
 @given(SHAPES)
 def test_equal_widths_give_an_equal_program(tmp_path_factory, shape):

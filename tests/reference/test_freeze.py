@@ -52,6 +52,7 @@ def groups(values, scope: str) -> list[np.ndarray]:
     return [values.reshape(-1, *values.shape[2:])]
 
 
+@pytest.mark.slow
 @given(scores=layers(), freezing=freezings())
 def test_units_are_frozen_whole_and_their_number_is_exact(scores, freezing):
     for group in groups(masks(scores, freezing), freezing.scope):
@@ -62,6 +63,7 @@ def test_units_are_frozen_whole_and_their_number_is_exact(scores, freezing):
             assert frozen == round(freezing.tau * len(units))
 
 
+@pytest.mark.slow
 @given(scores=layers(), tau=TAUS, granularity=GRANULARITIES, scope=st.sampled_from(["layer", "model"]))
 def test_no_frozen_unit_has_a_higher_mean_score_than_one_that_is_not(scores, tau, granularity, scope):
     freezing = Freezing(tau, granularity, scope)
