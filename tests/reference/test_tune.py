@@ -38,7 +38,16 @@ from reference.tuning.tune import Lessons  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "eamsim" / "data" / "digits"
-STEPS = 4
+STEPS, CROPS, PART = 4, 8, 4
+"""A quarter of the crops of a real step, still in two parts."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subject, "CROPS", CROPS)
+        patch.setattr(subject, "PART", PART)
+        yield
 
 
 @pytest.fixture(scope="module", params=["vit", "swin"])
@@ -282,7 +291,7 @@ def whole(options, tmp_path_factory):
     done = eamsim(*options, "-o", out)
 
     assert done.code == 0, done.err
-    assert f"crops taught: {32 * STEPS}/{32 * STEPS}" in done.err
+    assert f"crops taught: {CROPS * STEPS}/{CROPS * STEPS}" in done.err
     assert not (out.parent / "x.eam.tuning").exists()
     return out.read_bytes()
 
@@ -326,7 +335,7 @@ def test_an_interrupted_tuning_goes_on_to_the_same_bytes(options, interrupted, w
     done = eamsim(*options, "-o", interrupted, "--resume")
 
     assert done.code == 0, done.err
-    assert f"crops taught: {32 * (STEPS - 2)}/{32 * (STEPS - 2)}" in done.err
+    assert f"crops taught: {CROPS * (STEPS - 2)}/{CROPS * (STEPS - 2)}" in done.err
     assert interrupted.read_bytes() == whole
     assert not Path(f"{interrupted}.tuning").exists()
 
@@ -334,7 +343,8 @@ def test_an_interrupted_tuning_goes_on_to_the_same_bytes(options, interrupted, w
 @pytest.mark.slow
 def test_kill_9_loses_at_most_what_was_not_written(options, whole, tmp_path):
     out = tmp_path / "x.eam"
-    command = [sys.executable, "-m", "eamsim", *map(str, options), "-o", str(out)]
+    alike = f"from reference.tuning import tune; tune.CROPS, tune.PART = {CROPS}, {PART}; from eamsim.__main__ import entry; entry()"
+    command = [sys.executable, "-c", alike, *map(str, options), "-o", str(out)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=dict(os.environ))
     while not Path(f"{out}.tuning").exists():
         assert process.poll() is None
