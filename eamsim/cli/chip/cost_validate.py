@@ -23,8 +23,8 @@ NOT_MODELLED = (
     "",
     "- VAQF (Sun et al., 2022, arXiv 2201.06618, abstract): DeiT-Base with binary weights at 24 images/s on a ZCU102; no source that was "
     "found gives its parallel degrees, without which 24 images/s fit any array.",
-    "- Arm Ethos-U: cycles are published for small convolutional networks (Vela's page on its performance estimates), and DeiT-Tiny runs on an Ethos-U85-256 "
-    "in ExecuTorch's examples, but no source that was found gives its cycles.",
+    "- Arm Ethos-U: cycles are published for small convolutional networks (Vela's page on its estimates), and DeiT-Tiny runs on an "
+    "Ethos-U85-256 in ExecuTorch's examples, but no source that was found gives its cycles.",
     "- The 154 GOp/s of Deeploy + ITA: no source that was found gives the clock.",
     "- ME-ViT, P2-ViT, TATAA, SSR: their tables of frame rates were not found.",
 )
