@@ -100,9 +100,13 @@ class Simd(_Strict):
 
 
 class Vector(_Strict):
-    """The unit for softmax, LayerNorm, GELU and requantisation: each lane one primitive a cycle (32-bit)."""
+    """The unit for softmax, LayerNorm, GELU and requantisation: each lane one primitive a cycle (32-bit).
+
+    map_entry_steps: simple ones for each run, column or row pointer of a frozen map, where nothing beside the unit decodes them.
+    """
 
     lanes: Side
+    map_entry_steps: Annotated[int, Field(ge=0, le=64)] = 0
     multiply_pj: Figure
     simple_pj: Figure
     lookup_pj: Figure
@@ -111,12 +115,17 @@ class Vector(_Strict):
 class Memory(_Strict):
     """A memory, what it holds for good, and how fast each of its ports is. A write costs what a read does unless given.
 
-    ports: 1, which reads and writes share, or 2, one for each.
+    ports: 1, which reads and writes share, or 2, one for each. burst_bits: what moves at least, and in whole. row_bits: of an open row of
+    a DRAM; row_pj, row_cycles: to open one, for every so many bits that an operation reads, and writes.
     """
 
     bytes: Positive
     bits_per_cycle: Positive
     ports: Annotated[int, Field(ge=1, le=2)] = 1
+    burst_bits: Positive = 1
+    row_bits: Positive | None = None
+    row_cycles: Annotated[int, Field(ge=0, le=2**20)] = 0
+    row_pj: Figure | None = None
     read_pj_per_bit: Figure
     write_pj_per_bit: Figure | None = None
     leakage_mw: float = Field(ge=0, le=1e6, default=0.0)
@@ -124,12 +133,29 @@ class Memory(_Strict):
 
     def energy(self, read_bits: int, written_bits: int) -> Energy:
         """Of so many bits."""
-        return self.read_pj_per_bit.energy * read_bits + (self.write_pj_per_bit or self.read_pj_per_bit).energy * written_bits
+        write_pj, bursts = self.write_pj_per_bit or self.read_pj_per_bit, (self.in_bursts(read_bits), self.in_bursts(written_bits))
+        moved = self.read_pj_per_bit.energy * bursts[0] + write_pj.energy * bursts[1]
+        return moved + self.row_pj.energy * self.rows(*bursts) if self.row_pj else moved
 
     def cycles(self, read_bits: int, written_bits: int) -> int:
         """Until so many bits have gone through its ports."""
-        busiest = read_bits + written_bits if self.ports == 1 else larger(read_bits, written_bits)
-        return ceil_div(busiest, self.bits_per_cycle)
+        read, written = self.in_bursts(read_bits), self.in_bursts(written_bits)
+        busiest = read + written if self.ports == 1 else larger(read, written)
+        return ceil_div(busiest, self.bits_per_cycle) + self.row_cycles * self.rows(read, written)
+
+    def in_bursts(self, bits: int) -> int:
+        """Rounded up to whole bursts."""
+        return bits if self.burst_bits == 1 else ceil_div(bits, self.burst_bits) * self.burst_bits
+
+    def rows(self, read_bits: int, written_bits: int) -> int:
+        """That are opened, if it has any."""
+        return ceil_div(read_bits, self.row_bits) + ceil_div(written_bits, self.row_bits) if self.row_bits else 0
+
+    @model_validator(mode="after")
+    def _rows_have_a_size(self) -> Memory:
+        if self.row_bits is None and (self.row_cycles or self.row_pj):
+            raise ValueError("row_cycles and row_pj are of rows: give row_bits too, or leave them out")
+        return self
 
     def of_size(self, size: int) -> Memory:
         """The same kind of memory with so many bytes: it leaks in proportion, and a bit costs as `memory_growth` says."""
@@ -156,6 +182,8 @@ class Memories(_Strict):
     double_buffered: bool = True
     residual_in_place: bool = False
     streams_image: bool = False
+    attention_by_head: bool = False
+    mlp_rows: Positive | None = None
 
     @property
     def levels(self) -> dict[Level, Memory]:

@@ -143,13 +143,14 @@ class Estimate:
 class Workload:
     """What a program asks of a chip whatever the batch and the memories: counted once, priced many times.
 
-    runs, map_bits, scores (written, read): of each Attention for one image, by the name of its output; steps: of the vector unit, for
-    every operation.
+    runs, map_bits, map_entries, scores (written, read): of each Attention for one image, by the name of its output; steps: of the vector
+    unit, for every operation.
     """
 
     program: Verified
     maps: tuple[Stored, ...]
     map_bits: dict[str, int]
+    map_entries: dict[str, int]
     runs: dict[str, Runs]
     scores: dict[str, tuple[int, int]]
     steps: dict[str, Primitives]
@@ -177,10 +178,15 @@ def workload(program: Verified, compute: Array | Simd, encoding: str = "auto") -
         program,
         tuple(head for op in attentions for head in stored[op.frozen]),
         map_bits,
+        {op.out.name: sum(head.entries for head in stored[op.frozen]) * _windows_per_map(op) for op in attentions},
         {op.out.name: found[op.out.name][0] for op in attentions},
         {op.out.name: (found[op.out.name][1].exponents, found[op.out.name][1].attention_codes) for op in attentions},
         {name: primitives(work) for name, (_, work) in found.items()},
     )
+
+
+def _windows_per_map(op: Attention) -> int:
+    return 1 if op.frozen is None else op.windows // len(op.frozen.mask)
 
 
 def priced(work: Workload, hardware: Hardware, batch: int = 1) -> Estimate:
@@ -191,7 +197,11 @@ def priced(work: Workload, hardware: Hardware, batch: int = 1) -> Estimate:
     costs: dict[tuple, OperationCost] = {}
     operations = []
     for op in program.operations:
-        key = (*_work_key(program, op), *(name in placement.spilled for name in (*op.inputs, op.out.name)))
+        key = (
+            *_work_key(program, op),
+            placement.blocks.get(op.out.name),
+            *(name in placement.spilled for name in (*op.inputs, op.out.name)),
+        )
         if key not in costs:
             costs[key] = operation_cost(work, op, hardware, placement, batch)
         operations.append(replace(costs[key], name=op.out.name))
@@ -222,9 +232,12 @@ def operation_cost(work: Workload, op: Operation, hardware: Hardware, placement:
         runs = tuple((replace(gemm, repeats=batch * gemm.repeats), done * batch) for gemm, done in work.runs[op.out.name])
     else:
         fed = [gemm.as_numbers if gemm.levels and not compute.looks_up_levels else gemm for gemm in gemms(program, op, batch)]
+        if op.out.name in placement.blocks:
+            fed = [piece for gemm in fed for piece in in_blocks(gemm, placement.blocks[op.out.name][0])]
         cut = fed if isinstance(compute, Simd) else [piece for gemm in fed for piece in tiles(gemm, compute, room)]
         runs = tuple((gemm, compute_run(gemm, compute)) for gemm in cut)
     steps, map_bits = work.steps[op.out.name], work.map_bits.get(op.out.name, 0)
+    decoding = batch * hardware.vector.map_entry_steps * work.map_entries.get(op.out.name, 0)
     fetches = operation_fetches(program, op, placement, batch, map_bits)
     moves = operation_moves(program, op, runs, placement, batch, map_bits)
     moves = sum((partial_sums(gemm, done, compute, room) for gemm, done in runs), moves)
@@ -238,7 +251,7 @@ def operation_cost(work: Workload, op: Operation, hardware: Hardware, placement:
             port_lookups = sum(done.left_reads for _, done in runs)
         else:  # the vector unit reads codes and writes levels, which the product reads
             moves += Traffic(sram_read_bits=codes * program.values[op.x].bits, sram_write_bits=codes * LEVEL_BITS)
-    cycles = {"compute": sum(done.cycles for _, done in runs), "vector": ceil_div(batch * steps.total, hardware.vector.lanes)}
+    cycles = {"compute": sum(done.cycles for _, done in runs), "vector": ceil_div(batch * steps.total + decoding, hardware.vector.lanes)}
     overlapped = fetches + moves if hardware.memories.double_buffered else moves
     cycles |= {level: memory.cycles(*overlapped.of(level)) for level, memory in memories.items()}
     serial = isinstance(compute, Simd)
@@ -247,9 +260,15 @@ def operation_cost(work: Workload, op: Operation, hardware: Hardware, placement:
         cycles["fetch"] = max(memory.cycles(*fetches.of(level)) for level, memory in memories.items())
         total = total + cycles["fetch"]
     lookups = batch * steps.lookups + port_lookups
-    energy = product_energy(compute, runs) + vector_energy(hardware, batch * steps.multiplies, batch * steps.simple, lookups)
+    energy = product_energy(compute, runs) + vector_energy(hardware, batch * steps.multiplies, batch * steps.simple + decoding, lookups)
     moved, fetched = (sum((memory.energy(*t.of(level)) for level, memory in memories.items()), Energy()) for t in (moves, fetches))
     return OperationCost(op.out.name, runs, cycles, total, fetches, moves, energy + moved, fetched)
+
+
+def in_blocks(gemm: Gemm, rows: int) -> list[Gemm]:
+    """The product of everything, so many rows at a time."""
+    whole, rest = divmod(gemm.rows, rows)
+    return [replace(gemm, rows=rows, repeats=gemm.repeats * whole), *([replace(gemm, rows=rest)] if rest else [])]
 
 
 def vector_work(program: Verified, op: Operation, compute: Array | Simd) -> Work:

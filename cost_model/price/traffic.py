@@ -8,13 +8,14 @@ for each, or the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import add
 from typing import Literal, assert_never
 
 from cost_model.chip.arrays import Run, ceil_div
 from cost_model.chip.hardware import Hardware, Home, Level
+from cost_model.work.fusion import Fused, fused_pairs
 from cost_model.work.gemms import Gemm
 from cost_model.work.memory import live_bytes
 from eamsim.constraints import LEVEL_BITS, Verified
@@ -75,7 +76,8 @@ class Traffic:
 class Placement:
     """Where weights and maps lie, which values do not fit the SRAM, and the SRAM bits that are free for values and tiles.
 
-    image: where its pixels are when they are quantised.
+    image: where its pixels are when they are quantised. blocks: by the output of a fused Linear, the rows of a block and how often its
+    weights are fetched for the batch.
     """
 
     weights: Home
@@ -83,6 +85,7 @@ class Placement:
     spilled: frozenset[str]
     free_bits: int
     image: Literal["sram", "dram", "outside"]
+    blocks: Mapping[str, tuple[int, int]]
 
 
 def place(program: Verified, hardware: Hardware, batch: int, map_bits: int) -> Placement:
@@ -91,7 +94,8 @@ def place(program: Verified, hardware: Hardware, batch: int, map_bits: int) -> P
     DoesNotFit where nothing behind the SRAM can take what does not fit.
     """
     home, memories = hardware.home, hardware.memories
-    values = live_bytes(program, memories.residual_in_place, memories.streams_image)
+    fused = fused_pairs(program, memories.attention_by_head, memories.mlp_rows, batch)
+    values = live_bytes(program, memories.residual_in_place, memories.streams_image, fused)
     live = {op.out.name: 8 * batch * values[op.out.name] + code_bits(op) for op in program.operations}
     weights = sum(weight_bits(op) + constant_bits(program, op) for op in program.operations)
     free = 8 * (memories.sram.bytes - memories.weight_buffer_bytes) - (weights if home["weights"] == "sram" else 0)
@@ -107,7 +111,18 @@ def place(program: Verified, hardware: Hardware, batch: int, map_bits: int) -> P
             f"{ceil_div(max(live.values()), 8):,} bytes of activations at batch {batch}; describe more memory or take a smaller batch"
         )
     outside = "dram" if memories.dram else "outside"
-    return Placement(home["weights"], maps, spilled, free, outside if memories.streams_image else "sram")
+    image = outside if memories.streams_image else "sram"
+    return Placement(home["weights"], maps, spilled, free, image, fused_blocks(program, fused, 8 * memories.weight_buffer_bytes))
+
+
+def fused_blocks(program: Verified, fused: Sequence[Fused], buffer_bits: int) -> dict[str, tuple[int, int]]:
+    """Rows of a block, and fetches of the weights: once if those of both fit the weight buffer, otherwise for each block."""
+    weights, blocks = {op.out.name: weight_bits(op) for op in program.operations}, {}
+    for pair in fused:
+        if pair.rows is not None:
+            fits = weights[pair.first] + weights[pair.second] <= buffer_bits
+            blocks |= dict.fromkeys((pair.first, pair.second), (pair.rows, 1 if fits else ceil_div(pair.whole, pair.rows)))
+    return blocks
 
 
 def values_that_spill(program: Verified, live_bits: dict[str, int], free_bits: int) -> frozenset[str]:
@@ -177,9 +192,9 @@ def refetches(left_bits: int, right_bits: int, room_bits: int) -> tuple[int, int
 
 def operation_fetches(program: Verified, op: Operation, placement: Placement, batch: int, map_bits: int) -> Traffic:
     """What comes from behind the SRAM for the whole batch: weights, constants, the maps."""
-    times = 1
+    times = placement.blocks.get(op.out.name, (0, 1))[1]
     if isinstance(op, Linear) and op.x in placement.spilled:
-        times = refetches(batch * _bits(program, op.x), weight_bits(op), placement.free_bits // 2)[1]
+        times *= refetches(batch * _bits(program, op.x), weight_bits(op), placement.free_bits // 2)[1]
     return fetched(placement.weights, times * weight_bits(op) + constant_bits(program, op)) + fetched(placement.maps, map_bits)
 
 

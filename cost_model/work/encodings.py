@@ -32,10 +32,11 @@ TILE = re.compile(r"tile:([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
 
 @dataclass(frozen=True)
 class Stored:
-    """One head's map: the encoding chosen, and its bits with codes and tag."""
+    """One head's map: the encoding chosen, its bits with codes and tag, and the entries that a decoder takes one after another."""
 
     encoding: str
     bits: int
+    entries: int = 0
 
 
 def check_encoding(encoding: str) -> None:
@@ -73,11 +74,11 @@ def store_head(mask: np.ndarray, codes: np.ndarray, code_bits: int, encoding: st
         names = [*PLAIN, *(f"tile:{side}x{side}" for side in TILE_SIDES if coarse)]
         sizes = {name: size for name in names if (size := bits(mask, codes, code_bits, name)) is not None}
         encoding = min(sizes, key=lambda name: sizes[name])
-        return Stored(encoding, TAG_BITS + sizes[encoding])
+        return Stored(encoding, TAG_BITS + sizes[encoding], entries(mask, encoding))
     size = bits(mask, codes, code_bits, encoding)
     if size is None:
         raise UserError(f"{where}: --encoding {encoding} expects maps frozen in such units, got others; use bitmap or auto")
-    return Stored(encoding, TAG_BITS + size)
+    return Stored(encoding, TAG_BITS + size, entries(mask, encoding))
 
 
 def bits(mask: np.ndarray, codes: np.ndarray, code_bits: int, encoding: str) -> int | None:
@@ -97,8 +98,7 @@ def bits(mask: np.ndarray, codes: np.ndarray, code_bits: int, encoding: str) -> 
         case "csr-computed":
             return pointers + (mask.size - frozen) * column_bits + stored_codes
         case "run-length":
-            runs = rows + int(np.count_nonzero(mask[:, 1:] != mask[:, :-1]))
-            return rows + runs * tokens.bit_length() + stored_codes
+            return rows + entries(mask, encoding) * tokens.bit_length() + stored_codes
         case "row":
             return _units(mask, 1, tokens, stored_codes)
         case "column":
@@ -108,6 +108,19 @@ def bits(mask: np.ndarray, codes: np.ndarray, code_bits: int, encoding: str) -> 
         case _:
             tile = TILE.fullmatch(encoding)
             return _units(mask, int(tile[1]), int(tile[2]), stored_codes) if tile else None
+
+
+def entries(mask: np.ndarray, encoding: str) -> int:
+    """Runs, or columns and row pointers; none where every pair has a bit, a code or a unit of its own place."""
+    match encoding:
+        case "run-length":
+            return len(mask) + int(np.count_nonzero(mask[:, 1:] != mask[:, :-1]))
+        case "csr-frozen":
+            return len(mask) + 1 + int(np.count_nonzero(mask))
+        case "csr-computed":
+            return len(mask) + 1 + mask.size - int(np.count_nonzero(mask))
+        case _:
+            return 0
 
 
 def _units(mask: np.ndarray, height: int, width: int, stored_codes: int) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from cost_model.work.fusion import Fused
 from eamsim.constraints import Verified
 from eamsim.program import Attention, Epilogue, Frozen, Linear, Operation, Residual, Value
 
@@ -48,21 +49,40 @@ def _constants(part: Operation | Epilogue | Frozen) -> Iterator[np.ndarray]:
             yield from _constants(field)
 
 
-def live_bytes(program: Verified, residual_in_place: bool = False, streams_image: bool = False) -> dict[str, int]:
+def live_bytes(
+    program: Verified, residual_in_place: bool = False, streams_image: bool = False, fused: Sequence[Fused] = ()
+) -> dict[str, int]:
     """Bytes of all values alive while each operation runs, by the name of its output.
 
     Alive are its inputs, its output and whatever a later operation still reads; what an operation keeps to itself (a row of scores, an
     accumulator) is not counted. residual_in_place: a residual sum takes the place of its operand, if that is as wide and nobody reads it
-    later; otherwise nothing is overwritten. streams_image: pixels are quantised as they come.
+    later; otherwise nothing is overwritten. streams_image: pixels are quantised as they come. fused: of what the first makes a part is
+    alive, and during both what the first reads and the second makes.
     """
     last_use = {name: position for position, op in enumerate(program.operations) for name in op.inputs}
-    alive = {} if streams_image else {program.image.name: value_bytes(program.image)}
+    sizes = {name: value_bytes(value) for name, value in program.values.items()}
+    replaces = _in_place(program, last_use) if residual_in_place else set()
+    made, early = {op.out.name: op for op in program.operations}, dict[str, str]()
+    for pair in fused:
+        sizes[pair.first] = -(-sizes[pair.first] * pair.part // pair.whole)
+        last_use[made[pair.first].x] = max(last_use[made[pair.first].x], last_use[pair.first])
+        if pair.second not in replaces:
+            early[pair.first] = pair.second
+    alive = {} if streams_image else {program.image.name: sizes[program.image.name]}
     live = {}
     for position, op in enumerate(program.operations):
-        alive[op.out.name] = value_bytes(op.out)
-        live[op.out.name] = sum(alive.values())
-        match op:
-            case Linear(epilogue=Residual(operand=old)) if residual_in_place and last_use[old] == position and old != op.x:
-                live[op.out.name] -= value_bytes(op.out) if program.values[old].bits == op.out.bits else 0
-        alive = {name: size for name, size in alive.items() if last_use.get(name, -1) > position}
+        beside = early.get(op.out.name)
+        alive |= {name: sizes[name] for name in (op.out.name, beside) if name is not None}
+        live[op.out.name] = sum(alive.values()) - (sizes[op.out.name] if op.out.name in replaces else 0)
+        alive = {name: size for name, size in alive.items() if last_use.get(name, -1) > position or name == beside}
     return live
+
+
+def _in_place(program: Verified, last_use: dict[str, int]) -> set[str]:
+    """Residual sums that may take the place of their operand."""
+    found = set()
+    for position, op in enumerate(program.operations):
+        match op:
+            case Linear(epilogue=Residual(operand=old)) if last_use[old] == position and old != op.x:
+                found |= {op.out.name} if program.values[old].bits == op.out.bits else set()
+    return found
