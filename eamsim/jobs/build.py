@@ -13,10 +13,11 @@ from eamsim.inputs.images import ImageSet, open_images
 from eamsim.inputs.labels import Labelling
 from eamsim.jobs.search.budget import REMOVED, Budget, make_rungs
 from eamsim.jobs.search.budget_search import States, build_within, heads_outputs, logit_scale, of_computed_rows
+from eamsim.jobs.search.head_order import head_scores
 from eamsim.program import Softmax
 from eamsim.progress import Progress
 from reference.attention.collect import attention_statistics, frozen_maps, maps_of, means, parameters_sha256, quantise_on, scores
-from reference.attention.freeze import Freezing, FrozenMap
+from reference.attention.freeze import Freezing, FrozenMap, freeze
 from reference.lowering.layers import LoweringConfig
 from reference.lowering.program import lower, provenance
 from reference.models.load import Model, load_model
@@ -82,7 +83,7 @@ def build_program(
         def start() -> Start:
             calibrated = quantised()
             source = model if entropy_from == "float" else calibrated
-            return Start(calibrated, _frozen(freezing, source, images, progress, maps))
+            return Start(calibrated, _frozen(freezing, source, calibrated, images, progress, maps))
 
         choice = asdict(freezing) | {"softmax": softmax}
         identity = choice | sources | {"range_images": range_images, "compensated": compensated}
@@ -94,12 +95,20 @@ def build_program(
 
 
 def _frozen(
-    freezing: Freezing, source: Model | Calibrated, images: ImageSet, progress: Progress, maps: Sequence[Maps]
+    freezing: Freezing,
+    source: Model | Calibrated,
+    calibrated: Calibrated,
+    images: ImageSet,
+    progress: Progress,
+    maps: Sequence[Maps],
 ) -> list[FrozenMap] | None:
     """The chosen attention weights of `source`, whose maps are measured, unless nothing is to be frozen."""
     if not freezing.tau:
         return None
-    return frozen_maps(attention_statistics(source, images, progress, [freezing.order], maps), freezing)
+    statistics = attention_statistics(source, images, progress, [freezing.order], maps)
+    if freezing.order == "kl":
+        return freeze(head_scores(calibrated, statistics, images, progress), means(statistics), freezing)
+    return frozen_maps(statistics, freezing)
 
 
 def _within(
@@ -122,7 +131,7 @@ def _within(
     states = States(dense, calibrated.attention, means(statistics), outputs, logit_scale(calibrated, dense), rungs, budget.macs)
     program, found = build_within(states, budget, images, judged, progress)
     judges = {"images": len(judged), "sha256": judged.sha256, "labelled": judged.labels is not None, "data": judged.summary.json()}
-    settings = {name: getattr(budget, name) for name in ("keep_accuracy", "save_macs", "granularities", "evaluations")}
+    settings = {name: getattr(budget, name) for name in ("keep_accuracy", "save_macs", "granularities", "evaluations", "order")}
     return program, {"softmax": "renormalised", "order": "output", "budget": settings | {"judged": judges} | found}
 
 

@@ -163,6 +163,8 @@ def _block_scores(block: int, statistics: AttentionSummary, freezing: Freezing) 
                 raise UserError("order: output needs the values too, got statistics of the maps alone; measure them for this order")
             whole_rows = freezing.granularity in ("row", "head")
             return change.rows(block, statistics.mean[block]) if whole_rows else change.weights(block, statistics.variance[block])
+        case "kl":
+            raise UserError("order: kl needs answers end to end, which `eamsim build` alone measures; take output here")
         case _:
             assert_never(freezing.order)
 

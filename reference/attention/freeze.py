@@ -13,7 +13,7 @@ from eamsim.arguments import expect_array, expect_integer, expect_length, expect
 from eamsim.errors import UserError
 
 Scope = Literal["head", "layer", "model"]
-Order = Literal["entropy", "variance", "output", "random"]
+Order = Literal["entropy", "variance", "output", "kl", "random"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Freezing:
 
     tau: the share of frozen attention weights, in [0, 1]; granularity: the unit that is frozen whole, `weight`, `row`, `column`,
     `head` or `tile:RxC`; scope: within what the lowest scores are looked for; order: what the score is; seed: of the order
-    `random`. Raises UserError for anything else, and for heads chosen within one head.
+    `random`. Raises UserError for anything else, for heads chosen within one head, and for other units in the order `kl`.
     """
 
     tau: float
@@ -57,6 +57,8 @@ class Freezing:
         expect_integer("seed", self.seed, 0)
         if (self.granularity, self.scope) == ("head", "head"):
             raise UserError("scope: a head holds no other head to choose from, got head for both; choose heads within a layer or the model")
+        if self.order == "kl" and self.granularity != "head":
+            raise UserError(f"order: kl is measured for whole heads, got the granularity {self.granularity}; freeze heads, or take output")
 
     def unit_shape(self, tokens: int) -> tuple[int, int]:
         """(rows, columns) of a unit: every granularity is a tile; UserError for a granularity that does not exist."""

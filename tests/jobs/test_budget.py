@@ -17,8 +17,7 @@ from programs import Shape, random_program
 pytest.importorskip("timm", reason="needs the extra 'reference'")
 
 from cost_model.work.counts import count, granularity
-from eamsim import artifact, golden
-from eamsim.engine import Engine
+from eamsim import artifact
 from eamsim.errors import UserError
 from eamsim.jobs import build as library
 from eamsim.jobs.search import budget
@@ -108,35 +107,6 @@ def test_of_moves_that_do_no_damage_the_largest_is_made():
     states = list(search(rungs, np.array([[0], [1], [9]]), lambda state: (0, -5, -1)[state[0]]))
 
     assert states == [(2,)]
-
-
-def removable(heads: list[int]) -> Rungs:
-    """Rungs of whole heads, frozen or removed."""
-    return make_rungs({"head": [np.ones((count, 2, 2)) for count in heads]}, heads, removable=True)
-
-
-def test_a_head_is_removed_where_that_costs_less_per_mac_but_for_the_last_of_a_block():
-    rungs, gains = removable([2, 1]), np.outer([0, 1, 2], np.ones(3))
-    gains[2, 2] = 0  # the one head of its block
-    damages = np.array([[0, 0, 0], [3, 1, 8], [4, 9, np.nan]])  # to freeze head 1 is cheapest, to remove head 0 comes next
-
-    states = list(search(rungs, gains, lambda state: float(damages[list(state), range(3)].sum())))
-
-    assert states == [(0, 1, 0), (2, 1, 0), (2, 1, 1)]  # and head 1 never follows head 0
-    assert rungs.granularities == ("none", "head", "removed")
-    assert [rungs.removed(state) for state in states] == [[[], []], [[0], []], [[0], []]]
-    assert [rungs.stands(state) for state in ((2, 1, 1), (2, 2, 1), (0, 0, 2))] == [True, False, False]
-    assert [budget.granularity(rungs, state) for state in ((0, 2, 0), (1, 2, 0))] == ["removed", "mixed"]
-    assert rungs.furthest == (1, 2, 1)
-    assert uniform_states(rungs) == []
-
-
-def test_heads_may_only_go():
-    rungs = make_rungs({"head": [np.ones((3, 2, 2))]}, [3], freezable=False, removable=True)
-
-    assert rungs.granularities == ("none", "removed")
-    assert rungs.furthest == (0, 1, 1)
-    assert list(search(rungs, np.outer([0, 1], np.ones(3)), lambda state: float(np.dot(state, [3, 1, 2])))) == [(0, 1, 0), (0, 1, 1)]
 
 
 def test_rungs_hold_the_units_of_least_score_and_their_share():
@@ -248,6 +218,10 @@ def test_tiles_are_read_off_the_masks(tile, unit):
         (("--keep-accuracy", 1, "--tau", 0.2), "--tau: a budget chooses that itself; leave it out, or leave --keep-accuracy and"),
         (("--save-macs", "5%", "--order", "entropy"), "--order: a budget chooses that itself"),
         (("--keep-accuracy", 1, "--save-macs", "5%"), "--keep-accuracy and --save-macs: expected exactly one of them"),
+        (
+            ("--tau", 0.2, "--order", "kl"),
+            "order: kl is measured for whole heads, got the granularity weight; freeze heads, or take output",
+        ),
         (("--keep-accuracy", -1), "--keep-accuracy: expected 0 to 100 points of top-1 such as 0.5 or 0.5%, got '-1'"),
         (("--keep-accuracy", 1, "--softmax", "paper"), "--softmax: expected renormalised with a budget, got paper, under which"),
         (("--keep-accuracy", 1, "--granularity", "head,token"), "granularity: must be weight, row, column, head or tile:RxC"),
@@ -325,28 +299,6 @@ def test_the_command_does_the_same_again(saving, tmp_path):
 
     assert again["output"]["sha256"] == manifest["output"]["sha256"]
     assert again["budget"] == manifest["budget"]
-
-
-@pytest.mark.parametrize("granularities", ["head,row,removed", "removed"])
-def test_the_command_removes_heads(tmp_path, granularities):
-    manifest, program, trials = build(tmp_path / "x.eam", "--save-macs", "6%", "--granularity", granularities)
-    (chosen,) = (each for each in trials if each.chosen)
-    heads = manifest["budget"]["heads"]
-    removed = [(each["block"], each["head"]) for each in heads if each["granularity"] == "removed"]
-    all_heads = [4, 4, 4]
-
-    assert removed
-    assert [op.heads for op in program.attentions] == [n - sum(b == block for b, _ in removed) for block, n in enumerate(all_heads)]
-    assert chosen.removed == len(removed) / sum(all_heads)
-    assert trials[0].macs_saved == 0
-    assert chosen.macs_saved >= 0.06
-    assert {each.granularity for each in trials} == {"none", "removed"} or granularities != "removed"
-    assert all(each["tau"] == 0 for each in heads if each["granularity"] == "removed")
-    assert [each for each in trials if each.granularity == "row" and each.macs_saved == 0] == []  # of rows that are not there
-    images = np.load(DIGITS / "digits_test.npz")["images"][:2]
-    assert_array_equal(Engine(program).run(images), [golden.run(program, image) for image in images])
-    refused = eamsim("compare", tmp_path / "x.eam", f"local-dir:{DIGITS}", "--data", DIGITS / "digits_test.npz")
-    assert (refused.code, "a program with removed heads has no fake quantisation here" in refused.err) == (2, True), refused.err
 
 
 @pytest.mark.slow

@@ -171,7 +171,7 @@ def test_a_granularity_that_does_not_exist_is_refused(granularity):
     ("changes", "message"),
     [
         ({"scope": "block"}, "scope: must be one of head, layer, model, got 'block'"),
-        ({"order": "size"}, "order: must be one of entropy, variance, output, random, got 'size'"),
+        ({"order": "size"}, "order: must be one of entropy, variance, output, kl, random, got 'size'"),
         ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
         ({"granularity": "head"}, "scope: a head holds no other head to choose from, .*; choose heads within a layer or the model"),
     ],

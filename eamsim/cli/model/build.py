@@ -60,7 +60,10 @@ def build(
     scope: Annotated[Scope | None, typer.Option(help="Freeze tau of every head, of every layer or of the model. [default: head]")] = None,
     order: Annotated[
         Order | None,
-        typer.Option(help="What is frozen first: least entropy, variance or change of the output, or at random. [default: entropy]"),
+        typer.Option(
+            help="What is frozen first: least entropy, variance, change of the output, or at random; kl: least change of the answers, "
+            "of heads and of a budget's moves. [default: entropy; of a budget the labels' loss]"
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the order random, and of what --tune sees. [default: 0]", min=0)] = None,
     softmax: Annotated[
@@ -188,6 +191,8 @@ def chosen_freezing(fixed: dict[str, Any], budget: dict[str, Any], granularity: 
         if granularity is not None:
             settings["granularity"] = granularity
         return Freezing(**settings)
+    if fixed.get("order") == "kl":
+        budget = budget | {"order": fixed.pop("order")}
     for name in fixed:
         raise UserError(f"--{name}: a budget chooses that itself; leave it out, or leave --keep-accuracy and --save-macs out")
     if softmax == "paper":

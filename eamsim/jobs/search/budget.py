@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -29,7 +30,8 @@ class Budget:
     """What a mask must keep or save: exactly one of two fractions, the top-1 that may be lost or the MACs to be saved.
 
     macs: MACs of a program; granularities: as `Freezing`, the units to choose from, and REMOVED where heads may go; validation:
-    labelled images that judge, the calibration images if empty; evaluations: the most programs that are run. Raises UserError for
+    labelled images that judge, the calibration images if empty; evaluations: the most programs that are run; order: what moves cost,
+    the cross-entropy of the labels, or of the answers with nothing frozen, which is `kl` but for a constant. Raises UserError for
     anything else.
     """
 
@@ -39,6 +41,7 @@ class Budget:
     granularities: tuple[str, ...] = ("head", "row", "column", "tile:16x16", "weight", REMOVED)
     validation: Sequence[Path] = ()
     evaluations: int = 300
+    order: Literal["loss", "kl"] = "loss"
 
     def __post_init__(self) -> None:
         given = [budget for budget in (self.keep_accuracy, self.save_macs) if budget is not None]

@@ -112,9 +112,9 @@ def build_within(
 ) -> tuple[Verified, dict[str, Any]]:
     """The program within the budget, and how it was found as JSON values: every trial, and what is frozen of which head.
 
-    calibration: SEARCH_IMAGES of them compare moves, by the cross-entropy; judged: they decide, by top-1. Both by their labels, or,
-    where they have none of the model's, by what the program with nothing frozen answers. Raises UserError where no trial is within
-    the budget.
+    calibration: SEARCH_IMAGES of them compare moves, by the cross-entropy (`Budget.order`); judged: they decide, by top-1. Both by their
+    labels, or, where they have none of the model's, by what the program with nothing frozen answers. Raises UserError where no trial
+    is within the budget.
     """
     most = states.saved(states.rungs.furthest)
     if budget.save_macs is not None and budget.save_macs > most:
@@ -145,7 +145,8 @@ def _explore(
     nothing = (0,) * states.rungs.shares.shape[1]
     some = calibration.spread(SEARCH_IMAGES)
     compared = list(some.batches(BATCH))
-    targets, _ = _truth(some, logits(nothing, compared))
+    found = logits(nothing, compared)
+    targets = np.exp(log_softmax(found)) if budget.order == "kl" else _truth(some, found)[0]
     answers = logits(nothing, judged.batches(BATCH))
     judging, labels = _truth(judged, answers)
     loss = cross_entropy(answers, judging)
