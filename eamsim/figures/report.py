@@ -279,13 +279,14 @@ def encodings(found: dict[str, Any]) -> Drawing:
 
 
 def accuracy(found: dict[str, Any]) -> Drawing:
-    """Top-1 against tau: a line for each variant and meaning of the softmax, the mean over seeds."""
+    """Top-1 against tau: a line for each variant, meaning of the softmax and granularity, the mean over seeds."""
     panel, rows = Chart(3.2, WIDE_INCHES), found["accuracy"]
-    lines = dict.fromkeys((row["variant"], row["softmax"]) for row in rows if row["variant"] != "baseline")
-    colours = palette(f"{variant}, {softmax}" for variant, softmax in lines)
-    for variant, softmax in lines:
-        label = f"{variant}, {softmax}"
-        chosen = [row for row in rows if (row["variant"], row["softmax"]) == (variant, softmax)]
+    fields = ("variant", "softmax", "granularity") if len({row["granularity"] for row in rows} - {""}) > 1 else ("variant", "softmax")
+    lines = dict.fromkeys(tuple(row[field] for field in fields) for row in rows if row["variant"] != "baseline")
+    colours = palette(", ".join(line) for line in lines)
+    for line in lines:
+        label = ", ".join(line)
+        chosen = [row for row in rows if tuple(row[field] for field in fields) == line]
         taus = sorted({row["tau"] for row in chosen})
         x, y = [100 * tau for tau in taus], [100 * float(np.mean([row["top1"] for row in chosen if row["tau"] == tau])) for tau in taus]
         panel.axis.plot(x, y, color=colours[label])

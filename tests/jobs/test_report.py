@@ -14,9 +14,14 @@ from command_line import eamsim
 
 from cost_model.chip.arrays import DOWN, run
 from cost_model.chip.hardware import load
+from cost_model.models.architectures import ARCHITECTURES
+from cost_model.models.skeleton import skeleton
+from cost_model.models.variants import refrozen, whole_heads
+from cost_model.price.energy import evaluate
 from cost_model.work.counts import count
 from cost_model.work.gemms import gemms
 from eamsim import artifact
+from eamsim.jobs.costs.answer import answer
 from eamsim.jobs.costs.findings import TAUS, left_out
 
 DIGITS = Path(__file__).parents[2] / "eamsim/data/digits/digits.eam"
@@ -82,6 +87,25 @@ def test_the_answer_is_in_energy_latency_and_bytes_at_the_programs_own_tau(made)
         "this program</td>",
     ):
         assert text in page
+
+
+def test_with_a_sweep_of_both_the_answer_is_at_the_same_accuracy():
+    """Weights lose 2 points at 0.2, heads at 0.1: of 36 heads, 3."""
+    rows = [{"variant": "baseline", "runner": "engine", "softmax": "", "granularity": "", "seed": None, "tau": 0.0, "top1": 0.8}]
+    for granularity, loss in (("weight", 0.1), ("head", 0.2)):
+        for tau in (0.1, 0.5):
+            figures = {"softmax": "renormalised", "granularity": granularity, "seed": None, "tau": tau, "top1": 0.8 - loss * tau}
+            rows.append({"variant": "eam-4bits", "runner": "engine", **figures})
+    bare = skeleton(ARCHITECTURES["deit_tiny_patch16_224"])
+    dense = evaluate(bare, load("small-npu"))
+    choices = {row["kind"]: row for row in answer(bare, dense, None, 0.2, accuracy=rows)["choices"]}
+    alike = evaluate(refrozen(bare, whole_heads(bare, 3 / 36), "renormalised"), load("small-npu"))
+    assert choices["heads_alike"]["energy_uj"] == alike.energy.nominal_pj / 1e6
+    assert choices["scattered"]["top1"] == pytest.approx(0.78)
+    assert choices["heads"]["top1"] == pytest.approx(0.76)
+    assert choices["heads_alike"]["top1"] == pytest.approx(0.8 - 0.2 * 3 / 36)
+    assert choices["removed"]["top1"] is None
+    assert "At the same accuracy whole heads: energy" in answer(bare, dense, None, 0.2, accuracy=rows)["sentence"]
 
 
 def test_the_timeline_is_that_of_the_operations(made):

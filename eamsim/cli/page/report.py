@@ -59,13 +59,12 @@ def report(
         raise MissingExtra("plot", "eamsim report") from error
     program, published, provenance = opened(model)
     chip = load(hw)
-    found = findings(program, chip, batch)
+    found = findings(program, chip, batch, [] if sweep is None else accuracies(sweep))
     found |= {
         "title": f"{short_name(program.name)} on {chip.name}",
         "untrained": is_untrained(provenance),
         "published": published is not None,
     }
-    found["accuracy"] = [] if sweep is None else accuracies(sweep)
     found["comparison"] = None if compare is None else read_comparison(compare)
     manifest = {
         "command": public_command(),

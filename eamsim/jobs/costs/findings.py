@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,11 @@ TAUS = tuple(tenth / 10 for tenth in range(10))
 BATCHES = tuple(1 << power for power in range(11))
 
 
-def findings(program: Verified, hardware: Hardware, batch: int) -> dict[str, Any]:
-    """Every number of the page, ready for JSON: bytes, MACs, cycles, milliseconds and microjoules for one image."""
+def findings(program: Verified, hardware: Hardware, batch: int, accuracy: Sequence[dict] = ()) -> dict[str, Any]:
+    """Every number of the page, ready for JSON: bytes, MACs, cycles, milliseconds and microjoules for one image.
+
+    accuracy: rows of a sweep (`accuracies`), if there is one.
+    """
     bare = thawed(program)
     dense = evaluate(bare, hardware, batch)
     own = dense if bare is program else evaluate(program, hardware, batch)
@@ -42,7 +46,8 @@ def findings(program: Verified, hardware: Hardware, batch: int) -> dict[str, Any
         verdicts.insert(0, f"This program's own masks ({row['softmax']}, tau {row['tau']:.3f}): {verdict(figures(own, dense), batch)}.")
     return {
         "name": program.name,
-        "answer": answer(bare, dense, own if row["tau"] else None, row["tau"] or SUPPOSED_TAU),
+        "answer": _answer(bare, dense, own, row, accuracy),
+        "accuracy": list(accuracy),
         "timeline": timeline(own),
         "chip": summary(hardware, batch).removesuffix(" All figures for one image:"),
         "description": hardware.description,
@@ -66,6 +71,12 @@ def findings(program: Verified, hardware: Hardware, batch: int) -> dict[str, Any
             for name, (low, high) in program.bounds.items()
         ],
     }
+
+
+def _answer(bare: Verified, dense: Estimate, own: Estimate, row: dict[str, Any], accuracy: Sequence[dict]) -> dict[str, Any]:
+    if not row["tau"]:
+        return answer(bare, dense, None, SUPPOSED_TAU, accuracy=accuracy)
+    return answer(bare, dense, own, row["tau"], row["softmax"], accuracy)
 
 
 def timeline(own: Estimate) -> list[dict[str, Any]]:
@@ -210,5 +221,5 @@ def accuracies(sweep: Path) -> list[dict[str, Any]]:
     """Top-1 of every row of a sweep."""
     from eamsim.jobs.sweep_table import read_sweep
 
-    names = ("variant", "runner", "softmax", "seed", "tau", "top1")
+    names = ("variant", "runner", "softmax", "granularity", "seed", "tau", "top1")
     return [{name: getattr(row, name) for name in names} for row in read_sweep(sweep)]
