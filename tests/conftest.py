@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 
 import pytest
 from examples import LONG
@@ -9,6 +10,9 @@ from trace_bench import Bench
 
 MOST_WORKERS = 4
 """Each takes about a gigabyte: torch, compiled kernels, programs."""
+
+# A shell's background jobs ignore it, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more of the machine than of the program.
 settings.register_profile("untimed", deadline=None)

@@ -61,7 +61,6 @@ def test_an_interruption_is_one_line_and_130(tmp_path: Path, number: int):
 
 def interrupted(arguments: list, delay: float, folder: Path, signum: int = signal.SIGINT) -> tuple[int, str, str, float]:
     """Exit code, standard output, standard error, and the seconds from then to the end; as on a terminal, workers get it too."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's background jobs ignore their children would too
     command = [sys.executable, "-m", "eamsim", *map(str, arguments)]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     start = time.monotonic()
@@ -106,7 +105,6 @@ entry()
 
 
 def test_an_interruption_that_a_finaliser_swallows_comes_again():
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     done = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=25, check=False)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
@@ -130,7 +128,6 @@ entry()
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_of_the_first_imports_is_one_line_too(signum: signal.Signals):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     script = WHILE_IMPORTING.format(signum=int(signum))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=25, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (128 + signum, "", "interrupted\n")

@@ -81,12 +81,8 @@ def test_interrupts_while_the_last_thread_runs_are_raised_after_it():
         time.sleep(0.05)
         ended.append(thread)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            team.together(2, 1, work)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        team.together(2, 1, work)
     assert ended == [1]
 
 
