@@ -106,6 +106,8 @@ def test_with_a_sweep_of_both_the_answer_is_at_the_same_accuracy():
     assert choices["heads_alike"]["top1"] == pytest.approx(0.8 - 0.2 * 3 / 36)
     assert choices["removed"]["top1"] is None
     assert "At the same accuracy whole heads: energy" in answer(bare, dense, None, 0.2, accuracy=rows)["sentence"]
+    dear = [row | ({"top1": row["top1"] / 2} if row["granularity"] == "head" else {}) for row in rows]
+    assert "No whole head can be frozen at the same accuracy." in answer(bare, dense, None, 0.2, accuracy=dear)["sentence"]
 
 
 def test_the_timeline_is_that_of_the_operations(made):

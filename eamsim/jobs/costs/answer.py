@@ -102,12 +102,18 @@ def sentence(rows: list[dict[str, Any]], tau: float, batch: int) -> str:
     pays = found["pays_from_batch"]
     verdict = "saves energy" if found["energy_change"] < 0 else "costs energy"
     when = "at no batch does it save energy" if pays is None else f"it saves energy from batch {pays} on"
-    heads = next((each for each in rows if each["kind"] == "heads_alike"), None)
-    same = ("at the same accuracy whole heads", "") if heads else ("as many whole heads", ", at another accuracy")
-    heads = heads or next(each for each in rows if each["kind"] == "heads")
     return (
         f"{what} {verdict} here: energy {found['energy_change']:+.2%}, latency {found['milliseconds_change']:+.2%}, "
-        f"bytes fetched {found['moved_change']:+.2%} at batch {batch}; {when}. "
-        f"{same[0].capitalize()}: energy {heads['energy_change']:+.2%}, latency {heads['milliseconds_change']:+.2%}, "
-        f"bytes {heads['moved_change']:+.2%}{same[1]}."
+        f"bytes fetched {found['moved_change']:+.2%} at batch {batch}; {when}. {heads_sentence({each['kind']: each for each in rows})}"
     )
+
+
+def heads_sentence(rows: dict[str, dict[str, Any]]) -> str:
+    """Of whole heads at the same accuracy, where it is known, otherwise of as many."""
+    heads, when = (
+        (rows["heads_alike"], "At the same accuracy whole heads") if "heads_alike" in rows else (rows["heads"], "As many whole heads")
+    )
+    if heads["stored_map_bytes"] == 0:
+        return "No whole head can be frozen at the same accuracy." if "heads_alike" in rows else "No whole head is as little."
+    changes = f"energy {heads['energy_change']:+.2%}, latency {heads['milliseconds_change']:+.2%}, bytes {heads['moved_change']:+.2%}"
+    return f"{when}: {changes}{'' if 'heads_alike' in rows else ', at another accuracy'}."
