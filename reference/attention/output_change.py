@@ -10,7 +10,6 @@ from torch import Tensor
 
 from reference.models.maps import Maps
 from reference.models.networks import Network
-from reference.models.vit import Vit
 
 
 class OutputChange:
@@ -18,7 +17,7 @@ class OutputChange:
 
     W: the columns of the output projection that read the head. With F in place of A, the squared change of output row i is
     (A - F)_i G (A - F)_i^T, G = (V W)(V W)^T; its mean over the images follows from those of G, of A G and of the diagonal of
-    A G A^T, whatever F is. Of a ViT's last block the classifier reads the class token alone: all its other rows change nothing.
+    A G A^T, whatever F is. Rows of the last block that the classifier does not read, all but a ViT's class token, change nothing.
     maps: of every block, where they are not the network's own but shared by windows, which all change then.
     """
 
@@ -29,7 +28,7 @@ class OutputChange:
         self.power = [torch.zeros(shape[:2], dtype=torch.float64) for shape in shapes]
         self.images = [0.0] * len(shapes)
         self.per_image = [each.per_image for each in maps or network.maps]
-        self.unread = len(shapes) - 1 if isinstance(network, Vit) else None
+        self.last, self.read = len(shapes) - 1, network.read
         projections = [block.proj.weight.unflatten(1, (block.heads, -1)) for block in network.blocks]
         metric = [torch.einsum("ohc,ohd->hcd", weight, weight) for weight in projections]  # W W^T of every head
         self.metric = [each.repeat(shape[0] // len(each), 1, 1) for each, shape in zip(metric, shapes, strict=True)]
@@ -63,6 +62,8 @@ class OutputChange:
 
     def _read(self, block: int, change: Tensor) -> np.ndarray:
         """A block's change [maps, tokens, tokens] per image, without the rows that nothing reads."""
-        if block == self.unread:
-            change = torch.cat([change[:, :1], torch.zeros_like(change[:, 1:])], dim=1)
+        if block == self.last:
+            read = torch.zeros_like(change)
+            read[:, self.read] = change[:, self.read]
+            change = read
         return (change / self.images[block]).numpy()

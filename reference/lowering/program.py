@@ -35,8 +35,8 @@ def lower(
     """The integer program of a model calibrated in `hardware` mode, one frozen map per block where there are any.
 
     Frozen means become codes of the block's own attention grid. Under `renormalised` a wholly frozen head loses its q and k
-    columns. Rows that nothing reads are left out unless `config.keep_unread`. Raises UserError for a model calibrated `published`, for
-    maps of another, and where a constant does not fit its width.
+    columns. Rows that nothing reads are left out unless `config.keep_unread`, or unless they come before those that are read. Raises
+    UserError for a model calibrated `published`, for maps of another, and where a constant does not fit its width.
     """
     expect_type("calibrated", calibrated, Calibrated)
     expect_choice("softmax", softmax, get_args(Softmax))
@@ -54,7 +54,8 @@ def lower(
         case _:
             assert_never(network)
     program = Program(calibrated.model.name, image, tuple(operations), config.datapath)
-    dense = verify(program) if config.keep_unread else without_unread_rows(verify(program))
+    first = network.read.start in (None, 0)  # frozen maps of a block with fewer rows are those of its first
+    dense = without_unread_rows(verify(program)) if first and not config.keep_unread else verify(program)
     return dense if frozen is None else with_frozen(dense, frozen, calibrated.attention)
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-from torch import Tensor
-
-from eamsim.program import Gather, LayerNorm, Operation, Pool, Value
-from reference.lowering.layers import Lowering, fraction
-from reference.models.layers import Norm
+from eamsim.program import Operation, Value
+from reference.lowering.layers import Lowering
+from reference.lowering.tokens import gather, pooling, stream_norm
 from reference.models.swin import Swin
 
 
@@ -19,7 +16,7 @@ def swin_operations(lowering: Lowering, swin: Swin, image: Value) -> list[Operat
             operations += merging(lowering, swin, i, operations[-1].out)
         operations += lowering.block(i, operations[-1].out, lambda x, i=i: window_attention(lowering, swin, i, x))
     norm = stream_norm(lowering, "norm", operations[-1].out, swin.norm)
-    pool = pooling(lowering, norm.out)
+    pool = pooling(lowering, "pool", norm.out)
     return [*operations, norm, pool, lowering.classifier(pool.out)]
 
 
@@ -29,11 +26,6 @@ def embedding(lowering: Lowering, swin: Swin, image: Value) -> list[Operation]:
     projected = lowering.stream("patch_embed", (patches[-1].out.shape[0], len(swin.patch_embed.bias)))
     linear = lowering.linear("patch_embed", patches[-1].out, projected, lowering.raw(lowering.stream_scale("patch_embed")))
     return [*patches, linear, stream_norm(lowering, "embed", projected, swin.embed)]
-
-
-def stream_norm(lowering: Lowering, name: str, x: Value, norm: Norm) -> LayerNorm:
-    """A norm whose output is as wide as the residual stream."""
-    return lowering.norm(x, lowering.stream(name, x.shape), norm, float(lowering.stream_scale(name)))
 
 
 def merging(lowering: Lowering, swin: Swin, i: int, x: Value) -> list[Operation]:
@@ -53,15 +45,3 @@ def window_attention(lowering: Lowering, swin: Swin, i: int, x: Value) -> list[O
     partition = gather(f"block{i}.partition", x, windows.order, x.shape)
     attention = lowering.attention(i, partition.out, windows)
     return [partition, *attention, gather(f"block{i}.reverse", attention[-1].out, windows.order.flatten().argsort(), x.shape)]
-
-
-def gather(name: str, x: Value, order: Tensor, shape: tuple[int, ...]) -> Gather:
-    """The tokens of x in another order."""
-    return Gather(x.name, Value(name, shape, x.bits, x.signed), order.flatten().numpy().astype(np.int32), x.shape[1])
-
-
-def pooling(lowering: Lowering, x: Value) -> Pool:
-    """The mean of all tokens as codes."""
-    activation = lowering.calibrated.activations["pool"]
-    mean = lowering.ratio(lambda: "pool", lowering.stream_scale(x.name) / (x.shape[0] * fraction(activation.scale)))
-    return Pool(x.name, lowering.codes("pool", "pool", (1, x.shape[1])), *mean, int(activation.zero))

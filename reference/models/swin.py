@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -74,6 +75,8 @@ class Swin:
     mergings: Mapping[int, Merging]
     norm: Norm
     head: Dense
+    read: ClassVar[slice] = slice(None)  # the tokens that the classifier reads: their mean
+    coded: ClassVar[tuple[str, ...]] = ()  # sites whose values are codes that neither linear layers nor attention read
 
     @property
     def maps(self) -> tuple[Maps, ...]:

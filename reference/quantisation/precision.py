@@ -14,6 +14,8 @@ from eamsim.errors import UserError
 Codes = Literal["uniform", "fitted"]
 """What the codes after GELU stand for: an even grid, or the 8-bit levels that fit them best."""
 WEIGHT = "weight:"
+EIGHT_BITS = ("input", "mean")
+"""Values that have eight bits unless something else is said: pixels, and a mean that is normalised afterwards."""
 LEAST_BITS, MOST_BITS, MOST_SIGNED_BITS = 2, 8, 7
 """Of values; of weights, q, k and v, whose codes less their zero point are signed bytes in every engine."""
 
@@ -41,7 +43,7 @@ class Precision:
 
     def of_value(self, name: str) -> int:
         """Bits of a value's codes."""
-        return self._of(name, PIXEL_BITS if name == "input" else self.activation_bits)
+        return self._of(name, PIXEL_BITS if name in EIGHT_BITS else self.activation_bits)
 
     def of_weights(self, name: str) -> int:
         """Bits of a layer's weights."""

@@ -100,8 +100,7 @@ def calibrate(
     pixels = model.tensor(images)
     expect_choice("mode", mode, get_args(Mode))
     expect_type("precision", precision, Precision)
-    parts = [f"block{i}.attn.{part}" for i in range(len(model.network.blocks)) for part in "qkv"]
-    precision.check([*dict.fromkeys(model.network.sources.values()), *parts], model.network.sources)
+    precision.check(_coded(model.network), model.network.sources)
     ranges = _Ranges(model.network, mode, precision, advance)
     float_weights = _search_weights(model.network, precision, mode, advance)
     _quantise_weights(model.network, float_weights)(pixels, ranges.site, ranges.attend)
@@ -123,7 +122,7 @@ class _Ranges:
     def __init__(self, network: Network, mode: Mode, precision: Precision, advance: Advance):
         self.advance = advance
         self.per_channel = set(_folds(network).values())
-        self.read = set(network.sources.values())
+        self.coded = set(_coded(network))
         self.after_gelu = after_gelu_of(network.blocks)
         self.hardware = mode == "hardware"
         self.precision = precision
@@ -139,7 +138,7 @@ class _Ranges:
             quantiser = fit_levels(x, self.precision.of_value(name))
         elif name in self.per_channel:
             quantiser = search_affine(x, self.precision.of_value(name), contain_zero=False, channel_axis=x.ndim - 1)
-        elif name in self.read or name.endswith((".q", ".k", ".v")):
+        elif name in self.coded:
             quantiser = search_affine(x, self.precision.of_value(name), contain_zero=self.hardware)
         else:
             self.stream_max[name] = x.abs().max().item()
@@ -167,6 +166,12 @@ class _Ranges:
         self.attention.append(quantiser)
         self.advance(1)
         return quantiser(maps)
+
+
+def _coded(network: Network) -> list[str]:
+    """The sites whose values become codes: those that linear layers read, q, k and v, and others of the network's own."""
+    parts = [f"block{i}.attn.{part}" for i in range(len(network.blocks)) for part in "qkv"]
+    return [*dict.fromkeys(network.sources.values()), *parts, *network.coded]
 
 
 def _denses(network: Network) -> dict[str, Dense]:

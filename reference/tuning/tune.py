@@ -23,7 +23,6 @@ from eamsim.program import Softmax
 from eamsim.progress import Advance, Progress
 from reference.models import layers
 from reference.models.load import Model
-from reference.models.vit import Vit
 from reference.quantisation.fakequant import quantise_frozen
 from reference.tuning.crops import random_crops
 from reference.tuning.file import Start, TuningFile
@@ -165,10 +164,11 @@ class Lessons:
         return x
 
     def _error(self, found: Tensor, wanted: Tensor, last: bool) -> Tensor:
-        """Of the stream, in parts of its variance; of a ViT's class token too, which is all that the head reads in the end."""
-        if not isinstance(self.network, Vit):
+        """Of the stream, in parts of its variance; of the few tokens too that are all that the head reads in the end."""
+        rows = self.network.read
+        if rows.stop is None:
             return relative_error(found, wanted)
-        token = relative_error(found[:, 0], wanted[:, 0])
+        token = relative_error(found[:, rows], wanted[:, rows])
         return token if last else token + relative_error(found, wanted)
 
     def state(self) -> dict[str, Any]:
