@@ -75,7 +75,8 @@ class Swin:
     mergings: Mapping[int, Merging]
     norm: Norm
     head: Dense
-    read: ClassVar[slice] = slice(None)  # the tokens that the classifier reads: their mean
+    read: ClassVar[slice] = slice(None)  # the tokens that the classifier reads
+    mean: ClassVar[str] = "after norm"  # of which it reads the mean, as a Vit may
     coded: ClassVar[tuple[str, ...]] = ()  # sites whose values are codes that neither linear layers nor attention read
 
     @property

@@ -376,4 +376,4 @@ def test_build_refuses_a_damaged_pickle(tmp_path: Path, calib: Path, checkpoint:
 
 
 def test_build_refuses_what_it_cannot_lower_before_a_download(tmp_path: Path, calib: Path):
-    assert_refused(build(tmp_path, "resnet18", "--calib", calib), USAGE, "ResNet is not supported; expected a plain timm")
+    assert_refused(build(tmp_path, "resnet18", "--calib", calib), USAGE, "ResNet is not supported; expected a timm")

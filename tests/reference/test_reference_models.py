@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
 from safetensors.torch import save_file  # noqa: E402
+from timm.layers.mlp import SwiGLU  # noqa: E402
 
 from eamsim.errors import BadFile, UserError  # noqa: E402
 from reference.models.load import as_model, load_model  # noqa: E402
@@ -216,26 +217,29 @@ def test_a_failed_download_names_the_offline_choices(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"qk_norm": True}, "query and key norm"),
-        ({"init_values": 1e-5}, "layer scale"),
-        ({"pre_norm": True}, "pre_norm"),
-        ({"class_token": False, "global_pool": "avg"}, "without class token"),
-        ({"reg_tokens": 2}, "register tokens"),
-        ({"no_embed_class": True}, "position table"),
-        ({"global_pool": "avg"}, "pooling by 'avg'"),
-        ({"num_classes": 0}, "without classifier"),
-        ({"act_layer": "gelu_tanh"}, "activation"),
-        ({"in_chans": 1}, "patch embedding"),
+        ({"qk_norm": True}, r"query and key norm \(qk_norm\)"),
+        ({"scale_attn_norm": True}, "a norm inside attention"),
+        ({"scale_mlp_norm": True}, "a norm inside the MLP"),
+        ({"norm_layer": "rmsnorm"}, "a norm of kind RmsNorm"),
+        ({"mlp_layer": SwiGLU}, "an MLP of kind SwiGLU"),
+        ({"global_pool": "map"}, "pooling by 'map'"),
+        ({"global_pool": "avgmax"}, "pooling by 'avgmax'"),
+        ({"final_norm": False}, "a model without final norm"),
+        ({"num_classes": 0}, "a model without classifier"),
+        ({"act_layer": "gelu_tanh"}, r"the activation GELUTanh\(\)"),
+        ({"in_chans": 1}, "images of other than three channels"),
+        ({"img_size": 18, "dynamic_img_size": True, "dynamic_img_pad": True}, r"padding of the image \(dynamic_img_pad\)"),
+        ({"img_size": 3}, "an image of 3 x 3 pixels, less than one patch of 4 x 4"),
     ],
 )
-def test_features_a_plain_vit_does_not_have_are_refused_by_name(changes, message):
+def test_features_that_are_not_supported_are_refused_by_name(changes, message):
     module = timm.create_model("vit_tiny_patch16_224", **(SMALL | changes))
 
-    with pytest.raises(UserError, match=rf"^model 'odd': .*{message}"):
+    with pytest.raises(UserError, match=f"^model 'odd': {message} is not supported; `eamsim models` lists what is"):
         as_model(module, "odd")
 
 
 @pytest.mark.slow
 def test_other_architectures_are_not_supported():
-    with pytest.raises(UserError, match="VisionTransformerDistilled is not supported; expected a plain timm VisionTransformer or Swin"):
-        load_model("deit_tiny_distilled_patch16_224", random_init=0)
+    with pytest.raises(UserError, match="EfficientNet is not supported; expected a timm VisionTransformer or Swin"):
+        load_model("efficientnet_b0", random_init=0)

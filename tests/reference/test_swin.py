@@ -94,11 +94,11 @@ def test_our_forward_pass_is_timms(changes):
         ({"global_pool": "max"}, "pooling by 'max'"),
         ({"num_classes": 0}, "a model without classifier"),
         ({"head_dim": 4}, "an attention width other than the model's"),
-        ({"in_chans": 1}, "this patch embedding"),
+        ({"in_chans": 1}, "images of other than three channels"),
     ],
 )
 def test_features_a_plain_swin_does_not_have_are_refused_by_name(changes, message):
-    with pytest.raises(UserError, match=f"^model 'odd': {message} is not supported; expected a plain Swin, such as swin_tiny"):
+    with pytest.raises(UserError, match=f"^model 'odd': {message} is not supported; `eamsim models` lists what is, swin_tiny"):
         as_model(timm.create_model("swin_tiny_patch4_window7_224", **(SMALL | changes)), "odd")
 
 
