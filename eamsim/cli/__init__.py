@@ -20,6 +20,7 @@ COMMANDS = {  # module and name of each in this package, and the first sentence 
     "verify": ("program.verify", "verify", "Engine == golden at every tap."),
     "compare": ("model.compare", "compare", "The integers against PyTorch, value by value."),
     "cost": ("chip.cost", "cost", "MACs and bytes of one image; on a chip, cycles and energy."),
+    "models": ("model.models", "models", "What of timm's models is supported."),
     "report": ("page.report", "report", "One self-contained HTML page."),
     "search": ("chip.search", "search", "Price every design of a space."),
     "entropy": ("model.entropy", "entropy", "Entropy of attention weights."),

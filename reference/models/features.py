@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from timm.layers.attention import Attention
 from timm.layers.layer_scale import LayerScale
@@ -15,6 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 Kind = Literal["ViT", "Swin"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Found = bool | str
 """Whether a module has the feature, or what it has of it in words; "" if nothing."""
 
@@ -44,7 +45,7 @@ def refused(module: Any, kind: Kind) -> str | None:
     """The first feature of the module that is not supported, in words."""
     for feature in FEATURES:
         if not feature.supported.get(kind, True) and (found := feature.present(module)):
-            return feature.name if found is True else f"{feature.name} {found}"
+            return feature.name if found is True else f"{feature.name} ({found})"
     return None
 
 
@@ -64,8 +65,8 @@ def _is(module: Any) -> bool:
 
 def _other_norm(norm: Any) -> Found:
     if isinstance(norm, nn.LayerNorm | nn.Identity):
-        return "of no gain or bias" if isinstance(norm, nn.LayerNorm) and (norm.weight is None or norm.bias is None) else ""
-    return f"of kind {type(norm).__name__}"
+        return "no gain or bias" if isinstance(norm, nn.LayerNorm) and (norm.weight is None or norm.bias is None) else ""
+    return type(norm).__name__
 
 
 def _norms(module: Any) -> list[Any]:
@@ -85,7 +86,7 @@ def _other_embed(module: Any) -> Found:
 def _too_small(module: Any) -> Found:
     embed = module.patch_embed
     size, patch = (" x ".join(map(str, each)) for each in (embed.img_size or (), embed.patch_size))
-    return f"{size} pixels, less than one patch of {patch}" if 0 in (embed.grid_size or ()) else ""
+    return f"{size} pixels, a patch {patch}" if 0 in (embed.grid_size or ()) else ""
 
 
 def _padded(module: Any) -> bool:
@@ -113,7 +114,7 @@ def _other_scale(block: Any) -> Found:
 
 def _uneven_windows(block: Any) -> Found:
     size, window = block.input_resolution, block.window_size
-    cut = f"of {size[0]} x {size[1]} tokens in windows of {window[0]} x {window[1]}"
+    cut = f"{size[0]} x {size[1]} tokens, windows of {window[0]} x {window[1]}"
     return cut if any(extent % side for extent, side in zip(size, window, strict=True)) else ""
 
 
@@ -136,11 +137,11 @@ def _pooling(kind: str, supported: dict[Kind, bool]) -> Feature:
 
 FEATURES = (
     Feature("images of any height and width", BOTH),
-    Feature("an image of", NEITHER, _too_small),
+    Feature("an image smaller than a patch", NEITHER, _too_small),
     Feature("images of other than three channels", NEITHER, lambda module: module.patch_embed.proj.in_channels != 3),
     Feature("a dynamic image size", {"ViT": True, "Swin": False}, lambda module: module.dynamic_img_size),
     Feature("padding of the image (dynamic_img_pad)", NOT_OF_VIT, _padded),
-    Feature("this patch embedding", NEITHER, _other_embed),
+    Feature("another patch embedding than one convolution of square patches", NEITHER, _other_embed),
     Feature("a class token", OF_VIT),
     Feature("a model without class token", OF_VIT),
     Feature("register tokens", OF_VIT),
@@ -149,8 +150,12 @@ FEATURES = (
     Feature("a position table that leaves the class token out (no_embed_class)", OF_VIT),
     Feature("a model without position table", OF_VIT),
     Feature("a norm before the blocks (pre_norm)", OF_VIT),
-    Feature("a block of kind", NEITHER, _any_block(_other_block)),
-    Feature("a norm", NEITHER, lambda module: next((found for norm in _norms(module) if (found := _other_norm(norm))), "")),
+    Feature("a block of another kind", NEITHER, _any_block(_other_block)),
+    Feature(
+        "another norm than LayerNorm with gain and bias",
+        NEITHER,
+        lambda module: next((found for norm in _norms(module) if (found := _other_norm(norm))), ""),
+    ),
     Feature("qkv with bias or without", BOTH),
     Feature("layer scale", OF_VIT),
     Feature("another layer scale than timm's", NOT_OF_VIT, _any_block(_other_scale)),
@@ -158,12 +163,12 @@ FEATURES = (
     Feature("a norm inside attention", NOT_OF_VIT, _any_block(lambda block: _is(block.attn.norm))),
     Feature("gated attention", NOT_OF_VIT, _any_block(lambda block: block.attn.gate is not None)),
     Feature("an attention width other than the model's", NEITHER, _any_block(_other_width)),
-    Feature("an MLP of kind", NEITHER, _any_block(_other_mlp)),
+    Feature("an MLP of another kind", NEITHER, _any_block(_other_mlp)),
     Feature("a norm inside the MLP", NEITHER, _any_block(lambda block: _is(block.mlp.norm))),
-    Feature("the activation", NEITHER, _any_block(_other_activation)),
-    Feature("shifted windows that divide the map", OF_SWIN),
-    Feature("a map", NOT_OF_SWIN, _any_block(_uneven_windows)),
-    Feature("the merging of a map of", NOT_OF_SWIN, _odd_merging),
+    Feature("another activation than exact GELU", NEITHER, _any_block(_other_activation)),
+    Feature("windows, shifted or not, that divide the map", OF_SWIN),
+    Feature("windows that do not divide the map", NOT_OF_SWIN, _any_block(_uneven_windows)),
+    Feature("the merging of a map of odd sides", NOT_OF_SWIN, _odd_merging),
     Feature("always_partition", NOT_OF_SWIN, _any_block(lambda block: block.always_partition)),
     _pooling("token", {"ViT": True, "Swin": False}),
     _pooling("avg", BOTH),

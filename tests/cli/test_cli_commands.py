@@ -206,6 +206,17 @@ def test_doctor_knows_every_extra_and_what_it_lacks(monkeypatch: pytest.MonkeyPa
     assert "missing distributed: pip install 'eamsim[cluster]'" in eamsim("doctor").out
 
 
+def test_models_lists_the_table_that_refuses():
+    features = pytest.importorskip("reference.models.features")
+    listed = json.loads(eamsim("models", "--json").out)["features"]
+    assert [(row["feature"], row["ViT"], row["Swin"]) for row in listed] == [
+        (feature.name, feature.supported.get("ViT"), feature.supported.get("Swin")) for feature in features.FEATURES
+    ]
+    lines = {line.strip() for line in eamsim("models").out.splitlines()}
+    assert any(re.fullmatch(r"layer scale +✓", line) for line in lines)
+    assert any(re.fullmatch(r"pooling by 'token' +✓ +-", line) for line in lines)
+
+
 def test_version_and_help():
     done = eamsim("--version")
     assert (done.code, done.out) == (0, "eamsim 0.1.0\n")

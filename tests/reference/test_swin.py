@@ -87,8 +87,8 @@ def test_our_forward_pass_is_timms(changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"window_size": 3}, "a map of 8 x 8 tokens in windows of 3 x 3"),
-        ({"img_size": 18, "window_size": 9}, "the merging of a map of 9 x 9 tokens"),
+        ({"window_size": 3}, r"windows that do not divide the map \(8 x 8 tokens, windows of 3 x 3\)"),
+        ({"img_size": 18, "window_size": 9}, r"the merging of a map of odd sides \(9 x 9 tokens\)"),
         ({"always_partition": True}, "always_partition"),
         ({"dynamic_img_size": True}, "a dynamic image size"),
         ({"global_pool": "max"}, "pooling by 'max'"),
