@@ -58,6 +58,13 @@ def test_the_files_of_an_operation_are_all_that_tell_operations_apart():
     assert [path for path in touched if not named(listed, path)] == []
 
 
+def test_the_files_of_layer_scale_are_all_that_know_it():
+    listed = section("LayerScale")
+    touched = [path for path, text in sources("reference").items() if re.search(r"\bLayerScale\b", text)]
+    assert len(touched) == 2
+    assert [path for path in touched if not named(listed, path)] == []
+
+
 def test_the_files_of_a_norm_are_all_that_know_one():
     listed = section("RMSNorm")
     touched = [path for path, text in sources("reference").items() if re.search(r"\bNorm\b", text)]
