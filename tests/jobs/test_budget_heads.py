@@ -67,6 +67,10 @@ def test_the_command_removes_heads(tmp_path, granularities):
     all_heads = [4, 4, 4]
 
     assert manifest["budget"]["order"] == "kl"
+    alone = [(each["block"], each["head"]) for each in manifest["budget"]["alone"] if each["granularity"] == "removed"]
+    assert alone == [(block, head) for block in range(3) for head in range(4)]
+    assert {each["granularity"] for each in manifest["budget"]["alone"]} == {"head", "removed"} & {*granularities.split(",")}
+    assert all(each["damage"] > 0 for each in manifest["budget"]["alone"])
     assert removed
     assert [op.heads for op in program.attentions] == [n - sum(b == block for b, _ in removed) for block, n in enumerate(all_heads)]
     assert chosen.removed == len(removed) / sum(all_heads)

@@ -201,9 +201,9 @@ def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) ->
         return finite(damage(state), "budget")
 
     reached = measure(state)
-    expected = rungs.shares * ([measure(_moved(state, head, rungs.whole)) - reached for head in heads] if rungs.whole else 0.0)
+    expected = rungs.shares * ([measure(moved(state, head, rungs.whole)) - reached for head in heads] if rungs.whole else 0.0)
     for rung in range(rungs.whole + 1, len(gains)):
-        expected[rung] = [measure(_moved(state, head, rung)) - reached if gains[rung, head] else np.inf for head in heads]
+        expected[rung] = [measure(moved(state, head, rung)) - reached if gains[rung, head] else np.inf for head in heads]
 
     def price(move: tuple[int, int]) -> tuple[float, float, float]:
         """Damage per MAC; of moves that seem to do none, or even good, those that save most come first, then those that do most good."""
@@ -213,18 +213,19 @@ def search(rungs: Rungs, gains: np.ndarray, damage: Callable[[State], float]) ->
 
     def moves() -> list[tuple[int, int]]:
         found = [(head, rung) for head in heads for rung in _above(_masks_of(rungs, head), gains[:, head], state[head])]
-        return [move for move in found if rungs.stands(_moved(state, *move))]
+        return [move for move in found if rungs.stands(moved(state, *move))]
 
     while possible := moves():
-        measured = {move: measure(_moved(state, *move)) for move in sorted(possible, key=price)[:WIDTH]}
+        measured = {move: measure(moved(state, *move)) for move in sorted(possible, key=price)[:WIDTH]}
         for (head, rung), after in measured.items():
             expected[rung, head] = expected[state[head], head] + after - reached
         best = min(measured, key=price)
-        state, reached = _moved(state, *best), measured[best]
+        state, reached = moved(state, *best), measured[best]
         yield state
 
 
-def _moved(state: State, head: int, rung: int) -> State:
+def moved(state: State, head: int, rung: int) -> State:
+    """The state with this head, numbered through all blocks, on this rung."""
     return (*state[:head], rung, *state[head + 1 :])
 
 

@@ -28,6 +28,7 @@ from eamsim.jobs.search.budget import (
     granularity,
     log_softmax,
     mark,
+    moved,
     search,
     uniform_states,
 )
@@ -110,7 +111,7 @@ def _without(layer: np.ndarray, heads: int, gone: Sequence[int]) -> np.ndarray:
 def build_within(
     states: States, budget: Budget, calibration: ImageSet, judged: ImageSet, progress: Progress
 ) -> tuple[Verified, dict[str, Any]]:
-    """The program within the budget, and how it was found as JSON values: every trial, and what is frozen of which head.
+    """The program within the budget, and how it was found as JSON values: every trial, what is frozen of which head, and `_alone`.
 
     calibration: SEARCH_IMAGES of them compare moves, by the cross-entropy (`Budget.order`); judged: they decide, by top-1. Both by their
     labels, or, where they have none of the model's, by what the program with nothing frozen answers. Raises UserError where no trial
@@ -121,17 +122,24 @@ def build_within(
         how = "removing all heads but one of each block" if REMOVED in states.rungs.granularities else "freezing every head"
         raise UserError(f"--save-macs: expected at most {most:.2%}, what {how} saves, got {budget.save_macs:.2%}")
     with progress("programs run, at most", budget.evaluations) as advance:
-        tried = _explore(states, budget, calibration, judged, advance)
+        tried, damages = _explore(states, budget, calibration, judged, advance)
     trials = [trial for trial, _ in tried]
     chosen = choose(budget, trials)
     state = tried[chosen][1]
-    return states.program(state), {"trials": [asdict(trial) for trial in mark(trials, chosen)], "heads": _heads(states, state)}
+    return states.program(state), {
+        "trials": [asdict(trial) for trial in mark(trials, chosen)],
+        "heads": _heads(states, state),
+        "alone": _alone(states.rungs, damages),
+    }
 
 
 def _explore(
     states: States, budget: Budget, calibration: ImageSet, judged: ImageSet, advance: Callable[[int], None]
-) -> list[tuple[BudgetTrial, State]]:
-    """What was tried: nothing frozen, the uniform states, then the search until the budget ends it or the evaluations do."""
+) -> tuple[list[tuple[BudgetTrial, State]], dict[State, float]]:
+    """What was tried: nothing frozen, the uniform states, then the search until the budget ends it or the evaluations do.
+
+    And the damage of every state that was measured.
+    """
     runs = 0
 
     def logits(state: State, batches: Iterable[np.ndarray]) -> np.ndarray:
@@ -159,11 +167,29 @@ def _explore(
 
     tried = [judge(nothing, answers)]
     tried += [judge(state, logits(state, judged.batches(BATCH))) for state in uniform_states(states.rungs)]
-    for state in search(states.rungs, states.gains(), lambda state: cross_entropy(logits(state, compared), targets)):
+    damages: dict[State, float] = {}
+
+    def damage(state: State) -> float:
+        damages[state] = cross_entropy(logits(state, compared), targets)
+        return damages[state]
+
+    for state in search(states.rungs, states.gains(), damage):
         tried.append(judge(state, logits(state, judged.batches(BATCH))))
         if budget.ends(tried[-1][0], tried[0][0]) or runs + WIDTH + 1 > budget.evaluations:
             break
-    return tried
+    return tried, damages
+
+
+def _alone(rungs: Rungs, damages: Mapping[State, float]) -> list[dict[str, Any]]:
+    """What it does to the cross-entropy, in nats, to freeze each head whole, or to remove it, it alone, where that was measured."""
+    start = (rungs.start,) * sum(rungs.heads)
+    places = [(block, head) for block, count in enumerate(rungs.heads) for head in range(count)]
+    return [
+        {"block": block, "head": head, "granularity": rungs.granularities[rung], "damage": damages[state] - damages[start]}
+        for number, (block, head) in enumerate(places)
+        for rung in range(max(rungs.whole, 1), len(rungs.granularities))
+        if (state := moved(start, number, rung)) in damages
+    ]
 
 
 def heads_outputs(program: Verified, images: ImageSet, progress: Progress) -> dict[str, MeanOutput]:
