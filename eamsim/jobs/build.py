@@ -37,6 +37,7 @@ def build_program(
     weights: str | None = None,
     random_init: int | None = None,
     allow_pickle: bool = False,
+    image_size: tuple[int, int] | None = None,
     limit: int | None = None,
     range_images: int = 32,
     entropy_from: Literal["quantised", "float"] = "quantised",
@@ -49,14 +50,14 @@ def build_program(
 ) -> tuple[Verified, dict[str, Any]]:
     """The integer program of a float model, its attention weights frozen as chosen or as a budget allows, and its provenance.
 
-    spec, weights, random_init, allow_pickle: as `reference.models.load.load_model`; calib: as
+    spec, weights, random_init, allow_pickle, image_size: as `reference.models.load.load_model`; calib: as
     `eamsim.inputs.images.open_images`, of which at most `limit` images give the entropies and `range_images` the quantisers' ranges;
     share_windows: of a Swin, one map for all windows of a block instead of one for each; compensated: with weights and biases re-fitted
     by `reference.quantisation.compensate`; precision: bits and kinds of codes; labels: as `Labelling.choice`, for a budget; tuning:
     by `reference.tuning`, not with a budget; keep_unread: as `LoweringConfig`. Raises UserError and BadFile.
     """
     config = LoweringConfig(keep_unread=keep_unread)
-    model = load_model(spec, weights, random_init, allow_pickle)
+    model = load_model(spec, weights, random_init, allow_pickle, image_size)
     if isinstance(freezing, Budget):
         freezing.check(sum(block.heads for block in model.network.blocks))
     maps = maps_of(model.network, share_windows)  # or refuse them before the work

@@ -60,11 +60,18 @@ class Model:
         return torch.from_numpy(np.require(images, requirements=("C", "W")))
 
 
-def load_model(spec: str, weights: str | None = None, random_init: int | None = None, allow_pickle: bool = False) -> Model:
+def load_model(
+    spec: str,
+    weights: str | None = None,
+    random_init: int | None = None,
+    allow_pickle: bool = False,
+    image_size: tuple[int, int] | None = None,
+) -> Model:
     """The model `spec` (a timm name, `local-dir:DIR` or `hf-hub:ID`) with trained, given or random weights.
 
     weights: a safetensors file, a pickle (only with allow_pickle), `local-dir:DIR` or `hf-hub:ID`; random_init: the seed of
-    untrained weights. Logs every remark. Raises UserError for what cannot be had or is not supported, BadFile for a file that is
+    untrained weights; image_size: height and width of the images, where not the model's own; position tables are resampled as timm does.
+    Logs every remark. Raises UserError for what cannot be had or is not supported, BadFile for a file that is
     unusable.
     """
     if weights is not None and random_init is not None:
@@ -72,15 +79,16 @@ def load_model(spec: str, weights: str | None = None, random_init: int | None = 
     config, remarks = read_config(_config_file(spec)) if spec.startswith((LOCAL, HUB)) else ({}, ())
     source = weights or (spec if config else None)
     if random_init is not None:
-        module = _untrained(spec, random_init)
+        module = _untrained(spec, random_init, image_size)
     elif source is None:
-        module = _download(spec)
+        module = _download(spec, image_size)
     else:
-        module = check_supported(_create(spec), spec)
-        remarks += load_weights(module, _weights_file(source, allow_pickle), _trained_size(weights))
+        module = check_supported(_create(spec, image_size), spec)
+        trained_size = _trained_size(weights) if image_size is None else _trained_size(source)
+        remarks += load_weights(module, _weights_file(source, allow_pickle), trained_size)
     model = as_model(module.eval(), public_name(spec))
     if config:
-        _check_agreement(model, config)
+        _check_agreement(model, config, image_size)
     for remark in remarks:
         log.warning("%s: %s", spec, remark)
     return replace(model, remarks=remarks)
@@ -101,10 +109,10 @@ def as_model(module: nn.Module, name: str) -> Model:
     return Model(name, plain, network_of(plain, mean, std), preprocessing, mean, std, labels, descriptions, recorded(cfg))
 
 
-def _check_agreement(model: Model, config: Mapping[str, Any]) -> None:
+def _check_agreement(model: Model, config: Mapping[str, Any], image_size: tuple[int, int] | None) -> None:
     """BadFile where config.json says one thing of the model and its arguments have made another."""
     module: Any = model.module
-    size = tuple(module.pretrained_cfg["input_size"][1:])
+    size = image_size or tuple(module.pretrained_cfg["input_size"][1:])
     if size != module.patch_embed.img_size:
         said, built = (" x ".join(map(str, each)) for each in (size, module.patch_embed.img_size))
         raise _unusable(model.name, f"its input_size says images of {said}, its model takes {built}; correct input_size or model_args")
@@ -119,26 +127,31 @@ def _unusable(spec: str, what: str) -> UserError:
     return (BadFile if spec.startswith(LOCAL) else UserError)(f"model {spec!r}: {what}")
 
 
-def _create(spec: str) -> nn.Module:
+def _create(spec: str, image_size: tuple[int, int] | None) -> nn.Module:
     """The module without trained weights."""
     if not spec.startswith((LOCAL, HUB)) and not _is_timm_name(spec):
         close = difflib.get_close_matches(spec, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names"
         raise UserError(f"model {spec!r}: expected a timm name, {LOCAL}DIR or {HUB}ID; {hint}")
     try:
-        return timm.create_model(spec, pretrained=False)
+        return timm.create_model(spec, pretrained=False, **_sized(image_size))
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
         raise _unusable(spec, f"cannot be built ({first_line(error)}); check its name and configuration") from error
 
 
-def _untrained(spec: str, seed: int) -> nn.Module:
+def _sized(image_size: tuple[int, int] | None) -> dict[str, Any]:
+    """The argument by which timm builds a model for images of another size than its own."""
+    return {} if image_size is None else {"img_size": image_size}
+
+
+def _untrained(spec: str, seed: int, image_size: tuple[int, int] | None) -> nn.Module:
     """Random weights that every processor draws alike: of their float64, in whose last bits processors differ, eight bits are kept."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _create(spec).bfloat16().float()
+            return _create(spec, image_size).bfloat16().float()
     finally:
         torch.set_default_dtype(before)
 
@@ -147,10 +160,10 @@ def _is_timm_name(spec: str) -> bool:
     return not set(spec) & set("/\\:") and timm.is_model(spec)
 
 
-def _download(name: str) -> nn.Module:
-    check_supported(_create(name), name)  # before the long download
+def _download(name: str, image_size: tuple[int, int] | None) -> nn.Module:
+    check_supported(_create(name, image_size), name)  # before the long download
     try:
-        return timm.create_model(name, pretrained=True)
+        return timm.create_model(name, pretrained=True, **_sized(image_size))
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"model {name!r}: its trained weights cannot be downloaded ({first_line(error)}); {OFFLINE}") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import eamsim
 from numpy.testing import assert_array_equal
 from PIL import Image
 
@@ -215,3 +216,29 @@ def test_the_reference_manual_lists_the_tables():
         rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
         listed = {name.strip("` "): (use, why) for names, use, why in rows for name in names.split(", ")}
         assert listed == table
+
+
+@pytest.mark.parametrize("args", [{}, {"reg_tokens": 2, "no_embed_class": True}, {"img_size": [16, 24]}])
+def test_another_image_size_is_what_timm_makes_of_the_model(tmp_path, args):
+    module = save_model(tmp_path / "model", args=args)
+    module.set_input_size((24, 32))
+
+    model = load_model(f"local-dir:{tmp_path / 'model'}", image_size=(24, 32))
+
+    assert (model.preprocessing.height, model.preprocessing.width) == (24, 32)
+    assert any("pos_embed" in remark and "resampled" in remark for remark in model.remarks)
+    images = torch.rand(2, 3, 24, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.module(images), module(images))
+
+
+def test_another_image_size_is_built_and_compared(tmp_path):
+    save_model(tmp_path / "model")
+    np.savez(tmp_path / "images.npz", images=np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), dtype=np.uint8))
+    model, data, built = f"local-dir:{tmp_path / 'model'}", tmp_path / "images.npz", tmp_path / "x.eam"
+
+    done = eamsim("build", model, "-o", built, "--calib", data, "--image-size", "24,32")
+    assert done.code == 0, done.err
+    assert eamsim("compare", built, model, "--data", data).code == 0
+    wrong = eamsim("build", model, "-o", built, "--calib", data, "--image-size", "24x32")
+    assert (wrong.code, "expected height and width in pixels, such as 224,160, got '24x32'" in wrong.err) == (2, True)

@@ -89,6 +89,9 @@ def build(
     weights: Annotated[str | None, typer.Option(help="A .safetensors file, local-dir:DIR or hf-hub:ID.")] = None,
     random_init: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights of this seed.", min=0, max=2**63 - 1)] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Accept weights in a pickle (read with weights_only).")] = False,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="H,W", help="Build for images of another size than the model's own, as timm would.")
+    ] = None,
     limit: Limit = None,
     calib_images: Annotated[int, typer.Option(help="So many of them set the ranges of the quantisers.", min=1)] = 32,
     entropy_from: Annotated[Literal["quantised", "float"], typer.Option(help="The maps whose entropy decides.")] = "quantised",
@@ -135,6 +138,7 @@ def build(
         weights=weights,
         random_init=random_init,
         allow_pickle=allow_pickle,
+        image_size=None if image_size is None else parse_size(image_size),
         limit=limit,
         range_images=calib_images,
         entropy_from=entropy_from,
@@ -162,6 +166,14 @@ def frozen_line(shares: dict[str, float]) -> str:
     tau, constant = shares["tau"], shares["tau_with_excluded"]
     excluded = f"; {constant:.2%} with the pairs that shifted windows exclude" if constant != tau else ""
     return f"frozen: {tau:.2%} of the attention weights{excluded}"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """224,160 as height and width in pixels."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.isdecimal() and 0 < int(part) < 1 << 16 for part in parts):
+        raise UserError(f"--image-size: expected height and width in pixels, such as 224,160, got {text!r}")
+    return int(parts[0]), int(parts[1])
 
 
 def parse_bits(texts: list[str]) -> dict[str, int]:

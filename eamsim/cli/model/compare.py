@@ -49,7 +49,8 @@ def compare(
             raise
         raise MissingExtra("reference", "eamsim compare") from error
     program, preprocessing, labelling, provenance = read_model(program_file)
-    loaded = load_model(model, weights, random_init, allow_pickle)
+    size = (preprocessing.height, preprocessing.width)
+    loaded = load_model(model, weights, random_init, allow_pickle, size)
     if provenance.get("model_sha256") != parameters_sha256(loaded.module):
         raise UserError(f"{program_file}: was built from other weights than those of {loaded.name}; give the model it was built from")
     images = open_images(data, preprocessing, limit, replace(labelling, choice=labels, required=labels is not None))
