@@ -137,11 +137,11 @@ def _pooling(kind: str, supported: dict[Kind, bool]) -> Feature:
 
 FEATURES = (
     Feature("images of any height and width", BOTH),
+    Feature("another patch embedding than one convolution of square patches", NEITHER, _other_embed),
     Feature("an image smaller than a patch", NEITHER, _too_small),
     Feature("images of other than three channels", NEITHER, lambda module: module.patch_embed.proj.in_channels != 3),
     Feature("a dynamic image size", {"ViT": True, "Swin": False}, lambda module: module.dynamic_img_size),
     Feature("padding of the image (dynamic_img_pad)", NOT_OF_VIT, _padded),
-    Feature("another patch embedding than one convolution of square patches", NEITHER, _other_embed),
     Feature("a class token", OF_VIT),
     Feature("a model without class token", OF_VIT),
     Feature("register tokens", OF_VIT),

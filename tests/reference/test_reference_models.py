@@ -1,5 +1,6 @@
 import json
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
 from safetensors.torch import save_file  # noqa: E402
+from timm.layers.hybrid_embed import HybridEmbed  # noqa: E402
 from timm.layers.mlp import SwiGLU  # noqa: E402
 
 from eamsim.errors import BadFile, UserError  # noqa: E402
@@ -227,6 +229,10 @@ def test_a_failed_download_names_the_offline_choices(monkeypatch):
         ({"final_norm": False}, "a model without final norm"),
         ({"num_classes": 0}, "a model without classifier"),
         ({"act_layer": "gelu_tanh"}, r"another activation than exact GELU \(GELUTanh\(\)\)"),
+        (
+            {"embed_layer": partial(HybridEmbed, backbone=torch.nn.Conv2d(3, 8, 2, 2))},
+            "another patch embedding than one convolution of square patches",
+        ),
         ({"in_chans": 1}, "images of other than three channels"),
         ({"img_size": 18, "dynamic_img_size": True, "dynamic_img_pad": True}, r"padding of the image \(dynamic_img_pad\)"),
         ({"img_size": 3}, r"an image smaller than a patch \(3 x 3 pixels, a patch 4 x 4\)"),
