@@ -45,7 +45,7 @@ FAMILIES = {
 EIGHT = Precision(bits={"*": 8, "block*.attn.[qkv]": 7}, weight_bits=8, activation_bits=5)  # of attention weights
 
 
-@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES.keys())
+@pytest.fixture(scope="module", params=FAMILIES.values(), ids=list(FAMILIES))
 def model(request):
     name, changes = request.param
     torch.manual_seed(0)
