@@ -28,6 +28,7 @@ OTHER_FILES = {  # that read or write what is no file from outside, or go throug
     "eamsim/cli/page/report.py": "templates of the package",
     "eamsim/exports/c99.py": "sources of the package",
     "cost_model/chip/hardware.py": "presets of the package",
+    "cost_model/validation.py": "published designs of the package",
     "eamsim/compiled/compiler.py": "sources of the package",
     "eamsim/compiled/kernel_cache.py": "a folder of the user's own",
     "eamsim/inputs/images.py": "images, which `find` has looked at, by Pillow; their bytes for a digest",
