@@ -63,7 +63,7 @@ class Precision:
             said = ", ".join(f"{each} {bits}" for each, bits in found.items())
             if len(set(found.values())) > 1:
                 raise UserError(f"bits, {block}: expected equal ones of q, k and v, which one layer writes, got {said}; give {block}.[qkv]")
-            if found and found["q"] > MOST_SIGNED_BITS:
+            if any(_matches(pattern, name) for pattern in self.bits) and found and found["q"] > MOST_SIGNED_BITS:
                 raise UserError(f"bits, {block}: expected at most {MOST_SIGNED_BITS} of q, k and v, which are signed, got {said}")
 
     def _of(self, name: str, default: int) -> int:

@@ -50,6 +50,15 @@ def small_steps():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the killed process has: tests before these, of two threads and Numba's, leave another number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=["vit", "swin"])
 def model(request):
     architecture, arguments = ARCHITECTURES[request.param]
@@ -345,7 +354,9 @@ def test_kill_9_loses_at_most_what_was_not_written(options, whole, tmp_path):
     out = tmp_path / "x.eam"
     alike = f"from reference.tuning import tune; tune.CROPS, tune.PART = {CROPS}, {PART}; from eamsim.__main__ import entry; entry()"
     command = [sys.executable, "-c", alike, *map(str, options), "-o", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=dict(os.environ))
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     while not Path(f"{out}.tuning").exists():
         assert process.poll() is None
         time.sleep(0.002)
