@@ -128,7 +128,7 @@ def _within(
     units = [Freezing(0, granularity, "model", "output") for granularity in budget.frozen or ["head"]]
     computed = {each.granularity: of_computed_rows(dense, scores(statistics, each)) for each in units}
     rungs = make_rungs(computed, [op.heads for op in dense.attentions], bool(budget.frozen), REMOVED in budget.granularities)
-    outputs = heads_outputs(dense, images, progress)
+    outputs = heads_outputs(dense, images, progress) if REMOVED in budget.granularities else {}
     states = States(dense, calibrated.attention, means(statistics), outputs, logit_scale(calibrated, dense), rungs, budget.macs)
     program, found = build_within(states, budget, images, judged, progress)
     judges = {"images": len(judged), "sha256": judged.sha256, "labelled": judged.labels is not None, "data": judged.summary.json()}

@@ -193,7 +193,7 @@ class Lowering:
     def logit_bias(self, i: int, windows: Windows) -> np.ndarray:
         """int32 [1, heads, tokens, tokens], a Swin's position bias in units of the scores."""
         codes = self.calibrated.logit_bias_codes(i, windows).numpy()
-        return _int32(codes, lambda head: f"block{i}.attn, head {head}", "its position bias")[None]
+        return int32(codes, lambda head: f"block{i}.attn, head {head}", "its position bias")[None]
 
     def code_norm(self, name: str, x: Value, norm: Norm) -> LayerNorm:
         """A norm whose output is codes."""
@@ -237,7 +237,7 @@ class Lowering:
             weight.bits,
             weight.zero.flatten().numpy().astype(np.uint8),
             int(activation.zero),
-            _int32(calibrated.bias_codes(name).numpy(), partial(self.channel, name), "its bias"),
+            int32(calibrated.bias_codes(name).numpy(), partial(self.channel, name), "its bias"),
             epilogue(name, [Fraction(scale) for scale in calibrated.acc_scales(name).tolist()]),
             activation.levels.numpy().astype(np.int32) if isinstance(activation, Levels) else None,
         )
@@ -307,7 +307,7 @@ class Lowering:
         return Fraction(2) ** self.stream_exponents[name]
 
 
-def _int32(codes: np.ndarray, place: Callable[[int], str], what: str) -> np.ndarray:
+def int32(codes: np.ndarray, place: Callable[[int], str], what: str) -> np.ndarray:
     """Constants in units of sums, their channel or head the first axis; UserError if one leaves 32 bits."""
     largest = np.abs(codes).reshape(len(codes), -1).max(axis=1)
     i = int(largest.argmax())

@@ -12,6 +12,7 @@ from eamsim.constraints import Verified
 from eamsim.errors import UserError
 from eamsim.program import Attention, Gather, Linear, Operation
 from eamsim.unread import needed_rows, with_channels
+from reference.lowering.layers import int32
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,4 +92,5 @@ def _folded(op: Linear, channels: np.ndarray, mean: MeanOutput) -> Linear:
     weight = op.weight[others].astype(np.int64) - op.weight_zero
     products = (mean.sums[others] - mean.rows * op.x_zero) @ weight
     bias = op.bias + (2 * products + mean.rows) // (2 * mean.rows)
-    return replace(op, weight=np.ascontiguousarray(op.weight[channels]), bias=bias.astype(np.int32))
+    bias = int32(bias, lambda i: f"{op.out.name}, channel {i}", "its bias")
+    return replace(op, weight=np.ascontiguousarray(op.weight[channels]), bias=bias)

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import eamsim
+from same_taps import expect_engine_equals_golden
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 from cost_model.work.counts import count  # noqa: E402
-from eamsim import artifact, engine, golden  # noqa: E402
+from eamsim import artifact, engine  # noqa: E402
 from eamsim.cli.output import progress  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
 from eamsim.inputs.images import open_images  # noqa: E402
@@ -114,13 +115,7 @@ def test_every_granularity_runs_bit_exactly(measured, choice, softmax):
     calibrated, statistics, _, _ = measured
     program = lower(calibrated, frozen_maps(statistics, choice), softmax)
     images = np.concatenate(list(open_images([DIGITS / "digits_test.npz"], calibrated.model.preprocessing, 2).batches(2)))
-    logits, found = engine.Engine(program, threads=1).run(images, taps=True)
-    for n, image in enumerate(images):
-        taps: dict[str, np.ndarray] = {}
-        np.testing.assert_array_equal(logits[n], golden.run(program, image, taps))
-        assert found.keys() == taps.keys()
-        for name, expected in taps.items():
-            np.testing.assert_array_equal(found[name][n], expected, name)
+    expect_engine_equals_golden(program, images)
     if choice.granularity == "head":
         kept = sum(len(op.score_heads) for op in program.operations if isinstance(op, Attention))
         heads = len(calibrated.network.blocks) * calibrated.network.blocks[0].heads

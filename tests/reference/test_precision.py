@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from command_line import eamsim
 from local_models import save_model
+from same_taps import expect_engine_equals_golden
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
-from eamsim import artifact, golden  # noqa: E402
+from eamsim import artifact  # noqa: E402
 from eamsim.cli.model.build import parse_bits  # noqa: E402
-from eamsim.engine import Engine, isa  # noqa: E402
+from eamsim.engine import isa  # noqa: E402
 from eamsim.errors import UserError  # noqa: E402
 from eamsim.program import Linear  # noqa: E402
 from reference.crosscheck.rebuild import rebuild  # noqa: E402
@@ -69,13 +70,7 @@ def test_programs_of_several_widths_are_equal_on_every_path(model):
     calibrated = calibrate(model, IMAGES, precision=SEVERAL)
     program = lower(calibrated)
     assert {op.weight_bits for op in program.operations if isinstance(op, Linear)} == {2, 5, 7}
-    wanted: list[dict[str, np.ndarray]] = [{} for _ in IMAGES]
-    for image, taps in zip(IMAGES, wanted, strict=True):
-        golden.run(program, image, taps)
-    for name in isa.detect():
-        found = Engine(program, threads=1, isa=name).run(IMAGES, taps=True)[1]
-        for tap, values in found.items():
-            np.testing.assert_array_equal(values, np.stack([each[tap] for each in wanted]), tap)
+    expect_engine_equals_golden(program, IMAGES, *isa.detect())
     fake = rebuild(program, provenance(calibrated), model).fake_logits(IMAGES)
     assert np.corrcoef(predict(calibrated, IMAGES).ravel(), fake.ravel())[0, 1] > 0.99
 

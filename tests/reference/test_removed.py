@@ -1,5 +1,6 @@
 """Removed heads: what is left computes what it did, and the bias of the projection holds what the mean of the others adds."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -118,4 +119,13 @@ def test_what_else_reads_the_heads_is_refused():
     means = mean_outputs(program, outputs(program, random_images(program, 1, 3)))
 
     with pytest.raises(UserError, match=r"^block0.context: expected a Linear to read the heads' output, got Gather; remove no head there"):
+        without_heads(program, [{0}], means)
+
+
+def test_a_bias_that_leaves_32_bits_is_refused():
+    program = random_program(Shape(seed=1, heads=2, depth=1))
+    attention = program.attentions[0]
+    means = mean_outputs(program, outputs(program, random_images(program, 1, 0)))
+    means[attention.out.name] = replace(means[attention.out.name], sums=np.full(attention.out.shape[1], 1 << 50))
+    with pytest.raises(UserError, match=r"its bias is .* beyond 32 bits"):
         without_heads(program, [{0}], means)

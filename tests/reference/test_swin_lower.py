@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from programs import operation
+from same_taps import expect_engine_equals_golden
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -135,14 +136,7 @@ def test_q_is_quantised_after_it_is_scaled(calibrated, program):
 @pytest.mark.parametrize(("softmax", "fraction", "shared"), CASES)
 def test_the_engine_equals_golden_at_every_tap(four_bits, images, softmax, fraction, shared):
     program = lower(four_bits, random_maps(four_bits, fraction, shared), softmax)
-    logits, found = engine.Engine(program).run(images[:2], taps=True)
-
-    for n, image in enumerate(images[:2]):
-        taps = {}
-        np.testing.assert_array_equal(logits[n], golden.run(program, image, taps))
-        assert found.keys() == taps.keys()
-        for name, expected in taps.items():
-            np.testing.assert_array_equal(found[name][n], expected, name)
+    expect_engine_equals_golden(program, images[:2])
 
 
 @pytest.mark.slow

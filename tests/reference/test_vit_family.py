@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from same_taps import expect_engine_equals_golden
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
 from cost_model.work.counts import count  # noqa: E402
-from eamsim import engine, golden  # noqa: E402
+from eamsim import golden  # noqa: E402
 from eamsim.program import LayerNorm  # noqa: E402
 from eamsim.progress import unheard  # noqa: E402
 from reference.attention.freeze import FrozenMap  # noqa: E402
@@ -96,14 +97,7 @@ def test_the_float_network_is_timms(model, images, logits):
 @pytest.mark.parametrize(("fraction", "softmax"), [(0, "paper"), (0.4, "paper"), (0.4, "renormalised"), (1, "renormalised")])
 def test_the_engine_equals_golden_at_every_tap(calibrated, images, fraction, softmax):
     program = lower(calibrated, random_maps(calibrated, fraction) if fraction else None, softmax)
-    logits, found = engine.Engine(program).run(images[:2], taps=True)
-
-    for n, image in enumerate(images[:2]):
-        taps = {}
-        np.testing.assert_array_equal(logits[n], golden.run(program, image, taps))
-        assert found.keys() == taps.keys()
-        for name, expected in taps.items():
-            np.testing.assert_array_equal(found[name][n], expected, name)
+    expect_engine_equals_golden(program, images[:2])
 
 
 @pytest.mark.slow
